@@ -1,0 +1,7 @@
+"""``python -m medsaga``."""
+
+import sys
+
+from medsaga.cli import main
+
+sys.exit(main())

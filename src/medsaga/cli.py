@@ -1,0 +1,209 @@
+"""The command line: one dataclass per verb, whose docstrings are its help and whose ``run`` does it.
+
+What takes long to import is imported where it is used, so that ``medsaga --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+from tyro.conf import Positional
+
+from medsaga.config import Settings
+from medsaga.errors import Interrupted, MedsagaError, RunError
+
+ABOUT = """Fine-tune SAM into a prompt-free, multi-class medical segmenter from a few labelled cases.
+
+Research software, not a medical device. Exit codes: 0 done; 1 failed while running; 2 unusable arguments, settings
+or data; 3 out of memory; 130 interrupted, with the state saved."""
+
+
+@dataclass(kw_only=True)
+class Demo:
+    """Generate a phantom CT, train on it, evaluate, and draw a picture: offline, on a CPU, in minutes."""
+
+    out: Path = Path("demo")
+    """Folder for the data, the run and the pictures; it must not exist."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+    def run(self) -> None:
+        """Do it."""
+        from medsaga.demo import demo
+
+        print_result(demo(self.out, console()), as_json=False)
+
+
+@dataclass(kw_only=True)
+class Info:
+    """Describe a dataset: cases, channels, labels, spacing, problems."""
+
+    data: Positional[Path]
+    """Dataset folder: nnU-Net layout, or images/ and masks/."""
+    json: bool = False
+    """Print one JSON document."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+    def run(self) -> None:
+        """Do it.
+
+        Raises:
+            InputError: the dataset has problems; they have been printed.
+        """
+        from medsaga.info import describe, info_table
+
+        description, problems = describe(self.data, console())
+        if self.json:
+            print(json.dumps(description, indent=2))
+        else:
+            Console().print(info_table(description))
+        if problems:
+            raise problems[0]
+
+
+@dataclass(kw_only=True)
+class Train:
+    """Fine-tune a model on the labelled cases of a dataset and test it on the held-out ones."""
+
+    data: Positional[Path]
+    """Dataset folder: nnU-Net layout, or images/ and masks/."""
+    out: Path
+    """Run folder to make."""
+    settings: Annotated[Settings, tyro.conf.arg(name="")] = field(default_factory=Settings)
+    resume: bool = False
+    """Go on with the interrupted run in OUT, to the same result."""
+    json: bool = False
+    """Print the result as one JSON document."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+    def run(self) -> None:
+        """Do it."""
+        from medsaga.training.loop import train
+
+        result = train(self.data, self.out, self.settings, resume=self.resume, console=console())
+        print_result(result, as_json=self.json)
+        console().print(f"report: {self.out / 'report.html'}")
+
+
+@dataclass(kw_only=True)
+class Evaluate:
+    """Score a trained model on its held-out cases, or on another dataset."""
+
+    folder: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]
+    """Run folder."""
+    data: Path | None = None
+    """Another dataset, with the same labels, to score all cases of."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
+    json: bool = False
+    """Print the result as one JSON document."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+    def run(self) -> None:
+        """Do it."""
+        from medsaga.evaluation.run import evaluate_run
+
+        result = evaluate_run(self.folder, data=self.data, device=self.device, console=console())
+        print_result(result, as_json=self.json)
+
+
+@dataclass(kw_only=True)
+class Predict:
+    """Segment an image, a volume, or a folder of them; label maps come back on the input's own grid."""
+
+    folder: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]
+    """Run folder."""
+    input: Positional[Path]
+    """Image or volume file, or a folder of them."""
+    out: Path
+    """Label map to write; a folder when INPUT is one."""
+    probabilities: bool = False
+    """Write the probability of every class too."""
+    overlay: bool = False
+    """Write a picture of the label map on the image too."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+    def run(self) -> None:
+        """Do it."""
+        from medsaga.predict import predict_files
+
+        written = predict_files(
+            self.folder,
+            self.input,
+            self.out,
+            probabilities=self.probabilities,
+            overlay=self.overlay,
+            device=self.device,
+            console=console(),
+        )
+        for path in written:
+            print(path)
+
+
+Verb = Demo | Info | Train | Evaluate | Predict
+
+
+def console() -> Console:
+    """Return the console for everything that is not the result: stderr."""
+    return Console(stderr=True)
+
+
+def print_result(result: dict[str, Any], *, as_json: bool) -> None:
+    """Print a result on stdout, as a table for people or as JSON for machines."""
+    if as_json:
+        print(json.dumps(result, indent=2))
+        return
+    from medsaga.evaluation.summary import table
+
+    rendered: Table = table(result)
+    Console().print(rendered)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; return the exit code that its help documents."""
+    debug = "--debug" in (sys.argv if argv is None else argv)
+    try:
+        verb: Any = tyro.cli(
+            Verb,  # type: ignore[arg-type]  # tyro takes a union of dataclasses
+            prog="medsaga",
+            description=ABOUT,
+            args=argv,
+            config=(tyro.conf.FlagCreatePairsOff,),
+        )
+        verb.run()
+        return 0
+    except BaseException as error:
+        if isinstance(error, SystemExit):  # help, and arguments that tyro has already complained about
+            raise
+        if debug:
+            traceback.print_exc()
+        code, message = _explain(error)
+        _say(message)
+        return code
+
+
+def _explain(error: BaseException) -> tuple[int, str]:
+    if isinstance(error, MedsagaError):
+        return error.exit_code, str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return Interrupted.exit_code, "interrupted"
+    return RunError.exit_code, f"{type(error).__name__}: {error} (unexpected; --debug shows where it happened)"
+
+
+def _say(message: str) -> None:
+    # Rich would take [brackets] in a file's name for markup.
+    print(f"medsaga: {message}", file=sys.stderr)

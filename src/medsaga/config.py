@@ -1,0 +1,199 @@
+"""The settings of a run: what a user may choose, checked for contradictions, and written to ``config.toml``.
+
+A field that is None is resolved when the run starts, from the preset, the model and the data; the run folder
+holds the resolved values only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import tomli_w
+
+from medsaga import files
+from medsaga.data.intensity import Intensity
+from medsaga.errors import InputError
+
+Axis = Literal["auto", "axial", "coronal", "sagittal", "i", "j", "k"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What a training run can be told. The docstring of a field is its help on the command line."""
+
+    model: str = "tiny"
+    """Architecture (tiny, vit_b, vit_l, vit_h), a checkpoint file or folder, or a Hugging Face hub id."""
+    weights: str | None = None
+    """Pre-trained weights for MODEL: official or MedSAM .pth, .safetensors, Hugging Face folder or hub id."""
+    method: str = "medsaga"
+    """How the model is fine-tuned."""
+    preset: Literal["default", "paper"] = "default"
+    """`default` is what our measurements prefer; `paper` is the recipe of arXiv 2407.15042."""
+    shots: int | None = None
+    """Number of labelled cases (patients) to train on, drawn by SEED; all others are held out for the test."""
+    seed: int = 0
+    """Chooses the cases, the initial weights, the batches and the augmentation."""
+    fold: int = 0
+    """Fold of an existing splits_final.json."""
+    validation_cases: int | None = None
+    """Training cases put aside to choose the best checkpoint; by default a fifth of 10 or more, else none."""
+    image_size: int | None = None
+    """Side in pixels of the square that the model sees; a multiple of 16."""
+    axis: Axis = "auto"
+    """Axis along which volumes are cut into slices; `auto` is the axis of coarsest spacing."""
+    neighbours: int = 0
+    """Neighbouring slices on each side that the model sees as extra channels (2.5-D)."""
+    intensity: Literal["auto", "identity", "window", "percentile"] = "auto"
+    """How grey values become 8 bits: a window for CT, percentiles for MR, as they are for 8-bit images."""
+    window: tuple[float, float] | None = None
+    """Lowest and highest value of the intensity window, in HU for CT."""
+    augmentation: Literal["fewshot", "samed", "none"] | None = None
+    """Random changes of the training images; `samed` is the paper's recipe."""
+    steps: int | None = None
+    """Optimizer steps."""
+    batch_size: int | None = None
+    """Images per optimizer step."""
+    micro_batch_size: int | None = None
+    """Images per backward pass; a smaller number needs less memory and gives the same result."""
+    checkpoint_blocks: bool = False
+    """Recompute the encoder's blocks in the backward pass: less memory, more time."""
+    encoder_lr: float | None = None
+    """Peak learning rate of the image encoder."""
+    decoder_lr: float | None = None
+    """Peak learning rate of the prompt encoder and the mask decoder."""
+    weight_decay: float = 0.1
+    """Decoupled weight decay of the weight matrices."""
+    warmup: int | None = None
+    """Steps over which the learning rate rises."""
+    max_gradient_norm: float = 1.0
+    """The gradient, as projected, is clipped to this norm."""
+    rank: int | None = None
+    """Rank of GaLore's gradient projection."""
+    refresh_every: int | None = None
+    """Optimizer steps between two choices of the projection's subspace."""
+    evaluate_every: int | None = None
+    """Steps between two evaluations, each of which saves a checkpoint."""
+    patience: int | None = None
+    """Stop after this many evaluations without a better validation Dice."""
+    protocol: Literal["mm", "transunet"] = "mm"
+    """Metric protocol of the final evaluation."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
+
+    def __post_init__(self) -> None:
+        """Reject contradictions before anything is read.
+
+        Raises:
+            InputError: naming the flag.
+        """
+        positive = ["steps", "batch_size", "micro_batch_size", "rank", "refresh_every", "evaluate_every", "patience"]
+        for name in positive:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(flag(name), expected="at least 1", found=str(value), do="Give a larger number.")
+        for name in ["neighbours", "seed", "fold", "validation_cases", "warmup", "weight_decay"]:
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise InputError(flag(name), expected="0 or more", found=str(value), do="Give a larger number.")
+        for name in ["encoder_lr", "decoder_lr", "max_gradient_norm"]:
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise InputError(
+                    flag(name), expected="a positive number", found=str(value), do="Give a positive number."
+                )
+        if self.window is not None and self.window[0] >= self.window[1]:
+            raise InputError(
+                flag("window"),
+                expected="the lower end before the upper end",
+                found=f"{self.window[0]:g} {self.window[1]:g}",
+                do="Swap the two values.",
+            )
+        if self.window is not None and self.intensity not in ("auto", "window"):
+            raise InputError(
+                flag("window"),
+                expected="--intensity window or auto beside it",
+                found=f"--intensity {self.intensity}",
+                do="Drop one of the two.",
+            )
+        if self.batch_size is not None and self.micro_batch_size is not None:
+            if self.batch_size % self.micro_batch_size:
+                raise InputError(
+                    flag("micro_batch_size"),
+                    expected=f"a divisor of --batch-size {self.batch_size}",
+                    found=str(self.micro_batch_size),
+                    do="Choose a divisor.",
+                )
+
+
+def flag(name: str) -> str:
+    """Return the command-line flag of a field, for messages."""
+    return "--" + name.replace("_", "-")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that prediction needs to know about a run; ``config.toml`` holds just this.
+
+    Attributes:
+        data: the dataset folder it was trained on.
+        labels: label name to label value, background first; the position is the class index.
+        channels: names of the image channels, in order.
+        intensities: one resolved intensity mapping per channel.
+        settings: resolved settings.
+    """
+
+    data: str
+    labels: dict[str, int]
+    channels: tuple[str, ...]
+    intensities: tuple[Intensity, ...]
+    settings: Settings
+
+    @property
+    def in_channels(self) -> int:
+        """Number of channels of the model's input: neighbouring slices count."""
+        return len(self.channels) * (2 * self.settings.neighbours + 1)
+
+    def write(self, path: Path) -> None:
+        """Write ``config.toml``, whole or not at all."""
+        document = {
+            "data": self.data,
+            "channels": list(self.channels),
+            "settings": {k: v for k, v in dataclasses.asdict(self.settings).items() if v is not None},
+            "labels": self.labels,
+            "intensities": [dataclasses.asdict(i) for i in self.intensities],
+        }
+        files.write_text(path, tomli_w.dumps(document))
+
+
+def read_config(path: Path) -> RunConfig:
+    """Read ``config.toml`` of a run folder.
+
+    Raises:
+        InputError: the file is missing, is no TOML, or holds unknown or contradictory settings.
+    """
+    try:
+        document: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+        settings = dict(document["settings"])
+        if "window" in settings:
+            settings["window"] = tuple(settings["window"])
+        return RunConfig(
+            data=str(document["data"]),
+            labels={str(k): int(v) for k, v in document["labels"].items()},
+            channels=tuple(document["channels"]),
+            intensities=tuple(Intensity(**entry) for entry in document["intensities"]),
+            settings=Settings(**settings),
+        )
+    except FileNotFoundError:
+        raise InputError(
+            path.parent, expected="a run folder with config.toml", found="none", do="Name the --out of a training run."
+        ) from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, KeyError, TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            path, expected="the settings of a run", found=str(error), do="Restore the file or train again."
+        ) from None

@@ -1,0 +1,1 @@
+"""Reading images and label maps, and turning them into what a model sees."""

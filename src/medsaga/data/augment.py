@@ -1,0 +1,186 @@
+"""Random changes of training images and their labels, a batch at a time, on the device.
+
+What happens in a step is a pure function of seed and step: no global generator is read, and a resumed run sees what
+it would have seen. All geometry is composed into one map of coordinates, so that an image is interpolated once.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.nn import functional as F
+
+_ELASTIC_KNOTS = 6
+"""Control points along each side of the square: deformations as wide as an organ, not as an edge."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """How often each change happens (a probability per sample) and how far it goes (the ends of a uniform range).
+
+    Geometry, of images and labels alike:
+
+    Attributes:
+        turn_and_flip: a random number of quarter turns, then a flip up-down or left-right.
+        rotate: a rotation; only where there was no quarter turn, as in SAMed's recipe.
+        degrees: largest rotation either way.
+        flip: left-right.
+        scale: zoom.
+        scale_range: from smallest to largest zoom; uniform in its logarithm.
+        shift: a translation.
+        shift_limit: its largest component, as a share of the image's side.
+        elastic: a smooth deformation.
+        elastic_limit: standard deviation of the displacement, as a share of the image's side.
+
+    Intensity, of images only, where 0 to 255 count as 0 to 1:
+
+        tone: brightness, contrast and gamma together.
+        brightness: largest summand either way.
+        contrast: largest relative change, about the image's mean.
+        gamma: exponents lie between 1 / (1 + gamma) and 1 + gamma.
+        noise: Gaussian noise.
+        noise_limit: largest standard deviation.
+        blur: Gaussian blur.
+        blur_limit: largest standard deviation in pixels.
+    """
+
+    turn_and_flip: float = 0
+    rotate: float = 0
+    degrees: float = 20
+    flip: float = 0
+    scale: float = 0
+    scale_range: tuple[float, float] = (0.8, 1.25)
+    shift: float = 0
+    shift_limit: float = 0.1
+    elastic: float = 0
+    elastic_limit: float = 0.015
+    tone: float = 0
+    brightness: float = 0.1
+    contrast: float = 0.25
+    gamma: float = 0.4
+    noise: float = 0
+    noise_limit: float = 0.05
+    blur: float = 0
+    blur_limit: float = 1.0
+
+
+AUGMENTATIONS = {
+    # Flips tell left organs and right organs the same story, so few of them.
+    "fewshot": Augmentation(rotate=0.5, flip=0.25, scale=0.5, shift=0.5, elastic=0.3, tone=0.5, noise=0.2, blur=0.15),
+    # SAMed (arXiv 2304.13785), which MedSAGa keeps: a quarter turn and a flip half of the time, else half of the time
+    # a rotation within 20 degrees.
+    "samed": Augmentation(turn_and_flip=0.5, rotate=0.5),
+    "none": Augmentation(),
+}
+
+
+def augment(
+    images: torch.Tensor, labels: torch.Tensor, *, seed: int, step: int, strength: Augmentation
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Change a batch at random.
+
+    Intensity changes come first and geometry last, so that what comes into view from beyond the image is 0, as the
+    padding is at prediction.
+
+    Args:
+        images: ``(b, channels, size, size)`` uint8, on any device.
+        labels: ``(b, size, size)`` uint8 class indices on the same device.
+        seed: of the run.
+        step: of the run.
+        strength: a preset of `AUGMENTATIONS`, or one's own.
+
+    Returns:
+        images, float32 from 0 to 255 and not rounded, and labels, uint8, in the same shapes. On a CPU the same
+        arguments give the same bits; on another device the noise differs.
+    """
+    random = np.random.default_rng([seed, step])
+    pictures = _with_other_intensities(images.float(), random, strength)
+    maps, moved = _maps(len(images), random, strength)
+    knots, bent = _displacements(len(images), random, strength)
+    if not (moved or bent):
+        return pictures, labels
+    size = list(images.shape[-2:])
+    points = F.affine_grid(torch.from_numpy(maps).to(images.device), [len(images), 1, *size], align_corners=False)
+    if bent:
+        bend = torch.from_numpy(knots).to(images.device)
+        points = points + F.interpolate(bend, size, mode="bicubic", align_corners=True).movedim(1, -1)
+    pictures = F.grid_sample(pictures, points, mode="bilinear", padding_mode="zeros", align_corners=False)
+    classes = F.grid_sample(labels[:, None].float(), points, mode="nearest", padding_mode="zeros", align_corners=False)
+    # Interpolation may overshoot by a rounding error.
+    return pictures.clamp_(0, 255), classes[:, 0].to(torch.uint8)
+
+
+def _maps(batch: int, random: np.random.Generator, strength: Augmentation) -> tuple[npt.NDArray[np.float32], bool]:
+    """Affine maps from places in the result to places in the source, ``(b, 2, 3)``; and whether any moves anything.
+
+    Coordinates are grid_sample's: (x, y), -1 to 1 over the image's side.
+    """
+    maps = np.tile(np.eye(2, 3), (batch, 1, 1))
+    for one in maps:
+        linear = np.eye(2)
+        if random.random() < strength.turn_and_flip:
+            linear = np.round(_rotation(90 * int(random.integers(4)))) @ np.diag(random.permutation([-1.0, 1.0]))
+        elif random.random() < strength.rotate:
+            linear = _rotation(random.uniform(-strength.degrees, strength.degrees))
+        if random.random() < strength.flip:
+            linear = np.diag([-1.0, 1.0]) @ linear
+        if random.random() < strength.scale:
+            low, high = strength.scale_range
+            linear = linear / math.exp(random.uniform(math.log(low), math.log(high)))
+        one[:, :2] = linear
+        if random.random() < strength.shift:
+            # The side is 2 long in these coordinates.
+            one[:, 2] = 2 * random.uniform(-strength.shift_limit, strength.shift_limit, 2)
+    return maps.astype(np.float32), not np.array_equal(maps, np.tile(np.eye(2, 3), (batch, 1, 1)))
+
+
+def _rotation(degrees: float) -> npt.NDArray[np.float64]:
+    angle = math.radians(degrees)
+    return np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+
+
+def _displacements(
+    batch: int, random: np.random.Generator, strength: Augmentation
+) -> tuple[npt.NDArray[np.float32], bool]:
+    """Displacements at the control points, ``(b, 2, knots, knots)`` in grid_sample's units; and if there are any."""
+    bent = random.random(batch) < strength.elastic
+    knots = random.standard_normal((batch, 2, _ELASTIC_KNOTS, _ELASTIC_KNOTS)) * (2 * strength.elastic_limit)
+    return np.where(bent[:, None, None, None], knots, 0).astype(np.float32), bool(bent.any())
+
+
+def _with_other_intensities(
+    pictures: torch.Tensor, random: np.random.Generator, strength: Augmentation
+) -> torch.Tensor:
+    """Change tone, noise and blur of the chosen samples in place; ``(b, channels, size, size)`` float32, 0 to 255."""
+    generator = torch.Generator(pictures.device).manual_seed(int(random.integers(2**63)))
+    for picture in pictures:
+        toned, blurred, noisy = random.random(3) < (strength.tone, strength.blur, strength.noise)
+        tone, sigma, spread = random.uniform(-1, 1, 3), random.random(), random.random()
+        if toned:
+            _change_tone(picture, tone, strength)
+        if blurred:
+            picture.copy_(_blurred(picture, max(0.1, strength.blur_limit * sigma)))
+        if noisy:
+            noise = torch.randn(picture.shape, generator=generator, device=picture.device)
+            picture.add_(noise, alpha=255 * strength.noise_limit * spread).clamp_(0, 255)
+    return pictures
+
+
+def _change_tone(picture: torch.Tensor, tone: npt.NDArray[np.float64], strength: Augmentation) -> None:
+    brightness = 255 * strength.brightness * tone[0]
+    contrast = 1 + strength.contrast * tone[1]
+    mean = picture.mean()
+    picture.sub_(mean).mul_(contrast).add_(mean + brightness).clamp_(0, 255)
+    picture.div_(255).pow_((1 + strength.gamma) ** tone[2]).mul_(255)
+
+
+def _blurred(picture: torch.Tensor, sigma: float) -> torch.Tensor:
+    reach = math.ceil(3 * sigma)
+    kernel = torch.exp(-(torch.arange(-reach, reach + 1, device=picture.device) ** 2) / (2 * sigma**2))
+    kernel = kernel / kernel.sum()
+    padded = F.pad(picture[:, None], (reach, reach, reach, reach), mode="replicate")
+    return F.conv2d(F.conv2d(padded, kernel.view(1, 1, 1, -1)), kernel.view(1, 1, -1, 1))[:, 0]

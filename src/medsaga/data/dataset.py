@@ -1,0 +1,175 @@
+"""Finding and checking the images and masks of a dataset, and the images to predict on."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from medsaga.data.formats import format_of, stem
+from medsaga.data.labels import unknown_labels, values_in
+from medsaga.data.layouts import collecting, grouped_inputs, image_files, joint_header, read_folder, read_nnunet, shown
+from medsaga.data.types import Array, Dataset, Item
+from medsaga.errors import InputError
+from medsaga.files import sha256
+
+
+def read_dataset(root: Path, *, masks_required: bool = True) -> Dataset:
+    """Find the images and masks of a folder in either layout by their names and headers.
+
+    What is wrong is collected in the dataset's ``problems``; `raise_problems` turns them into an error. A plain
+    folder without ``dataset.json`` has its masks decoded, because nothing else tells its labels.
+
+    Args:
+        root: the folder.
+        masks_required: whether an image without a mask is a problem.
+    """
+    if (root / "imagesTr").is_dir():
+        return read_nnunet(root, masks_required=masks_required)
+    if (root / "images").is_dir():
+        return read_folder(root, masks_required=masks_required)
+    found = "a folder with neither" if root.is_dir() else "a file" if root.exists() else "nothing of this name"
+    problem = InputError(
+        root,
+        expected="a dataset: images/ and masks/, or nnU-Net's imagesTr/, labelsTr/ and dataset.json",
+        found=found,
+        do="Put the images and masks into two folders of these names, or name the folder that holds them.",
+    )
+    return Dataset(root, "folder", {"background": 0}, (), (), (problem,))
+
+
+def check_items(dataset: Dataset, progress: Callable[[int, int], None] | None = None) -> tuple[InputError, ...]:
+    """Decode every image and mask, one at a time, and return what is wrong with them.
+
+    Files that ``dataset.problems`` already name are passed over.
+
+    Args:
+        dataset: from `read_dataset`.
+        progress: called with the number of items done and the number of items.
+    """
+    problems: list[InputError] = []
+    reported = {problem.where for problem in dataset.problems}
+    for done, item in enumerate(dataset.items, start=1):
+        for path in item.images:
+            if str(path) not in reported:
+                with collecting(problems):
+                    _check_image(path, item)
+        if item.mask is not None and str(item.mask) not in reported:
+            with collecting(problems):
+                _check_mask(item.mask, item, dataset)
+        if progress is not None:
+            progress(done, len(dataset.items))
+    return tuple(problems)
+
+
+def raise_problems(problems: Sequence[InputError]) -> None:
+    """Raise the first of the problems, and say how many more there are; do nothing when there is none.
+
+    Raises:
+        InputError: there is a problem.
+    """
+    if not problems:
+        return
+    first, more = problems[0], len(problems) - 1
+    if not more:
+        raise first
+    several = InputError(first.where, expected="", found="", do="")
+    several.args = (f"{first} (and {more} more problem{'s' if more > 1 else ''}; see `medsaga info`)",)
+    raise several
+
+
+def labels_of_cases(dataset: Dataset) -> dict[str, frozenset[int]]:
+    """Decode every mask and return the label values that each case holds."""
+    values: dict[str, frozenset[int]] = defaultdict(frozenset)
+    for item in dataset.items:
+        if item.mask is not None:
+            values[item.case] |= values_in(format_of(item.mask).read_labels(item.mask))
+    return dict(values)
+
+
+def fingerprint(dataset: Dataset) -> str:
+    """Return a SHA-256 of the names and contents of all images and masks, whatever folder they lie in."""
+    paths = {path for item in dataset.items for path in (*item.images, *([item.mask] if item.mask else []))}
+    entries = [(path.relative_to(dataset.root).as_posix(), path.stat().st_size, sha256(path)) for path in paths]
+    return hashlib.sha256(json.dumps(sorted(entries)).encode()).hexdigest()
+
+
+def find_inputs(path: Path, *, channels: int | None = None) -> list[Item]:
+    """Return the images to predict on: one file, or the images of a folder, without masks and sorted by name.
+
+    Files that are all named ``CASE_0000``, ``CASE_0001`` and so on, as many for each case, are the channels of
+    their cases, as in nnU-Net.
+
+    Args:
+        path: a file or a folder; subfolders are not entered.
+        channels: how many channels the model takes; files are grouped only into images of so many channels.
+
+    Raises:
+        InputError: there is no image, a header cannot be read, or two images would share a name.
+    """
+    if path.is_dir():
+        paths = image_files(path)
+        groups = grouped_inputs(paths)
+        if groups is not None:
+            items = [_input(name, files) for name, files in sorted(groups.items())]
+            if channels is None or all(item.header.channels == channels for item in items):
+                return items
+        items = sorted((_input(stem(file), (file,)) for file in paths), key=lambda item: item.name)
+        for one, next_one in itertools.pairwise(items):
+            if one.name == next_one.name:
+                raise InputError(
+                    next_one.images[0],
+                    expected="one image per name, because predictions are named after their images",
+                    found=f"also {one.images[0].name}",
+                    do="Rename one of them.",
+                )
+        return items
+    return [_input(stem(path), (path,))]
+
+
+def _input(name: str, paths: tuple[Path, ...]) -> Item:
+    return Item(name, name, paths, None, joint_header(paths))
+
+
+def _check_image(path: Path, item: Item) -> None:
+    image = format_of(path).read_image(path)
+    _check_shape(path, image[0], item)
+    if image.dtype.kind == "f" and not (finite := np.isfinite(image)).all():
+        raise InputError(
+            path,
+            expected="finite values",
+            found=f"NaN or infinity in {image.size - int(finite.sum()):,} of {image.size:,} places",
+            do="Replace them, for example by the value of the background.",
+        )
+    if image.min() == image.max():
+        raise InputError(
+            path,
+            expected="an image",
+            found=f"the value {image.min()} everywhere",
+            do="Export the image again, or remove it and its mask.",
+        )
+
+
+def _check_mask(path: Path, item: Item, dataset: Dataset) -> None:
+    labels = format_of(path).read_labels(path)
+    _check_shape(path, labels, item)
+    # Labels that could not be read have been reported; every value would be unknown now.
+    if len(dataset.labels) > 1:
+        problem = unknown_labels(path, values_in(labels), dataset.labels)
+        if problem is not None:
+            raise problem
+
+
+def _check_shape(path: Path, decoded: Array, item: Item) -> None:
+    if decoded.shape != item.header.grid.shape:
+        raise InputError(
+            path,
+            expected=f"the size {shown(item.header.grid.shape)}",
+            found=shown(decoded.shape),
+            do="Export the file again.",
+        )

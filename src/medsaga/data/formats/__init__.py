@@ -1,0 +1,82 @@
+"""File formats of images and label maps: which module reads and writes which suffix.
+
+A format is one module that offers what `Format` lists. Adding one means writing the module and naming it in
+`FORMATS`. Everything that a user's file can do wrong comes out of a format as an `InputError` that names the file.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from medsaga.data.formats import nifti, raster
+from medsaga.data.types import Array, Header, Labels
+from medsaga.errors import InputError
+
+
+class Format(Protocol):
+    """What a format's module offers. ``shape`` is ``(height, width)`` or ``(i, j, k)`` throughout."""
+
+    SUFFIXES: tuple[str, ...]
+    """The suffixes it is responsible for, in lower case, with the leading dot."""
+    LABELS_SUFFIX: str
+    """The suffix that label maps of its images get when the user names none."""
+    PROBABILITIES_SUFFIX: str
+    """The suffix that probabilities of its images get."""
+
+    def read_header(self, path: Path) -> Header:
+        """Return shape, channels, dtype and spacing without decoding the image."""
+
+    def read_image(self, path: Path) -> Array:
+        """Return the image, ``(channels, *shape)``, in the units of the file."""
+
+    def read_labels(self, path: Path) -> Labels:
+        """Return the label map, ``(*shape)``; the file must hold integers without loss."""
+
+    def write_labels(self, path: Path, labels: Labels, like: Path) -> None:
+        """Write ``(*shape)`` labels >= 0 on the grid of the image ``like``."""
+
+    def write_probabilities(self, path: Path, probabilities: npt.NDArray[np.float32], like: Path) -> None:
+        """Write ``(classes, *shape)`` float32 probabilities on the grid of the image ``like``."""
+
+
+FORMATS: tuple[Format, ...] = (raster, nifti)
+SUFFIXES: tuple[str, ...] = tuple(suffix for each in FORMATS for suffix in each.SUFFIXES)
+
+
+def suffix_of(path: Path) -> str | None:
+    """Return the known suffix of a file in lower case, ``.nii.gz`` whole; None when no format knows it."""
+    name = path.name.lower()
+    return next((suffix for suffix in sorted(SUFFIXES, key=len, reverse=True) if name.endswith(suffix)), None)
+
+
+def format_of(path: Path) -> Format:
+    """Return the format that is responsible for a file, by its suffix.
+
+    Raises:
+        InputError: no format knows the suffix.
+    """
+    suffix = suffix_of(path)
+    for each in FORMATS:
+        if suffix in each.SUFFIXES:
+            return each
+    raise InputError(
+        path,
+        expected=f"a file that ends in one of {', '.join(SUFFIXES)}",
+        found=f"the suffix {path.suffix!r}" if path.suffix else "no suffix",
+        do="Convert the file to one of these formats.",
+    )
+
+
+def stem(path: Path) -> str:
+    """Return the name of a file without its known suffix: ``case.01.nii.gz`` gives ``case.01``."""
+    suffix = suffix_of(path)
+    return path.stem if suffix is None else path.name[: -len(suffix)]
+
+
+def is_image(path: Path) -> bool:
+    """Whether a format knows the suffix and the file is not hidden (``._scan.png`` is macOS's litter)."""
+    return not path.name.startswith(".") and suffix_of(path) is not None

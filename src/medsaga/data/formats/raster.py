@@ -1,0 +1,271 @@
+"""PNG, JPEG, TIFF and BMP images and label maps, by Pillow."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+from medsaga.data.formats.integral import as_integers
+from medsaga.data.types import Array, Grid, Header, Labels
+from medsaga.errors import InputError
+from medsaga.files import replacing
+
+SUFFIXES: tuple[str, ...] = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+LABELS_SUFFIX = ".png"
+PROBABILITIES_SUFFIX = ".tif"
+
+_UINT8, _UINT16, _FLOAT32 = np.dtype(np.uint8), np.dtype(np.uint16), np.dtype(np.float32)
+_MODES: dict[str, tuple[int, np.dtype]] = {
+    **dict.fromkeys(("1", "L", "LA"), (1, _UINT8)),
+    **dict.fromkeys(("P", "PA", "RGB", "RGBA"), (3, _UINT8)),
+    **dict.fromkeys(("I;16", "I;16L", "I;16B", "I;16N"), (1, _UINT16)),
+    **dict.fromkeys(("I", "F"), (1, _FLOAT32)),
+}
+"""Channels and dtype of the array that `read_image` makes of each of Pillow's modes."""
+_LOSSY_COMPRESSIONS = {"jpeg", "tiff_jpeg", "webp", "jpeg2000"}
+_LOW_BIT_STEP = {"L;2": 85, "L;4": 17}
+"""Pillow stretches 2-bit and 4-bit grey to 0..255 by these factors, which would change label values."""
+_ORIENTATION_TAG = 0x0112
+_UPRIGHT: dict[int, Image.Transpose] = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What brings an image upright, by its EXIF orientation; 5 to 8 swap height and width."""
+
+
+def read_header(path: Path) -> Header:
+    """Return the upright size, channels and dtype of an image.
+
+    Raises:
+        InputError: no image, several pages, or colours that are not grey, RGB or a palette.
+    """
+    with _opened(path) as image:
+        width, height = image.size
+        channels, dtype = _MODES[image.mode]
+        if image.mode == "I" and image.format == "PNG":
+            dtype = _UINT16
+        shape = (width, height) if _orientation(image) in (5, 6, 7, 8) else (height, width)
+    return Header(Grid(shape), channels, dtype)
+
+
+def read_image(path: Path) -> Array:
+    """Return the upright image, ``(channels, height, width)``: uint8, uint16, or float32 from 32-bit TIFF.
+
+    Raises:
+        InputError: as `read_header`, or the data are damaged, or some pixels are transparent.
+    """
+    with _opened(path, verify=True) as image:
+        is_png = image.format == "PNG"
+        upright = _upright(image)
+        channels, dtype = _MODES[upright.mode]
+        if upright.mode in ("LA", "PA", "RGBA") or (upright.mode == "P" and "transparency" in upright.info):
+            _require_opaque(path, upright)
+        if upright.mode == "I" and is_png:
+            dtype = _UINT16
+        elif dtype == _UINT8 and upright.mode not in ("L", "RGB"):
+            upright = upright.convert("L" if channels == 1 else "RGB")
+        pixels = np.asarray(upright)
+    return pixels.astype(dtype)[None] if channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def read_labels(path: Path) -> Labels:
+    """Return the upright label map, ``(height, width)``: grey values or palette indices as they are stored.
+
+    RGB is read when its three channels are equal, floating point when all of its values are integers.
+
+    Raises:
+        InputError: as `read_header`, or the file is lossy, transparent, coloured or not integral.
+    """
+    with _opened(path, verify=True) as image:
+        if image.format in ("JPEG", "MPO") or image.info.get("compression") in _LOSSY_COMPRESSIONS:
+            raise lossy_mask(path)
+        rawmode = _rawmode(image)
+        if "I" in rawmode.partition(";")[2]:
+            raise InputError(
+                path,
+                expected="a label map in which black is 0",
+                found="a TIFF in which white is 0",
+                do="Save the mask again with the photometric interpretation MinIsBlack.",
+            )
+        upright = _upright(image)
+        mode, stored = upright.mode, np.asarray(upright)
+    if mode in ("P", "1"):
+        return stored.astype(np.uint8)
+    if mode == "L":
+        return stored // np.uint8(_LOW_BIT_STEP.get(rawmode, 1))
+    if mode == "RGB" and ";16" not in rawmode and bool((stored == stored[..., :1]).all()):
+        return np.ascontiguousarray(stored[..., 0])
+    if mode == "F":
+        return as_integers(path, stored)
+    if mode in ("RGB", "RGBA", "LA", "PA"):
+        raise InputError(
+            path,
+            expected="one integer label per pixel: 8-bit or 16-bit grey, or a palette",
+            found="16-bit colour" if ";16" in rawmode else f"colours ({mode})",
+            do="Save the mask as a grey PNG whose values are the labels 0, 1, 2 and so on.",
+        )
+    return stored.astype(stored.dtype.newbyteorder("="))
+
+
+def write_labels(path: Path, labels: Labels, like: Path) -> None:
+    """Write ``(height, width)`` labels as 8-bit or 16-bit grey PNG or TIFF, by the suffix of ``path``.
+
+    Raises:
+        InputError: the suffix is neither PNG nor TIFF.
+    """
+    if path.suffix.lower() not in (".png", ".tif", ".tiff"):
+        raise InputError(
+            path,
+            expected="a label map to be written as .png, .tif or .tiff",
+            found=f"the suffix {path.suffix!r}",
+            do="Choose another suffix: JPEG would change the labels.",
+        )
+    assert labels.shape == read_header(like).grid.shape, "predictions are written on the grid of their image"
+    assert labels.min() >= 0
+    assert labels.max() <= 65535
+    smallest = np.uint8 if labels.max() <= 255 else np.uint16
+    with replacing(path) as temporary:
+        Image.fromarray(labels.astype(smallest)).save(temporary)
+
+
+def write_probabilities(path: Path, probabilities: npt.NDArray[np.float32], like: Path) -> None:
+    """Write ``(classes, height, width)`` float32 as a TIFF with one page per class.
+
+    Raises:
+        InputError: the suffix is not TIFF's.
+    """
+    if path.suffix.lower() not in (".tif", ".tiff"):
+        raise InputError(
+            path,
+            expected="probabilities to be written as .tif",
+            found=f"the suffix {path.suffix!r}",
+            do="Choose .tif: PNG and JPEG cannot hold floating point.",
+        )
+    assert probabilities.shape[1:] == read_header(like).grid.shape, "predictions have the grid of their image"
+    first, *others = (Image.fromarray(page.astype(np.float32, copy=False)) for page in probabilities)
+    with replacing(path) as temporary:
+        first.save(temporary, save_all=True, append_images=others, compression="tiff_adobe_deflate")
+
+
+@contextlib.contextmanager
+def _opened(path: Path, *, verify: bool = False) -> Iterator[Image.Image]:
+    """Yield an image whose header has been read and found usable; what its decoding raises becomes an InputError.
+
+    With ``verify`` the checksums of a PNG are compared first, which its decoding alone does not do.
+
+    Only the four formats are tried, whatever the suffix says, so that a file cannot reach Pillow's more exotic
+    decoders. A handle is opened, because from a name Pillow maps uncompressed files into memory, which scrambles
+    TIFFs that are to be rotated (seen with Pillow 13). Damaged files make the decoders raise nearly anything, hence
+    the broad ``except``. Their warnings (large image, odd metadata) call for nothing that a user could do.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            with path.open("rb") as handle, Image.open(handle, formats=("PNG", "JPEG", "TIFF", "BMP")) as image:
+                _require_known(path, image)
+                if verify and image.format == "PNG":
+                    with path.open("rb") as again, Image.open(again, formats=("PNG",)) as checked:
+                        checked.verify()
+                yield image
+        except InputError:
+            raise
+        except Image.DecompressionBombError as error:
+            raise InputError(
+                path,
+                expected=f"at most {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels",
+                found="a header that claims more",
+                do="Cut the image into tiles, or save it again if the file is damaged.",
+            ) from error
+        except Exception as error:
+            raise InputError(
+                path,
+                expected="a PNG, JPEG, TIFF or BMP image that can be decoded",
+                found=_what_happened(path, error),
+                do="Copy or export the file again.",
+            ) from error
+
+
+def _what_happened(path: Path, error: Exception) -> str:
+    if not path.is_file():
+        return "a broken link" if path.is_symlink() else "no such file"
+    if path.stat().st_size == 0:
+        return "an empty file"
+    if isinstance(error, UnidentifiedImageError):
+        return "something else, or a damaged header"
+    return f"damaged data ({type(error).__name__}: {error})"
+
+
+def _require_known(path: Path, image: Image.Image) -> None:
+    if image.mode not in _MODES:
+        raise InputError(
+            path,
+            expected="a grey, RGB or palette image",
+            found=f"the colour mode {image.mode}",
+            do="Convert the image to grey or RGB.",
+        )
+    # A phone's JPEG may carry a second picture (MPO): a preview, not a page.
+    if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
+        raise InputError(
+            path,
+            expected="one image per file",
+            found="several pages or frames",
+            do="Save each page as its own file, or the stack as a NIfTI volume.",
+        )
+    if 0 in image.size:
+        raise InputError(path, expected="an image with pixels", found="none", do="Export the file again.")
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation that is still to be applied, 1 when there is none."""
+    # Pillow turns TIFF upright by itself.
+    if image.format == "TIFF":
+        return 1
+    # Asking a PNG for EXIF data that it does not announce ahead of its pixels would decode all of them.
+    if image.format == "PNG" and not {"exif", "Raw profile type exif"} & image.info.keys():
+        return 1
+    return image.getexif().get(_ORIENTATION_TAG, 1)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    method = _UPRIGHT.get(_orientation(image))
+    image.load()
+    return image if method is None else image.transpose(method)
+
+
+def _rawmode(image: Image.Image) -> str:
+    """Return how the file stores its pixels, such as ``L;4``; Pillow's mode is what they become."""
+    tiles = getattr(image, "tile", None)
+    if not tiles:
+        return image.mode
+    arguments = tiles[0].args
+    return str(arguments[0] if isinstance(arguments, tuple) else arguments)
+
+
+def _require_opaque(path: Path, image: Image.Image) -> None:
+    if image.convert("RGBA").getchannel("A").getextrema() != (255, 255):
+        raise InputError(
+            path,
+            expected="an opaque image",
+            found="transparent pixels",
+            do="Flatten the image onto a background and save it without an alpha channel.",
+        )
+
+
+def lossy_mask(path: Path) -> InputError:
+    return InputError(
+        path,
+        expected="a lossless label map (PNG, TIFF, BMP)",
+        found="JPEG compression, which changes label values",
+        do="Export the mask again as PNG; converting the JPEG does not bring the labels back.",
+    )

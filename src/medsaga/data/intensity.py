@@ -1,0 +1,236 @@
+"""From a file's own intensities (grey values, HU, arbitrary MR units) to the 8 bits per channel that SAM expects.
+
+The mapping is settled once, on the training items, and is plain data, so that a saved model treats new images as it
+treated those it was trained on.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from medsaga.data.items import read_item, read_mask
+from medsaga.data.types import Array, Dataset, Item
+from medsaga.errors import InputError
+
+REQUESTS = ("auto", "identity", "window", "percentile")
+"""What ``--intensity`` accepts."""
+
+_PERCENTILES = (0.5, 99.5)
+_NARROWEST_CT_WINDOW = 400
+"""HU. Narrower than the usual soft-tissue window, the noise of a scan would fill the range."""
+_AIR_BELOW = -500
+"""HU. A volume with a minimum this low, in whole numbers, holds air; no other modality looks like that."""
+_SAMPLE = 1_000_000
+_BLOCK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Intensity:
+    """How one channel becomes uint8.
+
+    Attributes:
+        kind: ``identity`` (is uint8 already), ``window`` (clip to ``low`` to ``high`` in the file's units), or
+            ``percentile`` (clip to those percentiles of the image itself, of its voxels above its minimum).
+        low: becomes 0.
+        high: becomes 255.
+    """
+
+    kind: str
+    low: float = _PERCENTILES[0]
+    high: float = _PERCENTILES[1]
+
+    def __post_init__(self) -> None:
+        if self.kind not in REQUESTS[1:]:
+            choices = ", ".join(REQUESTS[1:])
+            raise InputError("intensity", expected=f"one of {choices}", found=repr(self.kind), do="Choose one.")
+        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
+            raise InputError(
+                f"intensity {self.kind}",
+                expected="two finite numbers, the lower first",
+                found=f"{self.low:g} and {self.high:g}",
+                do="Give the lower and then the upper end, for example --window -160 240.",
+            )
+        if self.kind == "percentile" and not 0 <= self.low < self.high <= 100:
+            raise InputError(
+                "intensity percentile",
+                expected="percentiles between 0 and 100",
+                found=f"{self.low:g} and {self.high:g}",
+                do="The usual choice is 0.5 and 99.5.",
+            )
+
+
+def choose_intensity(
+    dataset: Dataset, items: Sequence[Item], requested: str, window: tuple[float, float] | None
+) -> tuple[Intensity, ...]:
+    """Settle the mapping of every channel on the training items.
+
+    Args:
+        dataset: gives the channels' names and the labels.
+        items: the training items; decoded one at a time, and only where their values decide.
+        requested: one of `REQUESTS`. ``auto`` keeps uint8 images as they are, gives CT a window, and everything else
+            percentiles of each image. CT is a channel of that name, or whole numbers that reach -500 in every item;
+            its window is the 0.5 to 99.5 percentile of the labelled voxels, at least 400 HU wide.
+        window: lower and upper end in the file's units, for all channels; None to find it.
+
+    Raises:
+        InputError: unknown or contradictory requests, ``identity`` for images that are not uint8, or a window that
+            cannot be found because the channel is no CT or nothing is labelled.
+    """
+    assert items, "no items to settle the intensities on"
+    if requested not in REQUESTS:
+        choices = ", ".join(REQUESTS)
+        raise InputError("--intensity", expected=f"one of {choices}", found=repr(requested), do="Choose one of them.")
+    channels = len(dataset.channels)
+    if window is not None:
+        if requested not in ("auto", "window"):
+            raise InputError(
+                "--window",
+                expected="no window beside --intensity " + requested,
+                found=f"{window[0]:g} {window[1]:g}",
+                do="Leave one of the two out.",
+            )
+        return (Intensity("window", *window),) * channels
+    other = next((item for item in items if item.header.dtype != np.uint8), None)
+    if requested == "identity" and other is not None:
+        raise _not_uint8(other.images[0].name, other.header.dtype)
+    if requested == "identity" or (requested == "auto" and other is None):
+        return (Intensity("identity", 0, 255),) * channels
+    if requested == "percentile":
+        return (Intensity("percentile"),) * channels
+    return _windows_of_ct(dataset, items, requested)
+
+
+def apply(intensity: Intensity, channel: Array, where: str | Path = "image") -> npt.NDArray[np.uint8]:
+    """Map one channel of a whole image or volume, ``(*shape)``, to uint8 of the same shape and memory order.
+
+    Values are rounded to the nearest of the 256 and never wrap; a constant image becomes zeros. Works in blocks, so
+    that no floating point copy of a volume exists.
+
+    Args:
+        intensity: the mapping.
+        channel: as read from the file; ``percentile`` looks at all of it, so never pass a single slice of a volume.
+        where: the file, for the message of an error.
+
+    Raises:
+        InputError: ``identity`` for values that are not uint8, or values that are not finite.
+    """
+    if intensity.kind == "identity":
+        if channel.dtype != np.uint8:
+            raise _not_uint8(where, channel.dtype)
+        return channel.astype(np.uint8, copy=False)
+    if channel.dtype.kind == "f" and not all(np.isfinite(channel[piece]).all() for piece in _blocks(channel)):
+        raise InputError(where, expected="finite values", found="NaN or infinity", do="Replace them in the file.")
+    if intensity.kind == "window":
+        low, high = intensity.low, intensity.high
+    else:
+        low, high = _percentiles(channel, intensity)
+    result = np.empty_like(channel, dtype=np.uint8)
+    for piece in _blocks(channel):
+        result[piece] = _rescaled(channel[piece], low, high)
+    return result
+
+
+def _rescaled(values: Array, low: float, high: float) -> npt.NDArray[np.uint8]:
+    # float32 holds 16-bit integers exactly; wider types need float64 or the window's ends would move.
+    real = np.result_type(values.dtype, np.float32).type
+    span = real(high) - real(low)
+    if not span > 0:
+        return np.zeros(values.shape, dtype=np.uint8)
+    scaled = np.clip(values.astype(real), real(low), real(high))
+    scaled -= real(low)
+    scaled /= span
+    scaled *= 255
+    return np.rint(scaled, out=scaled).astype(np.uint8)
+
+
+def _percentiles(channel: Array, intensity: Intensity) -> tuple[float, float]:
+    """The ends of the range: percentiles over the voxels above the image's minimum, which is its background."""
+    values = channel
+    if channel.size > _SAMPLE:
+        # Random places (seeded) rather than every n-th voxel, which could fall on one column of every slice.
+        places = np.random.default_rng(0).integers(0, channel.size, _SAMPLE)
+        values = channel[np.unravel_index(places, channel.shape)]
+    minimum = channel.min()
+    values = values[values > minimum]
+    if values.size == 0:
+        return float(minimum), float(channel.max())
+    low, high = (float(end) for end in np.percentile(values, (intensity.low, intensity.high)))
+    # Where all of the foreground has one value, as in a binary image, the background is the other end.
+    return (low, high) if low < high else (float(minimum), high)
+
+
+def _windows_of_ct(dataset: Dataset, items: Sequence[Item], requested: str) -> tuple[Intensity, ...]:
+    """Windows for the channels that are CT, percentiles for the others (an error if windows were requested)."""
+    named = [re.search(r"(?<![a-z])ct(?![a-z])", name.lower()) is not None for name in dataset.channels]
+    is_ct = [True] * len(named)
+    foreground: list[list[Array]] = [[] for _ in named]
+    for item in items:
+        if not any(is_ct):
+            break
+        labelled = read_mask(item) > 0
+        for n, channel in enumerate(read_item(item)):
+            is_ct[n] = is_ct[n] and (named[n] or _looks_like_ct(channel))
+            if is_ct[n]:
+                foreground[n].append(_some(channel[labelled]))
+    if requested == "window" and not all(is_ct):
+        raise InputError(
+            "--intensity window",
+            expected="CT, for which a window can be found, or the window itself",
+            found=f"channel {dataset.channels[is_ct.index(False)]!r}, which does not look like CT",
+            do="Give the window with --window LOW HIGH, or use --intensity percentile.",
+        )
+    return tuple(
+        _ct_window(np.concatenate(values)) if ct else Intensity("percentile")
+        for ct, values in zip(is_ct, foreground, strict=True)
+    )
+
+
+def _looks_like_ct(channel: Array) -> bool:
+    if channel.min() > _AIR_BELOW:
+        return False
+    return channel.dtype.kind != "f" or all((channel[p] == np.rint(channel[p])).all() for p in _blocks(channel))
+
+
+def _ct_window(foreground: Array) -> Intensity:
+    if foreground.size == 0:
+        raise InputError(
+            "training masks",
+            expected="labelled voxels, on which the CT window is found",
+            found="background only",
+            do="Choose other training cases, or give the window with --window LOW HIGH.",
+        )
+    low, high = (float(end) for end in np.percentile(foreground.astype(np.float64), _PERCENTILES))
+    missing = max(0.0, _NARROWEST_CT_WINDOW - (high - low)) / 2
+    return Intensity("window", float(math.floor(low - missing)), float(math.ceil(high + missing)))
+
+
+def _some(values: Array) -> Array:
+    """At most 100,000 of the values, so that all training items together stay small and none outweighs the rest."""
+    limit = _SAMPLE // 10
+    if values.size <= limit:
+        return values
+    return np.random.default_rng(0).choice(values, limit, replace=False)
+
+
+def _blocks(array: Array) -> Iterator[tuple[slice, ...]]:
+    """Indices of pieces of about a million values, cut along the axis that is outermost in memory."""
+    axis = int(np.argmax(np.abs(array.strides)))
+    step = max(1, _BLOCK * array.shape[axis] // max(1, array.size))
+    for start in range(0, array.shape[axis], step):
+        yield (*[slice(None)] * axis, slice(start, start + step))
+
+
+def _not_uint8(where: str | Path, dtype: np.dtype) -> InputError:
+    return InputError(
+        where,
+        expected="8-bit values (uint8), which identity keeps as they are",
+        found=str(dtype),
+        do="Use --intensity auto, percentile or window.",
+    )

@@ -1,0 +1,329 @@
+"""Training samples: every slice of every item once as the model will see it, in memory-mapped files.
+
+The arrays lie on disk, so that a thousand volumes need no more memory than a batch. Which samples make up a batch is a
+pure function of seed and step, so that a resumed run sees the batches that it would have seen.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import secrets
+import shutil
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from medsaga import files
+from medsaga.data.intensity import Intensity, apply
+from medsaga.data.items import read_item, read_mask
+from medsaga.data.letterbox import content_size, letterbox, letterbox_labels
+from medsaga.data.slices import SliceView, slice_view
+from medsaga.data.types import Dataset, Item, Labels, to_class_indices
+from medsaga.errors import InputError
+
+_LAYOUT = 1
+"""Goes up when the content of the files changes its meaning, so that older caches are built again."""
+_READ_AHEAD = 2
+
+Batch = tuple[torch.Tensor, torch.Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Slices, letterboxed to the model's square, with their labels.
+
+    Attributes:
+        images: ``(n, channels, size, size)`` uint8, memory-mapped.
+        labels: ``(n, size, size)`` uint8 class indices, memory-mapped.
+        item_names: n names of items.
+        slice_indices: ``(n,)``, the place of each slice in its item, which are stored one after the other.
+        content: ``(n, 2)``, height and width that the slice takes in the square; the rest is padding.
+        foreground: ``(n,)``, whether anything is labelled.
+        neighbours: slices on either side that `batch` adds as channels.
+    """
+
+    images: npt.NDArray[np.uint8]
+    labels: npt.NDArray[np.uint8]
+    item_names: tuple[str, ...]
+    slice_indices: npt.NDArray[np.int64]
+    content: npt.NDArray[np.int64]
+    foreground: npt.NDArray[np.bool_]
+    neighbours: int = 0
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batch(self, indices: Sequence[int] | npt.NDArray[np.int64]) -> Batch:
+        """Load samples.
+
+        Returns:
+            images ``(b, channels * (2 * neighbours + 1), size, size)`` and labels ``(b, size, size)``, both uint8; the
+            channels are those of the first neighbour, then of the next, as `medsaga.data.slices.slice_channels` has
+            them.
+        """
+        chosen = np.asarray(indices)
+        first = chosen - self.slice_indices[chosen]
+        last = first + self._slices_of_item[chosen] - 1
+        around = np.arange(-self.neighbours, self.neighbours + 1)
+        wanted = np.clip(chosen[:, None] + around, first[:, None], last[:, None])
+        images = self.images[wanted].reshape(len(chosen), -1, *self.images.shape[2:])
+        return torch.from_numpy(images), torch.from_numpy(self.labels[chosen])
+
+    @property
+    def epoch_length(self) -> int:
+        """Samples per epoch: all with foreground, and at most as many without.
+
+        Raises:
+            InputError: nothing is labelled in any sample.
+        """
+        with_foreground = int(self.foreground.sum())
+        if with_foreground == 0:
+            raise InputError(
+                "training masks",
+                expected="labelled pixels in at least one slice",
+                found=f"background only in {len(self)} slices",
+                do="Choose other training cases, or a larger --image-size if the labelled parts are tiny.",
+            )
+        return with_foreground + min(with_foreground, len(self) - with_foreground)
+
+    @property
+    def _slices_of_item(self) -> npt.NDArray[np.int64]:
+        starts = np.flatnonzero(self.slice_indices == 0)
+        counts = np.diff([*starts, len(self)])
+        return np.repeat(counts, counts)
+
+
+def batch_indices(samples: Samples, seed: int, step: int, batch_size: int) -> npt.NDArray[np.int64]:
+    """Choose the samples of a step: ``(batch_size,)`` indices, a pure function of its arguments.
+
+    An epoch is a random order of all samples with foreground and of at most as many without, drawn anew for every
+    epoch; batches run on over the end of an epoch.
+
+    Raises:
+        InputError: nothing is labelled in any sample.
+    """
+    length = samples.epoch_length
+    positions = np.arange(step * batch_size, (step + 1) * batch_size)
+    epochs = positions // length
+    orders = {int(epoch): _order(samples, seed, int(epoch)) for epoch in np.unique(epochs)}
+    return np.array([orders[int(e)][p % length] for e, p in zip(epochs, positions, strict=True)], dtype=np.int64)
+
+
+def _order(samples: Samples, seed: int, epoch: int) -> npt.NDArray[np.int64]:
+    random = np.random.default_rng([seed, epoch])
+    with_foreground = np.flatnonzero(samples.foreground)
+    empty = np.flatnonzero(~samples.foreground)
+    drawn = random.permutation(empty)[: len(with_foreground)]
+    return random.permutation(np.concatenate([with_foreground, drawn]))
+
+
+class Prefetcher:
+    """Batches of the steps ``start`` to ``stop`` (excluded), loaded by one thread while the model computes.
+
+    A context manager; iterating gives ``(step, images, labels)``. What goes wrong while loading is raised where the
+    batch is asked for. Leaving the context waits for the batch under way and starts no other.
+    """
+
+    def __init__(self, samples: Samples, *, seed: int, batch_size: int, start: int, stop: int) -> None:
+        self._samples = samples
+        self._seed = seed
+        self._batch_size = batch_size
+        self._steps = range(start, stop)
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._thread.shutdown(cancel_futures=True)
+
+    def __iter__(self) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+        waiting: deque[tuple[int, Future[Batch]]] = deque()
+        for ahead in self._steps[:_READ_AHEAD]:
+            waiting.append((ahead, self._thread.submit(self._load, ahead)))
+        while waiting:
+            step, loading = waiting.popleft()
+            images, labels = loading.result()
+            if step + _READ_AHEAD in self._steps:
+                waiting.append((step + _READ_AHEAD, self._thread.submit(self._load, step + _READ_AHEAD)))
+            yield step, images, labels
+
+    def _load(self, step: int) -> Batch:
+        return self._samples.batch(batch_indices(self._samples, self._seed, step, self._batch_size))
+
+
+def build_samples(
+    folder: Path,
+    dataset: Dataset,
+    items: Sequence[Item],
+    *,
+    view_axis: str,
+    intensities: Sequence[Intensity],
+    image_size: int,
+    neighbours: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> Samples:
+    """Prepare all slices of some items in ``folder``, or take what lies there if it was made of the same.
+
+    Items are decoded one at a time. A build that is interrupted leaves nothing that a later one would use.
+
+    Args:
+        folder: for the cache; each combination of data and settings gets a folder of its own in it.
+        dataset: gives the labels.
+        items: with masks.
+        view_axis: see `medsaga.data.slices.slice_view`.
+        intensities: one per channel.
+        image_size: side of the square in pixels.
+        neighbours: see `Samples`; it does not change what is stored.
+        progress: called with the items done and the items in all.
+
+    Raises:
+        InputError: an item has no mask, a label that the dataset does not know, or other dimensions than its header
+            says; or there is no room on the disk.
+    """
+    key = _key(dataset, items, view_axis, intensities, image_size)
+    place = folder / key[:16]
+    if not (place / "index.json").is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        building = folder / f".{secrets.token_hex(4)}.building"
+        building.mkdir()
+        try:
+            _build(building, key, dataset, items, view_axis, intensities, image_size, progress)
+            _take_place(building, place)
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
+    return _open(place, neighbours)
+
+
+def _build(
+    folder: Path,
+    key: str,
+    dataset: Dataset,
+    items: Sequence[Item],
+    view_axis: str,
+    intensities: Sequence[Intensity],
+    image_size: int,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    views = [slice_view(item.header.grid, view_axis) for item in items]
+    slices = sum(view.slices for view in views)
+    square = (image_size, image_size)
+    _require_room(folder, slices * image_size**2 * (len(intensities) + 1))
+    foreground: list[bool] = []
+    # Plain writes rather than a memory map: a full disk is then an error and not a SIGBUS.
+    with (folder / "images.npy").open("wb") as images, (folder / "labels.npy").open("wb") as labels:
+        for handle, shape in ((images, (slices, len(intensities), *square)), (labels, (slices, *square))):
+            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(handle, header)
+        for done, (item, view) in enumerate(zip(items, views, strict=True), 1):
+            for image, classes in _squares(item, view, intensities, dataset.label_values, image_size):
+                images.write(image.tobytes())
+                labels.write(classes.tobytes())
+                foreground.append(bool(classes.any()))
+            if progress is not None:
+                progress(done, len(items))
+    index = {
+        "key": key,
+        "item": [item.name for item, view in zip(items, views, strict=True) for _ in range(view.slices)],
+        "slice": [n for view in views for n in range(view.slices)],
+        "content": [content_size(view.slice_shape, image_size) for view in views for _ in range(view.slices)],
+        "foreground": foreground,
+    }
+    files.write_json(folder / "index.json", index)
+
+
+def _squares(
+    item: Item,
+    view: SliceView,
+    intensities: Sequence[Intensity],
+    values: npt.NDArray[np.int64],
+    image_size: int,
+) -> Iterator[tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]]:
+    """Decode one item; yield its slices, ``(channels, size, size)``, and their class indices, ``(size, size)``."""
+    image = read_item(item)
+    channels = [apply(how, channel, item.images[0]) for how, channel in zip(intensities, image, strict=True)]
+    del image
+    views = [view.view(channel[np.newaxis]) for channel in channels]
+    mask = read_mask(item)
+    for n, labels in enumerate(view.view(mask[np.newaxis])):
+        square, _ = letterbox(np.concatenate([channel[n] for channel in views]), image_size)
+        yield square, letterbox_labels(_classes(item, labels[0], values), image_size)
+
+
+def _classes(item: Item, labels: Labels, values: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+    known = np.isin(labels, values)
+    if not known.all():
+        raise InputError(
+            item.mask or item.name,
+            expected=f"the labels {', '.join(map(str, values))}",
+            found=f"also {', '.join(map(str, np.unique(labels[~known])[:10]))}",
+            do="Correct the mask, or name the label in dataset.json.",
+        )
+    return to_class_indices(labels, values)
+
+
+def _key(
+    dataset: Dataset, items: Sequence[Item], view_axis: str, intensities: Sequence[Intensity], image_size: int
+) -> str:
+    """SHA-256 of everything that the stored bytes depend on; files count by name, size and time of change."""
+
+    def stamp(path: Path) -> list[Any]:
+        status = path.stat()
+        return [str(path.resolve()), status.st_size, status.st_mtime_ns]
+
+    document = {
+        "layout": _LAYOUT,
+        "labels": dataset.label_values.tolist(),
+        "axis": view_axis,
+        "intensities": [dataclasses.asdict(intensity) for intensity in intensities],
+        "size": image_size,
+        "items": [
+            [item.name, *[stamp(path) for path in (*item.images, item.mask) if path is not None]] for item in items
+        ],
+    }
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+
+def _open(place: Path, neighbours: int) -> Samples:
+    index = files.read_json(place / "index.json")
+    return Samples(
+        images=np.load(place / "images.npy", mmap_mode="r"),
+        labels=np.load(place / "labels.npy", mmap_mode="r"),
+        item_names=tuple(index["item"]),
+        slice_indices=np.array(index["slice"], dtype=np.int64),
+        content=np.array(index["content"], dtype=np.int64).reshape(-1, 2),
+        foreground=np.array(index["foreground"], dtype=bool),
+        neighbours=neighbours,
+    )
+
+
+def _take_place(building: Path, place: Path) -> None:
+    try:
+        building.rename(place)
+    except OSError:
+        # Another process was faster; what it built under the same key is the same.
+        if not (place / "index.json").is_file():
+            raise
+
+
+def _require_room(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise InputError(
+            folder,
+            expected=f"{needed / 2**20:,.0f} MiB of free disk for the prepared images",
+            found=f"{free / 2**20:,.0f} MiB",
+            do="Make room, write the run elsewhere, or choose a smaller --image-size.",
+        )

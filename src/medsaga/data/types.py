@@ -1,0 +1,123 @@
+"""The words that all of the data code shares: grids, headers, items and datasets.
+
+Axes. A 2-D image is ``(channels, height, width)``. A volume is ``(channels, i, j, k)`` with i, j, k in the order
+in which its file stores them. A label map is the same without the channels. Spacing is in mm.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from medsaga.errors import InputError
+
+Array = npt.NDArray[np.generic]
+"""An image, ``(channels, *shape)``, in the units of its file: grey values, HU, arbitrary MR units."""
+Labels = npt.NDArray[np.integer]
+"""A label map, ``(*shape)``: integer label values as in the file, or class indices where a docstring says so."""
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """Where the pixels or voxels of an image lie.
+
+    Attributes:
+        shape: spatial shape, ``(height, width)`` or ``(i, j, k)``.
+        spacing: size of a voxel along each axis of ``shape`` in mm; None where the file does not say.
+        affine: (4, 4) float64, voxel index to mm in RAS+ world coordinates; None for 2-D images.
+    """
+
+    shape: tuple[int, ...]
+    spacing: tuple[float, ...] | None = None
+    affine: npt.NDArray[np.float64] | None = None
+
+    def same_space(self, other: Grid, tolerance_mm: float = 1e-2) -> bool:
+        """Whether both grids put every voxel at the same place, within ``tolerance_mm``."""
+        if self.shape != other.shape:
+            return False
+        if self.affine is None or other.affine is None:
+            return True
+        corner = np.array([*self.shape, 1.0])
+        return bool(
+            np.allclose(self.affine[:3, 3], other.affine[:3, 3], atol=tolerance_mm)
+            and np.allclose((self.affine @ corner)[:3], (other.affine @ corner)[:3], atol=tolerance_mm)
+            and np.allclose(self.affine[:3, :3], other.affine[:3, :3], atol=tolerance_mm)
+        )
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says of its image before any pixel is decoded."""
+
+    grid: Grid
+    channels: int
+    dtype: np.dtype
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image with its label map: a 2-D image, or a volume.
+
+    Attributes:
+        name: the name under which predictions of it are written; unique in its dataset.
+        case: the patient, animal or examination it belongs to; splits never divide a case.
+        images: one file with all channels, or one file per channel in channel order.
+        mask: the label map; None when there is none.
+        header: grid and channels of the whole image.
+    """
+
+    name: str
+    case: str
+    images: tuple[Path, ...]
+    mask: Path | None
+    header: Header
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A folder of labelled images, in either of the two layouts.
+
+    Attributes:
+        root: the folder.
+        layout: ``nnunet`` or ``folder``.
+        labels: label name to label value, background (0) first, then by value. The position in this order is the
+            class index that the model predicts; values may have gaps (BraTS: 0, 1, 2, 4).
+        channels: one name per image channel, as ``dataset.json`` gives them, else ``channel_0`` and so on.
+        items: sorted by name.
+        problems: what is wrong with the folder, one message each; empty when it can be used.
+    """
+
+    root: Path
+    layout: str
+    labels: dict[str, int]
+    channels: tuple[str, ...]
+    items: tuple[Item, ...]
+    problems: tuple[InputError, ...] = field(default=())
+
+    @property
+    def cases(self) -> tuple[str, ...]:
+        """The distinct cases, sorted."""
+        return tuple(sorted({item.case for item in self.items}))
+
+    @property
+    def label_values(self) -> npt.NDArray[np.int64]:
+        """``(classes,)``: the label value of each class index, background first, ascending."""
+        return np.array(list(self.labels.values()), dtype=np.int64)
+
+    def items_of(self, cases: tuple[str, ...]) -> tuple[Item, ...]:
+        """The items of the given cases, sorted by name."""
+        wanted = set(cases)
+        return tuple(item for item in self.items if item.case in wanted)
+
+
+def to_class_indices(labels: Labels, values: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+    """Replace label values by class indices (positions in ``values``, which ascend and hold every label)."""
+    return np.searchsorted(values, labels).astype(np.uint8)
+
+
+def to_label_values(classes: npt.NDArray[np.uint8], values: npt.NDArray[np.int64]) -> Labels:
+    """Replace class indices by label values, in the smallest unsigned type that holds them all."""
+    return values.astype(np.min_scalar_type(int(values.max())))[classes]

@@ -1,0 +1,42 @@
+"""``medsaga demo``: the whole way on a generated phantom CT, so that a newcomer sees it work before any data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from medsaga.config import Settings
+from medsaga.data.phantom import write_phantom_ct
+from medsaga.errors import InputError
+from medsaga.predict import predict_files
+from medsaga.training.loop import train
+
+SETTINGS = Settings(shots=4, image_size=128, steps=300, batch_size=8)
+
+
+def demo(out: Path, console: Console) -> dict[str, Any]:
+    """Write a phantom dataset, train on four of its cases, test on the others, and predict one of them.
+
+    Args:
+        out: folder for ``data``, ``run`` and ``prediction``; it must not exist.
+        console: where progress is shown.
+
+    Returns:
+        the content of ``result.json``.
+
+    Raises:
+        InputError: ``out`` exists.
+    """
+    if out.exists():
+        raise InputError(out, expected="a folder that does not exist yet", found="one that does", do="Choose another.")
+    data, run = out / "data", out / "run"
+    write_phantom_ct(data, cases=10, shape=(128, 128, 16), seed=0)
+    console.print(f"phantom CT: {data} (nnU-Net layout)")
+    result = train(data, run, SETTINGS, console=console)
+    worst = min(result["cases"], key=lambda case: sum(dice or 0.0 for dice in case["dice"].values()))
+    image = data / "imagesTr" / f"{worst['name']}_0000.nii.gz"
+    predict_files(run, image, out / "prediction", overlay=True, console=console)
+    console.print(f"report: {run / 'report.html'}\npicture: {out / 'prediction'} ({worst['name']}, the worst case)")
+    return result

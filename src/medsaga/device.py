@@ -1,0 +1,34 @@
+"""Which device a run uses."""
+
+from __future__ import annotations
+
+import torch
+
+from medsaga.errors import InputError
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """Return the device for ``auto`` (CUDA, else Apple MPS, else the CPU) or for a name such as ``cuda:1``.
+
+    Raises:
+        InputError: the name is unknown or this machine has no such device.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    usable = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not usable.get(device.type, False):
+        here = [kind for kind, there in {**usable, "cuda": torch.cuda.is_available()}.items() if there]
+        raise InputError(
+            "--device", expected=f"a device of this machine ({', '.join(here)})", found=name, do="Name one, or auto."
+        )
+    return device

@@ -1,0 +1,46 @@
+"""The errors that a user can meet, each with the exit code that the command line documents."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class MedsagaError(Exception):
+    """Something went wrong that the user should read as one message, without a traceback."""
+
+    exit_code = 1
+
+
+class RunError(MedsagaError):
+    """A run failed while it was running, for instance because its loss stayed non-finite."""
+
+    exit_code = 1
+
+
+class InputError(MedsagaError, ValueError):
+    """Arguments, settings or data that cannot be used.
+
+    Args:
+        where: the file, folder or flag that is at fault.
+        expected: what should have been there.
+        found: what was there instead.
+        do: what the user can do about it, as a sentence.
+    """
+
+    exit_code = 2
+
+    def __init__(self, where: str | Path, *, expected: str, found: str, do: str) -> None:
+        self.where = str(where)
+        super().__init__(f"{where}: expected {expected}; found {found}. {do}")
+
+
+class OutOfMemoryError(MedsagaError):
+    """The device's memory does not hold the run; the message names the next smaller setting."""
+
+    exit_code = 3
+
+
+class Interrupted(MedsagaError):  # noqa: N818 - it is no error of anybody's
+    """The user stopped the run; its checkpoint has been saved."""
+
+    exit_code = 130

@@ -1,0 +1,142 @@
+"""Testing a trained model on labelled cases, on the images' own grids, and writing down what came out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from rich.console import Console
+
+from medsaga import files
+from medsaga.config import RunConfig, read_config
+from medsaga.data.dataset import check_items, raise_problems, read_dataset
+from medsaga.data.items import read_mask
+from medsaga.data.slices import SliceView
+from medsaga.data.splits import Split
+from medsaga.data.types import Dataset, Item, to_class_indices
+from medsaga.errors import InputError
+from medsaga.evaluation.protocols import LabelScore, protocol_named
+from medsaga.evaluation.summary import ItemScores, summarise
+from medsaga.inference import Prediction, Segmenter
+from medsaga.overlay import triptych
+from medsaga.progress import counting
+from medsaga.report import Example, choose_examples, write_report
+from medsaga.training.checkpoint import read_metrics
+
+RESULT_NAME = "result.json"
+REPORT_NAME = "report.html"
+
+
+def evaluate_run(
+    run: Path, *, data: Path | None = None, device: str = "auto", console: Console | None = None
+) -> dict[str, Any]:
+    """Score a run's model on its test cases, or on all cases of another dataset.
+
+    On its own test cases ``result.json`` and ``report.html`` are written into the run folder. On ``data`` nothing is
+    written: the run's result stays that of its own split.
+
+    Returns:
+        the content of ``result.json``: Dice and HD95 per label and per case, the protocol, the cost of the training.
+
+    Raises:
+        InputError: the run or the data cannot be used, the labels differ, or no case is left to test on.
+    """
+    console = console or Console(stderr=True)
+    config = read_config(run / "config.toml")
+    segmenter = Segmenter.load(run, device)
+    dataset = read_dataset(Path(config.data) if data is None else data)
+    raise_problems(dataset.problems)
+    items = _test_items(run, config, dataset, whole=data is not None)
+    raise_problems(check_items(dataclasses.replace(dataset, items=items)))
+    scored = _score(segmenter, dataset, items, console)
+    result = {**summarise(scored, config.settings.protocol), **_cost(run)}
+    result["cases_trained_on"] = len(Split.from_json(files.read_json(run / "split.json")).train)
+    if data is None:
+        files.write_json(run / RESULT_NAME, result)
+        write_report(
+            run / REPORT_NAME,
+            settings=dataclasses.asdict(config.settings),
+            result=result,
+            history=read_metrics(run),
+            examples=_examples(segmenter, dataset, items, result),
+            manifest=files.read_json(run / "manifest.json"),
+        )
+    return result
+
+
+def _test_items(run: Path, config: RunConfig, dataset: Dataset, *, whole: bool) -> tuple[Item, ...]:
+    if dataset.labels != config.labels:
+        raise InputError(
+            dataset.root,
+            expected=f"the labels of the run, {config.labels}",
+            found=str(dataset.labels),
+            do="Evaluate on data with the same labels.",
+        )
+    split = Split.from_json(files.read_json(run / "split.json"))
+    items = dataset.items if whole else dataset.items_of(split.test)
+    if not items:
+        raise InputError(
+            run,
+            expected="cases that were held out from training",
+            found="none",
+            do="Train with fewer --shots, or evaluate on other cases with --data.",
+        )
+    return items
+
+
+def _score(segmenter: Segmenter, dataset: Dataset, items: Sequence[Item], console: Console) -> list[ItemScores]:
+    protocol = protocol_named(segmenter.config.settings.protocol)
+    names = {value: name for name, value in dataset.labels.items() if value != 0}
+    progress = counting(console, "evaluating")
+    scored = []
+    for done, item in enumerate(items, 1):
+        prediction = segmenter.predict_item(item)
+        scores: dict[int, LabelScore] = protocol(
+            prediction.labels, read_mask(item), list(names), item.header.grid.spacing
+        )
+        scored.append(ItemScores(item.name, item.case, {names[value]: score for value, score in scores.items()}))
+        progress(done, len(items))
+    return scored
+
+
+def _examples(
+    segmenter: Segmenter, dataset: Dataset, items: Sequence[Item], result: dict[str, Any]
+) -> list[Example]:
+    """Predict the best, the median and the worst item once more, for their pictures."""
+    means = {case["name"]: case["dice_mean"] for case in result["cases"] if case["dice_mean"] is not None}
+    by_name = {item.name: item for item in items}
+    examples = []
+    for role, name in choose_examples(list(means.items())).items():
+        item = by_name[name]
+        prediction = segmenter.predict_item(item)
+        picture = _picture(prediction, to_class_indices(read_mask(item), dataset.label_values), dataset)
+        examples.append(Example(name=name, case=item.case, dice=means[name], picture=picture, role=role))
+    return examples
+
+
+def _picture(prediction: Prediction, truth: npt.NDArray[np.uint8], dataset: Dataset) -> npt.NDArray[np.uint8]:
+    """Draw image, truth and prediction of the slice that holds most of the truth."""
+    true = _slices(prediction.view, truth)
+    guess = _slices(prediction.view, to_class_indices(prediction.labels, dataset.label_values))
+    index = int((true > 0).sum(axis=(1, 2)).argmax())
+    return triptych(prediction.picture[index], true[index], guess[index], spacing=prediction.view.spacing)
+
+
+def _slices(view: SliceView, classes: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    return view.view(classes[np.newaxis])[:, 0]
+
+
+def _cost(run: Path) -> dict[str, Any]:
+    """What the training took, from what the run wrote into its log."""
+    lines = read_metrics(run)
+    seconds = [line["seconds"] for line in lines if line["kind"] == "step"]
+    facts: dict[str, Any] = {"steps": len(seconds), "seconds_per_step": median(seconds) if seconds else None}
+    wanted = ("trainable_parameters", "projected_parameters", "skipped_steps", "peak_memory_bytes", "memory_breakdown")
+    for line in lines:
+        facts.update({name: line[name] for name in wanted if name in line})
+    return facts

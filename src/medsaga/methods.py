@@ -1,0 +1,68 @@
+"""The fine-tuning methods. A method takes the model and the settings and returns the optimizer's parameter groups.
+
+To add one, write a function and name it in ``METHODS``. What no group holds is frozen by the caller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torch import nn
+
+from medsaga.config import Settings
+from medsaga.models.sam import KClassSam
+from medsaga.optim import PRESETS
+
+Groups = list[dict[str, Any]]
+Method = Callable[[KClassSam, Settings], Groups]
+
+
+def medsaga(model: KClassSam, settings: Settings) -> Groups:
+    """GaLore on every weight matrix of the image encoder, AdamW on all the rest (arXiv 2407.15042).
+
+    Convolution kernels (patch embedding, neck) count as matrices. Biases, norms and position tables of the encoder
+    and the whole prompt encoder and mask decoder are trained in full.
+    """
+    matrices, others = weight_matrices(model.vision_encoder)
+    projected: dict[str, Any] = {
+        **PRESETS[settings.preset],
+        "params": matrices,
+        "lr": settings.encoder_lr,
+        "weight_decay": settings.weight_decay,
+        "rank": settings.rank,
+        "refresh_every": settings.refresh_every,
+    }
+    return [
+        projected,
+        {"params": others, "lr": settings.encoder_lr, "weight_decay": 0.0},
+        *_full_groups([model.prompt_encoder, model.mask_decoder], settings.decoder_lr, settings.weight_decay),
+    ]
+
+
+METHODS: dict[str, Method] = {"medsaga": medsaga}
+
+
+def weight_matrices(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Divide a module's parameters into weights of linear and convolution layers, and everything else.
+
+    Position tables and embeddings are two-dimensional too, but they are no linear maps: they count as the rest.
+    """
+    matrices = [
+        child.weight for child in module.modules() if isinstance(child, nn.Linear | nn.Conv2d | nn.ConvTranspose2d)
+    ]
+    known = {id(parameter) for parameter in matrices}
+    return matrices, [parameter for parameter in module.parameters() if id(parameter) not in known]
+
+
+def _full_groups(modules: Iterable[nn.Module], lr: float | None, weight_decay: float) -> Groups:
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for module in modules:
+        weights, rest = weight_matrices(module)
+        matrices += weights
+        others += rest
+    return [
+        {"params": matrices, "lr": lr, "weight_decay": weight_decay},
+        {"params": others, "lr": lr, "weight_decay": 0.0},
+    ]

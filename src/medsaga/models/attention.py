@@ -1,0 +1,153 @@
+"""Exact attention for SAM's image encoder that never stores the matrix of all token pairs.
+
+SAM adds to the attention score of query token i and key token j a bias for their distance in rows and one for their
+distance in columns (decomposed relative positions: Li et al., MViTv2, arXiv 2112.01526, equation 4). Both are products
+of the query with rows of two tables, so they fold into the dot product itself::
+
+    q' = [scale * q, q . R_rows, q . R_columns]      k' = [k, onehot(row of the token), onehot(column of the token)]
+
+and q' . k' is the biased score. Any fused kernel for plain attention then computes SAM's attention exactly.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.backends.cuda import SDPAParams, can_use_efficient_attention
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
+
+HEAD_ALIGNMENT = 8
+"""The fused CUDA kernels want head sizes that are multiples of this in half precision."""
+CHUNK_ELEMENTS = 2**24
+"""Scores that exist at a time where no fused kernel can run (64 MiB in float32)."""
+
+
+class FusedVisionAttention(nn.Module):
+    """Multi-head self-attention with decomposed relative positions over a grid of tokens.
+
+    Takes over the parameters of a ``SamVisionAttention`` of transformers under the same names: ``qkv``, ``proj``,
+    ``rel_pos_h`` and ``rel_pos_w``.
+    """
+
+    def __init__(self, attention: nn.Module) -> None:
+        super().__init__()
+        reference: Any = attention
+        assert reference.use_rel_pos, "SAM's image encoder has relative positions in every layer"
+        assert reference.dropout == 0.0, "SAM's image encoder has no dropout in its attention"
+        self.num_attention_heads: int = reference.num_attention_heads
+        self.scale: float = reference.scale
+        self.qkv: nn.Linear = reference.qkv
+        self.proj: nn.Linear = reference.proj
+        self.rel_pos_h: nn.Parameter = reference.rel_pos_h
+        self.rel_pos_w: nn.Parameter = reference.rel_pos_w
+
+    def forward(self, hidden_states: Tensor) -> tuple[Tensor, None]:
+        """Let every token of a grid look at all tokens of the same grid.
+
+        Args:
+            hidden_states: ``(batch, height, width, channels)``, height and width in tokens.
+
+        Returns:
+            The result, of the same shape, and None in place of the attention weights, which never exist.
+        """
+        batch, height, width, channels = hidden_states.shape
+        heads = self.num_attention_heads
+        qkv = self.qkv(hidden_states).reshape(batch, height * width, 3, heads, channels // heads)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        query, key = self._fold_positions(query, key, (height, width))
+        output = attend(query, key, value)
+        return self.proj(output.transpose(1, 2).reshape(batch, height, width, channels)), None
+
+    def _fold_positions(self, query: Tensor, key: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Widen ``(batch, heads, tokens, head size)`` queries and keys so that their product holds the bias."""
+        height, width = grid
+        rows = _distances(self.rel_pos_h, height)
+        columns = _distances(self.rel_pos_w, width)
+        on_grid = query.unflatten(2, grid)
+        row_bias = torch.einsum("bnhwc,hkc->bnhwk", on_grid, rows).flatten(2, 3)
+        column_bias = torch.einsum("bnhwc,wkc->bnhwk", on_grid, columns).flatten(2, 3)
+        padding = -(query.shape[-1] + height + width) % HEAD_ALIGNMENT
+        nothing = query.new_zeros(padding).expand(*query.shape[:3], padding)
+        places = _one_hot_places(grid, padding, like=key).expand(*key.shape[:3], -1)
+        return torch.cat((query * self.scale, row_bias, column_bias, nothing), -1), torch.cat((key, places), -1)
+
+
+def use_fused_attention(vision_encoder: nn.Module) -> None:
+    """Replace the attention of every layer of transformers' ``SamVisionEncoder``; parameters and their names stay."""
+    encoder: Any = vision_encoder
+    for layer in encoder.layers:
+        layer.attn = FusedVisionAttention(layer.attn)
+
+
+def resize_relative_positions(table: Tensor, size: int) -> Tensor:
+    """Interpolate a table of relative positions ``(2 * old size - 1, head size)`` linearly for ``size`` tokens."""
+    length = 2 * size - 1
+    if table.shape[0] == length:
+        return table
+    return F.interpolate(table.T[None], size=length, mode="linear")[0].T
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Compute softmax(query . key) . value without a tensor of tokens x tokens.
+
+    Args:
+        query: ``(batch, heads, tokens, folded size)``, already scaled.
+        key: like ``query``.
+        value: ``(batch, heads, tokens, head size)``.
+
+    Returns:
+        ``(batch, heads, tokens, head size)``.
+    """
+    # Naming the one kernel that fits turns the silent fall back to the quadratic one into an error.
+    if query.device.type == "cpu":
+        # The CPU kernel wants values of the keys' size; zeros only add output columns that are cut off again.
+        size = value.shape[-1]
+        value = F.pad(value, (0, query.shape[-1] - size))
+        with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+            return F.scaled_dot_product_attention(query, key, value, scale=1.0)[..., :size]
+    if query.device.type == "cuda" and _memory_efficient_fits(query, key, value):
+        with sdpa_kernel(SDPBackend.EFFICIENT_ATTENTION):
+            return F.scaled_dot_product_attention(query, key, value, scale=1.0)
+    return attend_in_chunks(query, key, value, CHUNK_ELEMENTS)
+
+
+def attend_in_chunks(query: Tensor, key: Tensor, value: Tensor, elements: int) -> Tensor:
+    """Like :func:`attend` with ordinary operations, for devices without a fused kernel (MPS; float64 on CUDA).
+
+    At most ``elements`` scores exist at a time, or one row of them per head; backward computes them again.
+    """
+    batch, heads, tokens, _ = query.shape
+    rows = max(1, elements // (batch * heads * key.shape[2]))
+    if rows >= tokens:
+        return F.scaled_dot_product_attention(query, key, value, scale=1.0)
+    chunks = [
+        checkpoint(
+            F.scaled_dot_product_attention, part, key, value, scale=1.0, use_reentrant=False, preserve_rng_state=False
+        )
+        for part in query.split(rows, dim=2)
+    ]
+    return torch.cat(chunks, dim=2)
+
+
+def _memory_efficient_fits(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Whether the CUDA kernel that takes values of another size than the keys' supports device, type and sizes."""
+    return can_use_efficient_attention(SDPAParams(query, key, value, None, 0.0, False, False))
+
+
+def _distances(table: Tensor, size: int) -> Tensor:
+    """``(size, size, head size)``: entry (i, j) is the table's row for a query at i and a key at j, i - j apart."""
+    # Windows over the reversed table, not an index: the gradient of indexing adds in no fixed order on threads,
+    # and a resumed run has to be the same run bit for bit.
+    return resize_relative_positions(table, size).flip(0).unfold(0, size, 1).flip(0).transpose(1, 2)
+
+
+def _one_hot_places(grid: tuple[int, int], padding: int, *, like: Tensor) -> Tensor:
+    """``(tokens, height + width + padding)``: one-hot row, one-hot column, zeros, in the type of ``like``."""
+    height, width = grid
+    row = torch.eye(height, dtype=like.dtype, device=like.device).repeat_interleave(width, 0)
+    column = torch.eye(width, dtype=like.dtype, device=like.device).repeat(height, 1)
+    return F.pad(torch.cat((row, column), 1), (0, padding))

@@ -1,0 +1,267 @@
+"""The Segment Anything Model (arXiv 2304.02643) as a segmenter of k classes without prompts.
+
+The parts are those of transformers, so the names of the parameters are too. Image encoder, prompt encoder and mask
+decoder compute what SAM computes when it gets no point, box or mask; the decoder has one mask token and one
+hypernetwork per class, background included (SAMed, arXiv 2304.13785; MedSAGa, arXiv 2407.15042).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers.models.sam.configuration_sam import (
+    SamConfig,
+    SamMaskDecoderConfig,
+    SamPromptEncoderConfig,
+    SamVisionConfig,
+)
+from transformers.models.sam.modeling_sam import SamMaskDecoder, SamPromptEncoder, SamVisionEncoder
+
+from medsaga.errors import InputError
+from medsaga.models.attention import use_fused_attention
+
+PATCH_SIZE = 16
+"""Side of a token in pixels, in every architecture."""
+PIXEL_MEAN = (123.675, 116.28, 103.53)
+PIXEL_STD = (58.395, 57.12, 57.375)
+"""SAM's normalisation of red, green and blue in 0..255."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What distinguishes one size of SAM from another.
+
+    Attributes:
+        hidden_size: channels of the image encoder.
+        layers: transformer blocks of the image encoder.
+        heads: attention heads of a block.
+        global_layers: blocks that attend to the whole image; the others attend within windows.
+        image_size: side in pixels that suits the size, and that the published weights were trained at.
+        window: side of an attention window in tokens.
+        decoder_mlp_dim: hidden size of the perceptrons of the mask decoder's transformer.
+    """
+
+    hidden_size: int
+    layers: int
+    heads: int
+    global_layers: tuple[int, ...]
+    image_size: int = 1024
+    window: int = 14
+    decoder_mlp_dim: int = 2048
+
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "tiny": Architecture(192, 6, 3, (2, 5), image_size=256, window=8, decoder_mlp_dim=1024),
+    "vit_b": Architecture(768, 12, 12, (2, 5, 8, 11)),
+    "vit_l": Architecture(1024, 24, 16, (5, 11, 17, 23)),
+    "vit_h": Architecture(1280, 32, 16, (7, 15, 23, 31)),
+}
+"""The three published sizes, and one of the same structure that trains on a CPU without published weights."""
+
+
+class KClassSam(nn.Module):
+    """SAM that gives every pixel one of k classes.
+
+    Parameters that only prompts or SAM's own quality estimate use (``point_embed``, ``mask_embed``,
+    ``iou_prediction_head``) are kept, as in the published files, but nothing computes with them: they never get a
+    gradient.
+
+    Attributes:
+        architecture: key of :data:`ARCHITECTURES`.
+        classes: number of classes, background included.
+        image_size: side of the square input in pixels.
+        in_channels: channels of the input.
+        checkpoint_blocks: keep only the input of each encoder block for backward and compute the block again there.
+    """
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    def __init__(self, architecture: str, *, classes: int, image_size: int, in_channels: int) -> None:
+        super().__init__()
+        self.architecture = architecture
+        self.classes = classes
+        self.image_size = image_size
+        self.in_channels = in_channels
+        self.checkpoint_blocks = False
+        config = _config(ARCHITECTURES[architecture], classes, image_size, in_channels)
+        self.vision_encoder = SamVisionEncoder(config.vision_config)
+        use_fused_attention(self.vision_encoder)
+        self.prompt_encoder = SamPromptEncoder(config)
+        self.mask_decoder = SamMaskDecoder(config.mask_decoder_config)
+        self._make_frequencies_constant()
+        self.register_normalisation()
+
+    def _make_frequencies_constant(self) -> None:
+        """Make SAM's random Fourier frequencies a float32 buffer: SAM never trains them, and bfloat16 shifts them."""
+        embedding = self.prompt_encoder.shared_embedding
+        shape = embedding.positional_embedding.shape
+        del embedding.positional_embedding
+        embedding.register_buffer("positional_embedding", torch.randn(shape, dtype=torch.float32))
+
+    def register_normalisation(self) -> None:
+        """Create the buffers of the pixel normalisation, float32, which no file stores."""
+        mean, std = torch.tensor([PIXEL_MEAN, PIXEL_STD], dtype=torch.float32).view(2, 1, 3, 1, 1)
+        if self.in_channels not in (1, 3):
+            mean, std = mean.mean(1, keepdim=True), std.mean(1, keepdim=True)
+        self.register_buffer("pixel_mean", mean, persistent=False)
+        self.register_buffer("pixel_std", std, persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Segment images.
+
+        Args:
+            images: ``(batch, in_channels, image_size, image_size)``, grey values or colours in 0..255.
+
+        Returns:
+            ``low_res_logits``, ``(batch, classes, image_size / 4, image_size / 4)``, in the parameters' type.
+        """
+        return self.decode(self.encode(images))
+
+    def encode(self, images: Tensor) -> Tensor:
+        """The dear part: ``images`` as in :meth:`forward` to embeddings ``(batch, 256, tokens, tokens)``."""
+        expected = (self.in_channels, self.image_size, self.image_size)
+        assert tuple(images.shape[1:]) == expected, f"images {tuple(images.shape)} are not (batch, *{expected})"
+        encoder = self.vision_encoder
+        hidden = encoder.patch_embed(self._normalise(images)) + encoder.pos_embed
+        for layer in encoder.layers:
+            if self.checkpoint_blocks and torch.is_grad_enabled():
+                # The blocks draw no random numbers, so there is no generator state to keep.
+                hidden = checkpoint(layer, hidden, use_reentrant=False, preserve_rng_state=False)
+            else:
+                hidden = layer(hidden)
+        return encoder.neck(hidden)
+
+    def decode(self, embeddings: Tensor) -> Tensor:
+        """The cheap part: embeddings of :meth:`encode` to ``low_res_logits``."""
+        decoder = self.mask_decoder
+        batch, channels, *grid = embeddings.shape
+        tokens = torch.cat((decoder.iou_token.weight, decoder.mask_tokens.weight))
+        no_mask = self.prompt_encoder.no_mask_embed.weight.view(1, channels, 1, 1)
+        tokens, pixels = decoder.transformer(
+            point_embeddings=tokens.expand(batch, 1, *tokens.shape),
+            image_embeddings=embeddings + no_mask,
+            image_positional_embeddings=self._image_positions().to(embeddings.dtype),
+            attention_similarity=None,
+        )
+        upscaled = decoder.upscale_conv1(pixels.transpose(2, 3).reshape(batch, channels, *grid))
+        upscaled = decoder.activation(decoder.upscale_layer_norm(upscaled))
+        upscaled = decoder.activation(decoder.upscale_conv2(upscaled))
+        networks = decoder.output_hypernetworks_mlps
+        kernels = torch.stack([networks[c](tokens[:, 0, 1 + c]) for c in range(self.classes)], dim=1)
+        return (kernels @ upscaled.flatten(2)).unflatten(2, upscaled.shape[2:])
+
+    def _normalise(self, images: Tensor) -> Tensor:
+        """Shift and scale to SAM's input range, in float32, then take the parameters' type; grey becomes RGB."""
+        normalised = (images.float() - self.pixel_mean) / self.pixel_std
+        return normalised.to(self.vision_encoder.patch_embed.projection.weight.dtype)
+
+    def _image_positions(self) -> Tensor:
+        """``(1, 256, tokens, tokens)``: Fourier features of the tokens' centres, float32."""
+        embedding = self.prompt_encoder.shared_embedding
+        tokens = self.image_size // PATCH_SIZE
+        centres = (
+            torch.arange(tokens, device=embedding.positional_embedding.device, dtype=torch.float32) + 0.5
+        ) / tokens
+        y, x = torch.meshgrid(centres, centres, indexing="ij")
+        return embedding(torch.stack((x, y), dim=-1)).permute(2, 0, 1).unsqueeze(0)
+
+
+def build_sam(
+    architecture: str, *, classes: int, image_size: int, in_channels: int = 3, dtype: torch.dtype = torch.float32
+) -> KClassSam:
+    """Build a model with random weights that can be trained from scratch, or overwritten by published ones.
+
+    Draws from torch's global generator and builds on torch's default device.
+
+    Args:
+        architecture: key of :data:`ARCHITECTURES`.
+        classes: number of classes, background included.
+        image_size: side of the square input in pixels, a multiple of 16.
+        in_channels: channels of the input. 1 is shown to SAM as grey RGB; other numbers than 1 and 3 get a patch
+            embedding of their own.
+        dtype: type of the parameters.
+
+    Raises:
+        InputError: the architecture is not known, or the image size is no multiple of 16.
+    """
+    if architecture not in ARCHITECTURES:
+        known = ", ".join(ARCHITECTURES)
+        raise InputError("--model", expected=f"one of {known}", found=repr(architecture), do="Choose one of them.")
+    check_image_size(image_size)
+    assert classes >= 2, "background and at least one class"
+    assert in_channels >= 1
+    with _default_dtype(dtype):
+        model = KClassSam(architecture, classes=classes, image_size=image_size, in_channels=in_channels)
+        _initialise(model.vision_encoder)
+    return model
+
+
+def check_image_size(image_size: int) -> None:
+    """Raise InputError unless ``image_size`` is a positive multiple of 16."""
+    if image_size > 0 and image_size % PATCH_SIZE == 0:
+        return
+    below = max(PATCH_SIZE, image_size // PATCH_SIZE * PATCH_SIZE)
+    raise InputError(
+        "--image-size",
+        expected=f"a multiple of {PATCH_SIZE} pixels",
+        found=str(image_size),
+        do=f"The nearest are {below} and {below + PATCH_SIZE}; with vit_b, vit_l and vit_h the sizes 224, 448, 672 and "
+        "896 are the cheapest for their area, because SAM's windows of 14 tokens fit them without padding.",
+    )
+
+
+def _config(size: Architecture, classes: int, image_size: int, in_channels: int) -> SamConfig:
+    config = SamConfig(
+        vision_config=SamVisionConfig(
+            hidden_size=size.hidden_size,
+            num_hidden_layers=size.layers,
+            num_attention_heads=size.heads,
+            num_channels=3 if in_channels == 1 else in_channels,
+            image_size=image_size,
+            window_size=size.window,
+            global_attn_indexes=size.global_layers,
+        ),
+        prompt_encoder_config=SamPromptEncoderConfig(image_size=image_size),
+        # 1e-5 is what the published decoders were trained with; transformers' default is 1e-6.
+        mask_decoder_config=SamMaskDecoderConfig(
+            mlp_dim=size.decoder_mlp_dim, num_multimask_outputs=classes - 1, layer_norm_eps=1e-5
+        ),
+    )
+    config.mask_decoder_config._attn_implementation = "sdpa"
+    return config
+
+
+@torch.no_grad()
+def _initialise(vision_encoder: nn.Module) -> None:
+    """Give the encoder weights that learn: transformers' own, with a spread of 1e-10, wait for a checkpoint.
+
+    The other two parts have PyTorch's defaults, as in SAM. The encoder gets those of ViT: a normal distribution of
+    spread 0.02 for matrices and absolute positions; relative positions stay zero (ViTDet, arXiv 2203.16527).
+    PyTorch's truncated normal cuts at 2, which is 100 spreads, and cannot run on fake tensors.
+    """
+    encoder: Any = vision_encoder
+    for module in encoder.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=0.02)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Conv2d):
+            module.reset_parameters()
+    nn.init.normal_(encoder.pos_embed, std=0.02)
+
+
+@contextlib.contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Create floating-point tensors in ``dtype``: a model built so needs no cast, which fake tensors do not support."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

@@ -1,0 +1,272 @@
+"""Published SAM weights into a k-class model, and this package's own model files.
+
+Every tensor has to find its place, or nothing is loaded.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor
+
+from medsaga import files
+from medsaga.errors import InputError
+from medsaga.models.attention import resize_relative_positions
+from medsaga.models.sam import ARCHITECTURES, PATCH_SIZE, KClassSam, build_sam
+from medsaga.models.sources import SourceFile, State, read_safetensors, read_source
+
+RELEASES = {
+    "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912": "sam_vit_b_01ec64 (Meta AI, Apache-2.0)",
+    "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622": "sam_vit_l_0b3195 (Meta AI, Apache-2.0)",
+    "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e": "sam_vit_h_4b8939 (Meta AI, Apache-2.0)",
+}
+"""SHA-256 of the official files."""
+REPEAT_NOISE = 0.02
+"""Spread, relative to that of the tensor, of the noise that tells apart classes which start from the same mask."""
+SHOWN = 6
+"""How many names of a kind an error lists."""
+
+
+@dataclass(frozen=True)
+class WeightsInfo:
+    """Where a model's pre-trained weights came from, for the record of a run.
+
+    Attributes:
+        source: what the user named.
+        file: the file that was read.
+        sha256: of that file.
+        layout: ``official`` or ``transformers``.
+        architecture: key of ``ARCHITECTURES``.
+        image_size: side in pixels that the weights were made for.
+        release: the official release that the file is, or None.
+    """
+
+    source: str
+    file: str
+    sha256: str
+    layout: str
+    architecture: str
+    image_size: int
+    release: str | None
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """A file of weights, and the sizes that its tensors tell."""
+
+    file: SourceFile
+    architecture: str
+    classes: int
+    image_size: int
+    in_channels: int
+
+
+def load_pretrained(model: KClassSam, source: str | Path) -> WeightsInfo:
+    """Overwrite a model's weights by published ones, adapted to its classes, image size and channels.
+
+    - Absolute positions are resized bicubically, relative positions of the global layers linearly.
+    - Class c starts as SAM's mask c modulo 4; where several classes start as the same mask, a little noise from a
+      fixed seed tells the later ones apart.
+    - A patch embedding for other than RGB input is the mean over RGB, scaled to keep the size of its sums.
+
+    Args:
+        model: of the architecture of the weights; see :func:`detect_architecture`.
+        source: an official or MedSAM ``.pth`` file, a ``.safetensors`` file, a Hugging Face folder, or a hub id such
+            as ``facebook/sam-vit-base``, which is downloaded once.
+
+    Raises:
+        InputError: the file cannot be read, holds code, belongs to another architecture, or lacks a tensor.
+    """
+    weights = _read_weights(source)
+    if weights.architecture != model.architecture:
+        raise InputError(
+            source,
+            expected=f"weights of {model.architecture}",
+            found=f"weights of {weights.architecture}",
+            do=f"Use --model {weights.architecture}, or other weights.",
+        )
+    expected = _layout_of(weights.architecture, weights.classes, weights.image_size, weights.in_channels)
+    _check_tensors(source, weights.file.state, expected)
+    model.load_state_dict(_adapt(weights, model))
+    digest = files.sha256(weights.file.path)
+    return WeightsInfo(
+        source=str(source),
+        file=weights.file.path.name,
+        sha256=digest,
+        layout=weights.file.layout,
+        architecture=weights.architecture,
+        image_size=weights.image_size,
+        release=RELEASES.get(digest),
+    )
+
+
+def detect_architecture(source: str | Path) -> str:
+    """Return which of ``ARCHITECTURES`` a source of weights, as in :func:`load_pretrained`, belongs to.
+
+    Raises:
+        InputError: the file cannot be read, or belongs to none.
+    """
+    return _read_weights(source).architecture
+
+
+def save_model(path: Path, model: KClassSam) -> None:
+    """Write a model as safetensors, whole or not at all; what it takes to build it goes into the file's metadata."""
+    metadata = {
+        "format": "pt",
+        "architecture": model.architecture,
+        "classes": str(model.classes),
+        "image_size": str(model.image_size),
+        "in_channels": str(model.in_channels),
+    }
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    with files.replacing(path) as temporary:
+        save_file(state, temporary, metadata)
+
+
+def load_model(path: Path) -> KClassSam:
+    """Read a model that :func:`save_model` wrote, in the types it was saved in, on the CPU.
+
+    Raises:
+        InputError: the file is missing, damaged, of another program, or its tensors do not fit its own description.
+    """
+    state, metadata = read_safetensors(path)
+    try:
+        architecture = metadata["architecture"]
+        classes, image_size, in_channels = (int(metadata[name]) for name in ("classes", "image_size", "in_channels"))
+        with torch.device("meta"):
+            model = build_sam(architecture, classes=classes, image_size=image_size, in_channels=in_channels)
+    except (KeyError, ValueError):
+        raise InputError(
+            path,
+            expected="a model file of medsaga",
+            found="a file without a valid description of one",
+            do="Published weights are named by --model or --weights when a run is trained.",
+        ) from None
+    _check_tensors(path, state, model.state_dict())
+    # Memory-mapped tensors would keep the file open, and Windows would refuse to replace it.
+    model.load_state_dict({name: tensor.clone() for name, tensor in state.items()}, assign=True)
+    model.register_normalisation()
+    return model
+
+
+def _read_weights(source: str | Path) -> _Weights:
+    file = read_source(source)
+    state = file.state
+    patches = state.get("vision_encoder.patch_embed.projection.weight")
+    if patches is None or patches.dim() != 4:
+        raise InputError(
+            source,
+            expected="weights of SAM (image_encoder.* or vision_encoder.*)",
+            found=_some(sorted(state)) if state else "no tensors",
+            do="SAM 2, SAM-HQ and MobileSAM are other models. Use an official SAM or MedSAM file, or facebook/sam-vit-base.",
+        )
+    architecture = _architecture_of(source, state, hidden_size=len(patches))
+    positions = state.get("vision_encoder.pos_embed")
+    tokens = state.get("mask_decoder.mask_tokens.weight")
+    side = ARCHITECTURES[architecture].image_size
+    if positions is not None and positions.dim() == 4:
+        side = positions.shape[1] * PATCH_SIZE
+    return _Weights(
+        file=file,
+        architecture=architecture,
+        classes=max(2, len(tokens)) if tokens is not None else 4,
+        image_size=side,
+        in_channels=patches.shape[1],
+    )
+
+
+def _architecture_of(source: str | Path, state: State, *, hidden_size: int) -> str:
+    numbers = [re.match(r"vision_encoder\.layers\.(\d+)\.", name) for name in state]
+    layers = 1 + max((int(number[1]) for number in numbers if number), default=-1)
+    for name, architecture in ARCHITECTURES.items():
+        if (architecture.hidden_size, architecture.layers) == (hidden_size, layers):
+            return name
+    raise InputError(
+        source,
+        expected=f"one of {', '.join(ARCHITECTURES)}",
+        found=f"an image encoder of {layers} layers with {hidden_size} channels",
+        do="Only these architectures of SAM are known.",
+    )
+
+
+def _layout_of(architecture: str, classes: int, image_size: int, in_channels: int) -> State:
+    """Return a model's state without its values."""
+    with torch.device("meta"):
+        model = build_sam(architecture, classes=classes, image_size=image_size, in_channels=in_channels)
+    return model.state_dict()
+
+
+def _check_tensors(source: str | Path, found: State, expected: State) -> None:
+    """Raise InputError unless names and shapes agree."""
+    problems = {
+        "missing": sorted(expected.keys() - found.keys()),
+        "unexpected": sorted(found.keys() - expected.keys()),
+        "of wrong shape": [
+            f"{name} {tuple(found[name].shape)} instead of {tuple(expected[name].shape)}"
+            for name in sorted(found.keys() & expected.keys())
+            if found[name].shape != expected[name].shape
+        ],
+    }
+    if not any(problems.values()):
+        return
+    raise InputError(
+        source,
+        expected=f"the {len(expected)} tensors of the model",
+        found="; ".join(f"{len(names)} {kind}: {_some(names)}" for kind, names in problems.items() if names),
+        do="The file is incomplete or of another model; nothing was loaded.",
+    )
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+
+
+def _adapt(weights: _Weights, model: KClassSam) -> State:
+    """Fit complete weights to the classes, the image size and the channels of a model."""
+    state = _with_classes(weights.file.state, weights.classes, model.classes)
+    tokens = model.image_size // PATCH_SIZE
+    positions = state["vision_encoder.pos_embed"]
+    if positions.shape[1] != tokens:
+        resized = F.interpolate(positions.float().permute(0, 3, 1, 2), size=(tokens, tokens), mode="bicubic")
+        state["vision_encoder.pos_embed"] = resized.permute(0, 2, 3, 1)
+    for layer in ARCHITECTURES[model.architecture].global_layers:
+        for table in ("rel_pos_h", "rel_pos_w"):
+            name = f"vision_encoder.layers.{layer}.attn.{table}"
+            state[name] = resize_relative_positions(state[name].float(), tokens)
+    name = "vision_encoder.patch_embed.projection.weight"
+    kernel = state[name]
+    channels = model.vision_encoder.patch_embed.projection.in_channels
+    if kernel.shape[1] != channels:
+        scale = kernel.shape[1] / channels
+        state[name] = kernel.float().mean(1, keepdim=True).expand(-1, channels, -1, -1) * scale
+    return state
+
+
+def _with_classes(state: State, masks: int, classes: int) -> State:
+    """Give each class the token, the hypernetwork and the quality estimate of one of the file's masks."""
+    generator = torch.Generator().manual_seed(0)
+
+    def start(tensor: Tensor, c: int) -> Tensor:
+        tensor = tensor.float()
+        if c < masks:
+            return tensor
+        return tensor + REPEAT_NOISE * tensor.std() * torch.randn(tensor.shape, generator=generator)
+
+    networks = "mask_decoder.output_hypernetworks_mlps."
+    adapted = {name: tensor for name, tensor in state.items() if not name.startswith(networks)}
+    tokens = state["mask_decoder.mask_tokens.weight"]
+    adapted["mask_decoder.mask_tokens.weight"] = torch.stack([start(tokens[c % masks], c) for c in range(classes)])
+    for c in range(classes):
+        mine = f"{networks}{c % masks}."
+        for name in sorted(state):
+            if name.startswith(mine):
+                adapted[f"{networks}{c}.{name.removeprefix(mine)}"] = start(state[name], c)
+    rows = torch.arange(classes) % masks
+    for name in ("mask_decoder.iou_prediction_head.proj_out.weight", "mask_decoder.iou_prediction_head.proj_out.bias"):
+        adapted[name] = state[name][rows]
+    return adapted

@@ -1,0 +1,395 @@
+"""AdamW whose gradients are projected to a low rank as they arrive (GaLore, arXiv 2403.03507).
+
+A hook on each projected weight runs as soon as backward has made its gradient: it adds the projected gradient to a
+small accumulator and frees the full one. So a full set of gradients never exists, and accumulation over
+micro-batches, clipping by the global norm and the test for finite gradients all work on the accumulators:
+
+    optimizer.zero_grad()
+    for micro_batch in micro_batches:
+        loss(micro_batch).backward()                 # full gradients live for one layer at a time
+    norm = optimizer.clip_gradients(1.0)
+    if norm.isfinite():                              # else the step is skipped, and nothing has been damaged
+        optimizer.step()
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+
+from medsaga.errors import InputError
+from medsaga.optim.projection import (
+    PROJECTIONS,
+    as_matrix,
+    exact_bases,
+    matrix_shape,
+    project,
+    project_back,
+    projected_sides,
+    rotate_moments,
+    sketch_basis,
+    sketch_matrix,
+    sketch_width,
+)
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {"rank": 64},
+    # What galore-torch does, with the interval and scale of its README and the rank of GaLore's GLUE experiments.
+    "paper": {"rank": 4, "refresh_every": 200, "scale": 0.25, "refresh": "exact", "moments": "keep"},
+}
+"""Settings of projected parameter groups, by name: where they differ from the arguments' defaults."""
+
+CHOICES = {"projection": PROJECTIONS, "refresh": ("sketch", "exact"), "moments": ("rotate", "keep")}
+
+
+def adamw_direction(
+    gradient: Tensor,  # (64, 3072), or any shape
+    exp_avg: Tensor,  # the same, updated in place
+    exp_avg_sq: Tensor,  # the same, updated in place
+    step: int,  # 1 at the first update
+    betas: tuple[float, float],
+    eps: float,
+) -> Tensor:  # the same
+    """Update Adam's moments and return the direction M^ / (sqrt(V^) + eps), as ``torch.optim.AdamW`` computes it."""
+    beta1, beta2 = betas
+    exp_avg.lerp_(gradient, 1 - beta1)
+    exp_avg_sq.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+    denominator = exp_avg_sq.sqrt().div_((1 - beta2**step) ** 0.5).add_(eps)
+    return torch.div(exp_avg, denominator, out=denominator).div_(1 - beta1**step)
+
+
+def update_weight(weight: Tensor, direction: Tensor, lr: float, scale: float, weight_decay: float) -> None:
+    """Decay the weight and move it against the direction, in the direction's precision, whatever the weight's."""
+    precise = weight.to(direction.dtype)
+    precise.mul_(1 - lr * weight_decay).add_(direction.reshape(weight.shape), alpha=-lr * scale)
+    if precise is not weight:
+        weight.copy_(precise)
+
+
+@dataclass
+class _Arrived:
+    """What the hook has kept of a weight's gradients since the last step: sums over micro-batches."""
+
+    low_rank: Tensor | None = None  # (64, 3072), P^T G Q
+    sketch_left: Tensor | None = None  # (768, 128), G Omega
+    sketch_right: Tensor | None = None  # G^T Omega
+
+
+class GaLoreAdamW(torch.optim.Optimizer):
+    """AdamW on low-rank projections of the gradients, which are projected as they arrive.
+
+    A parameter group with a ``rank`` is projected; its parameters are matrices, or convolution kernels seen as
+    (out, in * kh * kw). A group without one is plain AdamW. Every argument below is also a key of a parameter group.
+
+    The basis of each matrix changes every ``refresh_every`` updates, in one of two ways:
+
+    - ``refresh="sketch"``: in the last step before the change, the hook also adds up a linear sketch of the
+      gradient, from which the next basis is made. No full gradient is ever kept. The first bases come from a
+      backward pass for calibration: ``calibrate()`` makes them and drops all gradients without moving any weight;
+      ``step()`` does the same as long as ``needs_calibration()``.
+    - ``refresh="exact"``: what GaLore's authors do. In the first step with a new basis, the full gradient stays in
+      ``.grad`` and ``step()`` takes the basis from its SVD. Full gradients exist in those steps only, and it is their
+      norm that enters ``gradient_norm()``.
+
+    Bases, moments and all arithmetic are float32 (float64 for float64 weights), whatever the weights are.
+    ``step()`` uses up what has arrived for projected weights; call ``zero_grad()`` after it as usual. State: ``step``,
+    ``exp_avg``, ``exp_avg_sq``, and for projected weights ``basis_left`` (m, r), ``basis_right`` (n, r) or both.
+    Accumulators and sketches are not state: save between steps.
+
+    Args:
+        params: parameters or parameter groups, as for any optimizer.
+        lr: learning rate.
+        betas: decay of the two moments.
+        eps: added to the root of the second moment.
+        weight_decay: decoupled weight decay, on the full weight.
+        rank: rank of the projection, capped by the matrix; None for plain AdamW.
+        projection: ``std`` (the shorter side, as GaLore does), ``left``, ``right`` or ``two_sided``.
+        refresh_every: how many updates a basis lasts.
+        scale: factor of the projected update (alpha in the paper).
+        refresh: ``sketch`` or ``exact``.
+        moments: on a change of basis, ``rotate`` the moments into it, or ``keep`` them as GaLore's authors do.
+        seed: seed of the sketches' random columns.
+
+    Raises:
+        InputError: a setting is out of range, or a projected parameter is no matrix.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        *,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        rank: int | None = None,
+        projection: str = "std",
+        refresh_every: int = 50,
+        scale: float = 1.0,
+        refresh: str = "sketch",
+        moments: str = "rotate",
+        seed: int = 0,
+    ) -> None:
+        defaults = dict(locals())
+        for name in ("self", "params", "__class__"):
+            del defaults[name]
+        self._arrived: dict[Tensor, _Arrived] = {}
+        self._hooks: list[RemovableHandle] = []
+        super().__init__(params, defaults)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a parameter group, and hooks to its parameters if it is projected."""
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        _check(group)
+        if group["rank"] is None:
+            return
+        position = len(self.param_groups) - 1
+        first = sum(len(earlier["params"]) for earlier in self.param_groups[:-1])
+        for index, weight in enumerate(group["params"], start=first):
+            self._hooks.append(weight.register_post_accumulate_grad_hook(self._hook(position, index)))
+
+    def projected_parameters(self) -> int:
+        """Return the number of weights (elements) whose gradients are projected."""
+        return sum(weight.numel() for group, weight in self._weights() if group["rank"] is not None)
+
+    def accumulators(self) -> list[Tensor]:
+        """Return all that the hooks have kept since the last step: low-rank gradients and sketches, as they are."""
+        kept = (tensor for arrived in self._arrived.values() for tensor in vars(arrived).values())
+        return [tensor for tensor in kept if tensor is not None]
+
+    def needs_calibration(self) -> bool:
+        """Return whether there are weights to project by sketches and none of them has a basis yet."""
+        sketched = [weight for group, weight in self._weights() if _is_sketched(group)]
+        return bool(sketched) and not any(_has_basis(self.state[weight]) for weight in sketched)
+
+    @torch.no_grad()
+    def calibrate(self) -> bool:
+        """Make bases from the sketches that have arrived, and drop all gradients. No weight moves.
+
+        Returns:
+            whether bases were made; not when ``gradient_norm()`` is not finite.
+        """
+        if finite := bool(self.gradient_norm().isfinite()):
+            for group, weight in self._weights():
+                if weight in self._arrived:
+                    self._refresh_from_sketches(weight, self._arrived[weight], group)
+        self.zero_grad()
+        return finite
+
+    @torch.no_grad()
+    def gradient_norm(self) -> Tensor:
+        """Return the L2 norm of all that has arrived: low-rank gradients and the gradients of unprojected weights.
+
+        A weight without a basis counts with its sketch, whose norm estimates that of its gradient. A gradient that is
+        not finite makes the norm so. In exact mode the norm of a refresh step is that of the full gradients.
+        """
+        norms = [torch.linalg.vector_norm(gradient, dtype=_precision(gradient)) for gradient in self._gradients()]
+        if not norms:
+            return torch.zeros(())
+        return torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
+
+    @torch.no_grad()
+    def clip_gradients(self, max_norm: float) -> Tensor:
+        """Scale all that has arrived so that ``gradient_norm()`` is at most ``max_norm``; return the norm before."""
+        norm = self.gradient_norm()
+        factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+        for gradient in self._gradients():
+            gradient.mul_(factor.to(gradient.device, gradient.dtype))
+        return norm
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Update every weight whose gradient has arrived. As long as ``needs_calibration()``, calibrate instead."""
+        assert closure is None, "a closure would run backward twice between two steps"
+        if self.needs_calibration():
+            self.calibrate()
+            return
+        for group, weight in self._weights():
+            if group["rank"] is not None:
+                self._step_projected(weight, group)
+            elif weight.grad is not None:
+                direction = self._direction(weight, weight.grad.to(_precision(weight)), group)
+                update_weight(weight, direction, group["lr"], 1.0, group["weight_decay"])
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop gradients, accumulators and sketches."""
+        super().zero_grad(set_to_none)
+        self._arrived.clear()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the state as it was saved, and drop what has arrived."""
+        super().load_state_dict(state_dict)
+        # torch has cast the moments and bases to the dtype of the weights, which may be narrower: take them as saved.
+        saved = (number for group in state_dict["param_groups"] for number in group["params"])
+        for number, (_, weight) in zip(saved, self._weights(), strict=True):
+            for name, value in state_dict["state"].get(number, {}).items():
+                if isinstance(value, Tensor):
+                    self.state[weight][name] = value.to(weight.device, copy=True)
+        self.zero_grad()
+
+    def close(self) -> None:
+        """Remove the hooks: backward leaves full gradients in ``.grad`` again."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+
+    def _weights(self) -> Iterator[tuple[dict[str, Any], Tensor]]:
+        """Each weight with its group."""
+        return ((group, weight) for group in self.param_groups for weight in group["params"])
+
+    def _gradients(self) -> Iterator[Tensor]:
+        """What has arrived for each weight, in the order of the weights."""
+        for _, weight in self._weights():
+            arrived = self._arrived.get(weight, _Arrived())
+            for gradient in (weight.grad, arrived.low_rank, arrived.sketch_left, arrived.sketch_right):
+                if gradient is not None:
+                    yield gradient
+                    break
+
+    def _hook(self, position: int, index: int) -> Any:
+        """Return what runs when backward has made the gradient of weight ``index``, in group ``position``."""
+
+        @torch.no_grad()
+        def project_on_arrival(weight: Tensor) -> None:
+            group, state = self.param_groups[position], self.state[weight]
+            done = state.get("step", 0)
+            if not _is_sketched(group) and done % group["refresh_every"] == 0:
+                return  # the full gradient stays and accumulates: step() takes the basis from it
+            assert weight.grad is not None
+            gradient = as_matrix(weight.grad).to(_precision(weight))
+            arrived = self._arrived.setdefault(weight, _Arrived())
+            if _has_basis(state):
+                low_rank = project(gradient, state.get("basis_left"), state.get("basis_right"))
+                arrived.low_rank = _add(arrived.low_rank, low_rank)
+            if _is_sketched(group) and (not _has_basis(state) or (done + 1) % group["refresh_every"] == 0):
+                _add_sketches(arrived, gradient, state, group, index)
+            weight.grad = None
+
+        return project_on_arrival
+
+    def _step_projected(self, weight: Tensor, group: dict[str, Any]) -> None:
+        """Update one projected weight, and change its basis when that is due."""
+        arrived = self._arrived.pop(weight, _Arrived())
+        if weight.grad is not None:  # exact refresh: the basis comes before the update
+            gradient = as_matrix(weight.grad).to(_precision(weight))
+            weight.grad = None
+            rank = min(group["rank"], *gradient.shape)
+            bases = exact_bases(gradient, rank, projected_sides(*matrix_shape(weight.shape), group["projection"]))
+            self._change_bases(weight, *bases, group)
+            arrived.low_rank = project(gradient, *bases)
+        if arrived.low_rank is not None:
+            state = self.state[weight]
+            direction = self._direction(weight, arrived.low_rank, group)
+            direction = project_back(direction, state.get("basis_left"), state.get("basis_right"))
+            update_weight(weight, direction, group["lr"], group["scale"], group["weight_decay"])
+        self._refresh_from_sketches(weight, arrived, group)
+
+    def _direction(self, weight: Tensor, gradient: Tensor, group: dict[str, Any]) -> Tensor:
+        """Count an update of one weight and return AdamW's direction for its gradient, full or low-rank."""
+        state = self.state[weight]
+        if "exp_avg" not in state:
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(gradient), torch.zeros_like(gradient)
+        state["step"] = state.get("step", 0) + 1
+        return adamw_direction(
+            gradient, state["exp_avg"], state["exp_avg_sq"], state["step"], group["betas"], group["eps"]
+        )
+
+    def _refresh_from_sketches(self, weight: Tensor, arrived: _Arrived, group: dict[str, Any]) -> None:
+        """Make the next bases of one weight from its sketches, if it has any."""
+        sketches = arrived.sketch_left, arrived.sketch_right
+        if sketches == (None, None):
+            return
+        rank = min(group["rank"], *matrix_shape(weight.shape))
+        left, right = (None if sketch is None else sketch_basis(sketch, rank) for sketch in sketches)
+        self._change_bases(weight, left, right, group)
+
+    def _change_bases(self, weight: Tensor, left: Tensor | None, right: Tensor | None, group: dict[str, Any]) -> None:
+        """Give one weight new bases, and carry its moments over."""
+        state = self.state[weight]
+        if "exp_avg" in state and group["moments"] == "rotate":
+            change_left = None if left is None else left.T @ state["basis_left"]
+            change_right = None if right is None else right.T @ state["basis_right"]
+            state["exp_avg"], state["exp_avg_sq"] = rotate_moments(
+                state["exp_avg"], state["exp_avg_sq"], change_left, change_right, state["step"], group["betas"]
+            )
+        if left is not None:
+            state["basis_left"] = left
+        if right is not None:
+            state["basis_right"] = right
+
+
+def _add_sketches(
+    arrived: _Arrived, gradient: Tensor, state: dict[str, Any], group: dict[str, Any], index: int
+) -> None:
+    """Add the sketches of an (m, n) gradient for each projected side.
+
+    The random columns depend on the seed, the weight and the step alone, so that every micro-batch meets the same
+    ones and a resumed run makes the same basis. The first moment, or the basis of the other side, tells where the
+    gradient has been.
+    """
+    m, n = gradient.shape
+    rank = min(group["rank"], m, n)
+    left, right = projected_sides(m, n, group["projection"])
+    average = state.get("exp_avg")
+
+    def matrix(side: str, size: int, guess: Tensor | None) -> Tensor:
+        key = zlib.crc32(repr((group["seed"], index, state.get("step", 0), side)).encode())
+        generator = torch.Generator(gradient.device).manual_seed(key)
+        return sketch_matrix(size, sketch_width(rank, size), guess, generator, gradient)
+
+    if left:
+        guess = state.get("basis_right") if right else average
+        guess = guess.T if guess is average and guess is not None else guess
+        arrived.sketch_left = _add(arrived.sketch_left, gradient @ matrix("left", n, guess))
+    if right:
+        guess = state.get("basis_left") if left else average
+        arrived.sketch_right = _add(arrived.sketch_right, gradient.T @ matrix("right", m, guess))
+
+
+def _add(total: Tensor | None, term: Tensor) -> Tensor:
+    return term if total is None else total.add_(term)
+
+
+def _is_sketched(group: dict[str, Any]) -> bool:
+    return group["rank"] is not None and group["refresh"] == "sketch"
+
+
+def _has_basis(state: dict[str, Any]) -> bool:
+    return "basis_left" in state or "basis_right" in state
+
+
+def _precision(tensor: Tensor) -> torch.dtype:
+    """The dtype of bases, moments and arithmetic: float32 at least."""
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def _check(group: dict[str, Any]) -> None:
+    """Raise InputError where a parameter group cannot be used."""
+    positive = "a number above 0"
+    for name, good, expected in (
+        ("lr", group["lr"] >= 0, "a number of at least 0"),
+        ("betas", 0 <= group["betas"][0] < 1 and 0 < group["betas"][1] < 1, "two numbers above 0 and below 1"),
+        ("eps", group["eps"] > 0, positive),
+        ("weight_decay", group["weight_decay"] >= 0, "a number of at least 0"),
+        ("rank", group["rank"] is None or group["rank"] >= 1, "a whole number of at least 1"),
+        ("refresh_every", group["refresh_every"] >= 1, "a whole number of at least 1"),
+        ("scale", group["scale"] > 0, positive),
+        *((name, group[name] in values, "one of " + ", ".join(values)) for name, values in CHOICES.items()),
+    ):
+        if not good:
+            raise InputError(name, expected=expected, found=repr(group[name]), do="Change this setting.")
+    for weight in group["params"]:
+        if group["rank"] is not None and (weight.dim() < 2 or not weight.requires_grad):
+            raise InputError(
+                "parameter groups",
+                expected="trainable matrices or convolution kernels in a group with a rank",
+                found=f"a parameter of shape {tuple(weight.shape)}, requires_grad={weight.requires_grad}",
+                do="Put it into a group without a rank.",
+            )

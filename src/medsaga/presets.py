@@ -1,0 +1,57 @@
+"""The recipes that fill in what a user leaves open.
+
+``default`` is what our measurements on small real sets prefer (``benchmarks/``). ``paper`` is the recipe of
+MedSAGa (arXiv 2407.15042) and its public code. A run has few steps when the cases are few, so that warm-up and
+the refresh of GaLore's subspace are tied to its length.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from medsaga.config import Settings
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "default": {
+        "steps": 400,
+        "batch_size": 8,
+        "encoder_lr": 5e-4,
+        "decoder_lr": 1e-3,
+        "rank": 64,
+        "augmentation": "fewshot",
+    },
+    "paper": {
+        "steps": 3000,
+        "batch_size": 12,
+        "encoder_lr": 5e-3,
+        "decoder_lr": 5e-3,
+        "rank": 4,
+        "refresh_every": 200,
+        "warmup": 250,
+        "augmentation": "samed",
+        "image_size": 240,
+    },
+}
+REFRESHES_PER_RUN = 20
+EVALUATIONS_PER_RUN = 10
+WARMUP_SHARE = 0.1
+
+
+def fill_in(settings: Settings, *, image_size: int) -> Settings:
+    """Return the settings with every open training field filled in from the preset.
+
+    Args:
+        settings: as the user gave them.
+        image_size: the model's own side in pixels, used when neither the user nor the preset says.
+    """
+    recipe = RECIPES[settings.preset]
+    given = {name: value for name, value in dataclasses.asdict(settings).items() if value is not None}
+    merged = {"image_size": image_size, **recipe, **given}
+    steps = merged["steps"]
+    merged.setdefault("refresh_every", max(1, steps // REFRESHES_PER_RUN))
+    merged.setdefault("warmup", max(1, round(WARMUP_SHARE * steps)))
+    merged.setdefault("evaluate_every", max(1, steps // EVALUATIONS_PER_RUN))
+    merged.setdefault("micro_batch_size", merged["batch_size"])
+    merged["warmup"] = min(merged["warmup"], steps)
+    return Settings(**merged)

@@ -1,0 +1,106 @@
+"""What is saved of a run, in one place, so that a resumed run is bitwise the run that was not interrupted.
+
+``state.pt`` holds the last weights, the optimizer's state and the counters of ``Progress``. Batches, augmentation
+and the optimizer's random numbers are pure functions of the seed and the step, so that no generator needs saving.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from medsaga import files
+from medsaga.errors import InputError
+from medsaga.models.sam import KClassSam
+from medsaga.optim.galore import GaLoreAdamW
+
+STATE_NAME = "state.pt"
+METRICS_NAME = "metrics.jsonl"
+
+
+@dataclass
+class Counters:
+    """Where a run stands.
+
+    Attributes:
+        step: optimizer steps tried so far, the skipped ones included.
+        skipped: steps skipped because a gradient was not finite.
+        skipped_in_a_row: those at the end.
+        best_dice: best validation Dice so far; None before the first evaluation or without validation cases.
+        evaluations_since_best: for early stopping.
+        peak_bytes: largest memory so far.
+        peak_breakdown: the same by category.
+    """
+
+    step: int = 0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+    best_dice: float | None = None
+    evaluations_since_best: int = 0
+    peak_bytes: int = 0
+    peak_breakdown: dict[str, int] = field(default_factory=dict)
+
+
+def save_state(run: Path, model: KClassSam, optimizer: GaLoreAdamW, counters: Counters) -> None:
+    """Write ``state.pt``, whole or not at all."""
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "counters": asdict(counters)}
+    with files.replacing(run / STATE_NAME) as temporary:
+        torch.save(state, temporary)
+
+
+def load_state(run: Path, model: KClassSam, optimizer: GaLoreAdamW) -> Counters:
+    """Load ``state.pt`` into the model and the optimizer; return where the run stands.
+
+    A run that was stopped before its first checkpoint starts from the beginning.
+
+    Raises:
+        InputError: the file is damaged, holds code, or belongs to another model.
+    """
+    path = run / STATE_NAME
+    if not path.exists():
+        return Counters()
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        return Counters(**state["counters"])
+    except Exception as error:  # a damaged archive raises whatever the damage hits first
+        raise InputError(
+            path, expected="the state of this run", found=str(error).splitlines()[0], do="Train again from the start."
+        ) from None
+
+
+class MetricsLog:
+    """``metrics.jsonl``: a line per step or evaluation, as it happens."""
+
+    def __init__(self, run: Path, *, step: int) -> None:
+        """Open the log of a run that continues after ``step``; what a killed run wrote beyond it goes."""
+        self._path = run / METRICS_NAME
+        kept = [line for line in read_metrics(run) if line["step"] <= step] if step else []
+        files.write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
+        self._file = self._path.open("a", encoding="utf-8")
+
+    def write(self, kind: str, step: int, **values: Any) -> None:
+        """Append one line."""
+        self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """Return the lines of ``metrics.jsonl``; a last line that a killed run left half-written is dropped."""
+    path = run / METRICS_NAME
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines

@@ -1,0 +1,244 @@
+"""The training loop: evaluate, save, stop?, step, log."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from medsaga.config import Settings
+from medsaga.data.augment import AUGMENTATIONS, augment
+from medsaga.data.samples import Prefetcher, Samples
+from medsaga.errors import Interrupted, OutOfMemoryError, RunError
+from medsaga.evaluation.run import evaluate_run
+from medsaga.memory import device_peak, reset_device_peak
+from medsaga.methods import METHODS
+from medsaga.models.sam import KClassSam
+from medsaga.models.weights import save_model
+from medsaga.optim.galore import GaLoreAdamW
+from medsaga.progress import RunProgress
+from medsaga.training.checkpoint import Counters, MetricsLog, load_state, save_state
+from medsaga.training.loss import overlap_counts
+from medsaga.training.prepare import CACHE_NAME, MODEL_NAME, Run, new_run, resumed_run
+from medsaga.training.schedule import learning_rate_factor
+from medsaga.training.step import StepMeter, backward, update
+
+MAX_SKIPPED_IN_A_ROW = 10
+MONITORED_SAMPLES = 64
+
+
+def train(
+    data: Path, out: Path, settings: Settings | None = None, *, resume: bool = False, console: Console | None = None
+) -> dict[str, Any]:
+    """Fine-tune a model on a folder of labelled cases, test it on the held-out ones, and write the run folder.
+
+    Args:
+        data: the dataset, in either layout.
+        out: the run folder; it must not exist, unless ``resume``.
+        settings: what is left open is chosen from the preset, the model and the data.
+        resume: go on with the run in ``out``, to the same bits as if it had never stopped.
+        console: where progress is shown; stderr by default.
+
+    Returns:
+        the content of ``result.json``.
+
+    Raises:
+        InputError: the data or the settings cannot be used; nothing has been written.
+        Interrupted: the user pressed Ctrl-C; the state is saved.
+        OutOfMemoryError: the message names the next smaller setting.
+        RunError: gradients stayed non-finite; the last good checkpoint is kept.
+    """
+    console = console or Console(stderr=True)
+    run = (resumed_run if resume else new_run)(Path(data), Path(out), settings or Settings(), console)
+    try:
+        fit(run, console)
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise OutOfMemoryError(f"{error}\n{next_smaller(run.config.settings)}") from None
+    shutil.rmtree(run.folder / CACHE_NAME)
+    return evaluate_run(run.folder, console=console)
+
+
+def fit(run: Run, console: Console) -> None:
+    """Train the model of a prepared run; at the end ``model.safetensors`` and ``state.pt`` are in its folder.
+
+    Raises:
+        Interrupted: the user pressed Ctrl-C; the state is saved.
+        RunError: too many steps in a row had a gradient that was not finite.
+    """
+    settings = run.config.settings
+    assert settings.steps and settings.batch_size and settings.micro_batch_size and settings.evaluate_every
+    assert settings.augmentation and settings.warmup is not None
+    model = run.model.train()
+    optimizer = new_optimizer(model, settings)
+    counters = load_state(run.folder, model, optimizer)
+    log = MetricsLog(run.folder, step=counters.step)
+    meter = StepMeter() if counters.step == 0 else None
+    reset_device_peak(run.device)
+    if counters.step == 0:
+        trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        log.write(
+            "start", 0, trainable_parameters=trainable, projected_parameters=optimizer.projected_parameters()
+        )
+    dice_name = "validation Dice" if run.split.validation else "training Dice"
+    with (
+        contextlib.closing(log),
+        contextlib.closing(optimizer),
+        stop_requested() as stop,
+        RunProgress(console, steps=settings.steps, first=counters.step, dice_name=dice_name) as progress,
+        Prefetcher(
+            run.train, seed=settings.seed, start=counters.step, stop=settings.steps, batch_size=settings.batch_size
+        ) as batches,
+    ):
+        for step, images, labels in batches:
+            began = time.perf_counter()
+            factor = learning_rate_factor(step, steps=settings.steps, warmup=settings.warmup)
+            for group in optimizer.param_groups:
+                group["lr"] = factor * group["peak_lr"]
+            pictures, truth = augment(
+                images.to(run.device),
+                labels.to(run.device),
+                seed=settings.seed,
+                step=step,
+                strength=AUGMENTATIONS[settings.augmentation],
+            )
+            with meter.measuring(model, optimizer) if meter else contextlib.nullcontext():
+                ready = True
+                if optimizer.needs_calibration():
+                    backward(model, pictures, truth, micro_batch_size=settings.micro_batch_size, meter=meter)
+                    ready = optimizer.calibrate()
+                loss = backward(model, pictures, truth, micro_batch_size=settings.micro_batch_size, meter=meter)
+                made = update(optimizer, max_gradient_norm=settings.max_gradient_norm) and ready
+            counters.step = step + 1
+            counters.skipped += not made
+            counters.skipped_in_a_row = 0 if made else counters.skipped_in_a_row + 1
+            if meter:
+                counters.peak_bytes, counters.peak_breakdown = meter.tracker.peak_bytes, meter.tracker.breakdown
+                meter = meter if meter.steps_left else None
+            counters.peak_bytes = device_peak(run.device) or counters.peak_bytes
+            log.write("step", counters.step, loss=loss, lr_factor=factor, seconds=time.perf_counter() - began)
+            progress.step(counters.step, loss, counters.peak_bytes)
+            if counters.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
+                raise RunError(
+                    f"{run.folder}: {MAX_SKIPPED_IN_A_ROW} steps in a row had a gradient that was not finite; stopped "
+                    f"at step {counters.step}. The last good checkpoint is kept. Lower --encoder-lr and --decoder-lr."
+                )
+            last = counters.step == settings.steps
+            if last or counters.step % settings.evaluate_every == 0:
+                dice = monitor_dice(model, run.monitor, run.device, batch_size=settings.micro_batch_size)
+                log.write(
+                    "evaluation",
+                    counters.step,
+                    dice=dice,
+                    skipped_steps=counters.skipped,
+                    peak_memory_bytes=counters.peak_bytes,
+                    memory_breakdown=counters.peak_breakdown,
+                )
+                progress.evaluation(counters.step, loss, dice, counters.peak_bytes)
+                if _note_evaluation(counters, dice, chooses=bool(run.split.validation)):
+                    save_model(run.folder / MODEL_NAME, model)
+                save_state(run.folder, model, optimizer, counters)
+                patience = settings.patience
+                if run.split.validation and patience and counters.evaluations_since_best >= patience:
+                    console.print(f"stopped at step {counters.step}: {patience} evaluations without a better Dice")
+                    break
+            if stop():
+                save_state(run.folder, model, optimizer, counters)
+                raise Interrupted(
+                    f"{run.folder}: stopped after step {counters.step} of {settings.steps}; its state is saved. "
+                    "Continue with the same command and --resume."
+                )
+
+
+def new_optimizer(model: KClassSam, settings: Settings) -> GaLoreAdamW:
+    """Make the optimizer of the run's method; parameters that the method does not name are frozen.
+
+    Raises:
+        RunError: the method projects gradients, but no parameter would be.
+    """
+    groups = METHODS[settings.method](model, settings)
+    trained = {id(parameter) for group in groups for parameter in group["params"]}
+    for parameter in model.parameters():
+        parameter.requires_grad_(id(parameter) in trained)
+    for group in groups:
+        group["peak_lr"] = group["lr"]
+    optimizer = GaLoreAdamW(groups, seed=settings.seed)
+    if settings.method == "medsaga" and optimizer.projected_parameters() == 0:
+        optimizer.close()
+        raise RunError("No parameter would be projected: the image encoder has no weight matrix to train with GaLore.")
+    return optimizer
+
+
+@torch.no_grad()
+def monitor_dice(model: KClassSam, samples: Samples, device: torch.device, *, batch_size: int) -> float:
+    """Return the Dice at low resolution, averaged over labels, of at most 64 evenly spaced samples together.
+
+    It is quick and good for following a run. Published numbers come from ``medsaga evaluate``, on the native grid.
+    """
+    stride = max(1, len(samples) // MONITORED_SAMPLES)
+    indices = list(range(0, len(samples), stride))
+    model.eval()
+    intersection = torch.zeros(model.classes, dtype=torch.int64)
+    sizes = torch.zeros(model.classes, dtype=torch.int64)
+    for start in range(0, len(indices), batch_size):
+        images, labels = samples.batch(indices[start : start + batch_size])
+        logits = model(images.to(device, torch.float32))
+        both, size = overlap_counts(logits, labels.to(device))
+        intersection += both.sum(0)
+        sizes += size.sum(0)
+    model.train()
+    there = sizes[1:] > 0
+    dice = 2 * intersection[1:][there] / sizes[1:][there]
+    return float(dice.mean()) if there.any() else 0.0
+
+
+def next_smaller(settings: Settings) -> str:
+    """Return a sentence that names the next smaller setting, for the message of an out-of-memory error."""
+    assert settings.micro_batch_size and settings.image_size
+    if settings.micro_batch_size > 1:
+        smaller = max(d for d in range(1, settings.micro_batch_size) if settings.micro_batch_size % d == 0)
+        return f"Try --micro-batch-size {smaller}: less memory, the same result."
+    if not settings.checkpoint_blocks:
+        return "Try --checkpoint-blocks: less memory, the same result, about a third more time."
+    return f"Try --image-size {max(64, settings.image_size // 32 * 16)}."
+
+
+def _note_evaluation(counters: Counters, dice: float, *, chooses: bool) -> bool:
+    """Note an evaluation; return whether these weights are the ones to keep."""
+    if not chooses or counters.best_dice is None or dice > counters.best_dice:
+        counters.best_dice = dice if chooses else None
+        counters.evaluations_since_best = 0
+        return True
+    counters.evaluations_since_best += 1
+    return False
+
+
+@contextlib.contextmanager
+def stop_requested() -> Iterator[Callable[[], bool]]:
+    """Yield a function that says whether Ctrl-C or SIGTERM came; the step under way is finished first.
+
+    A second Ctrl-C stops at once.
+    """
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked.is_set
+        return
+
+    def ask(number: int, frame: object) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    before = {kind: signal.signal(kind, ask) for kind in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked.is_set
+    finally:
+        for kind, handler in before.items():
+            signal.signal(kind, handler)

@@ -1,0 +1,239 @@
+"""From a folder of data and the user's settings to a run that can start: everything is checked before it does."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import shutil
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from medsaga import files
+from medsaga.config import RunConfig, Settings, flag, read_config
+from medsaga.data.dataset import check_items, fingerprint, labels_of_cases, raise_problems, read_dataset
+from medsaga.data.intensity import choose_intensity
+from medsaga.data.samples import Samples, build_samples
+from medsaga.data.slices import common_axis
+from medsaga.data.splits import Split, split_cases
+from medsaga.data.types import Dataset, Item
+from medsaga.device import choose_device
+from medsaga.errors import InputError
+from medsaga.methods import METHODS
+from medsaga.models.sam import ARCHITECTURES, KClassSam, build_sam
+from medsaga.models.weights import detect_architecture, load_pretrained
+from medsaga.presets import fill_in
+from medsaga.progress import counting
+from medsaga.training.checkpoint import STATE_NAME
+
+CONFIG_NAME = "config.toml"
+SPLIT_NAME = "split.json"
+MANIFEST_NAME = "manifest.json"
+MODEL_NAME = "model.safetensors"
+CACHE_NAME = "cache"
+PACKAGES = ("torch", "transformers", "nibabel", "numpy", "pillow", "safetensors", "scipy")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that can start or go on.
+
+    Attributes:
+        folder: the run folder; it exists.
+        config: resolved.
+        split: which cases are for what.
+        dataset: checked.
+        model: with its initial weights, on ``device``.
+        train: samples to train on.
+        monitor: samples whose Dice is followed during the run: the validation cases, or else the training cases.
+        device: where it runs.
+    """
+
+    folder: Path
+    config: RunConfig
+    split: Split
+    dataset: Dataset
+    model: KClassSam
+    train: Samples
+    monitor: Samples
+    device: torch.device
+
+
+def new_run(data: Path, out: Path, settings: Settings, console: Console) -> Run:
+    """Check everything, then make the run folder.
+
+    Raises:
+        InputError: the data, the settings or the weights cannot be used; nothing has been written.
+    """
+    if out.exists():
+        raise InputError(
+            out,
+            expected="a run folder that does not exist yet",
+            found="one that does",
+            do="Choose another --out, or continue that run with --resume.",
+        )
+    if settings.method not in METHODS:
+        raise InputError("--method", expected=f"one of {', '.join(METHODS)}", found=settings.method, do="Choose one.")
+    device = choose_device(settings.device)
+    dataset = _checked_dataset(data, console)
+    split = split_cases(
+        dataset,
+        shots=settings.shots,
+        seed=settings.seed,
+        validation=settings.validation_cases,
+        fold=settings.fold,
+        labels_of=labels_of_cases(dataset),
+    )
+    source, architecture = _weights_of(settings)
+    resolved = fill_in(settings, image_size=ARCHITECTURES[architecture].image_size)
+    resolved = dataclasses.replace(resolved, model=architecture, weights=source)
+    config = _resolve_data_settings(dataset, split, resolved)
+    model, model_info = _new_model(config, console)
+    manifest = _manifest(dataset, config, device, model_info)
+    out.mkdir(parents=True)
+    try:
+        config.write(out / CONFIG_NAME)
+        files.write_json(out / SPLIT_NAME, split.to_json())
+        files.write_json(out / MANIFEST_NAME, manifest)
+        return _with_samples(out, config, split, dataset, model.to(device), device, console)
+    except BaseException:
+        shutil.rmtree(out)
+        raise
+
+
+def resumed_run(data: Path, out: Path, settings: Settings, console: Console) -> Run:
+    """Open an existing run folder to go on with it.
+
+    Raises:
+        InputError: the folder is no run, its data have changed, or ``settings`` ask for something else than it has.
+    """
+    config = read_config(out / CONFIG_NAME)
+    for option in dataclasses.fields(Settings):
+        given = getattr(settings, option.name)
+        kept = getattr(config.settings, option.name)
+        if option.name != "device" and given != option.default and given != kept:
+            raise InputError(
+                flag(option.name),
+                expected=f"the run's own setting, {kept}, with --resume",
+                found=str(given),
+                do="Leave it out, or start a new run.",
+            )
+    config = dataclasses.replace(config, settings=dataclasses.replace(config.settings, device=settings.device))
+    device = choose_device(settings.device)
+    dataset = _checked_dataset(data, console)
+    manifest = files.read_json(out / MANIFEST_NAME)
+    if manifest.get("data_fingerprint") != fingerprint(dataset):
+        raise InputError(
+            data,
+            expected="the images and masks that the run began with",
+            found="others",
+            do="Restore them, or start a new run.",
+        )
+    split = Split.from_json(files.read_json(out / SPLIT_NAME))
+    # The weights of a run that has a state come from there; before its first checkpoint it starts from the source.
+    has_state = (out / STATE_NAME).exists()
+    model = _empty_model(config) if has_state else _new_model(config, console)[0]
+    return _with_samples(out, config, split, dataset, model.to(device), device, console)
+
+
+def _checked_dataset(data: Path, console: Console) -> Dataset:
+    dataset = read_dataset(data)
+    raise_problems(dataset.problems)
+    raise_problems(check_items(dataset, counting(console, "checking images")))
+    return dataset
+
+
+def _weights_of(settings: Settings) -> tuple[str | None, str]:
+    """Return where the weights come from (None: random) and which architecture they fit."""
+    if settings.model in ARCHITECTURES:
+        return settings.weights, settings.model
+    if settings.weights is not None:
+        raise InputError(
+            "--model",
+            expected=f"one of {', '.join(ARCHITECTURES)} beside --weights",
+            found=settings.model,
+            do="Name the weights once.",
+        )
+    return settings.model, detect_architecture(settings.model)
+
+
+def _resolve_data_settings(dataset: Dataset, split: Split, settings: Settings) -> RunConfig:
+    items = dataset.items_of(split.train)
+    # One axis for the whole run: a volume with other spacing must not be cut another way at prediction.
+    axis: Any = common_axis((item.header.grid for item in items), settings.axis)
+    intensities = choose_intensity(dataset, items, settings.intensity, settings.window)
+    return RunConfig(
+        data=str(dataset.root.resolve()),
+        labels=dataset.labels,
+        channels=dataset.channels,
+        intensities=intensities,
+        settings=dataclasses.replace(settings, axis=axis),
+    )
+
+
+def _empty_model(config: RunConfig) -> KClassSam:
+    settings = config.settings
+    assert settings.image_size is not None
+    torch.manual_seed(settings.seed)
+    model = build_sam(
+        settings.model, classes=len(config.labels), image_size=settings.image_size, in_channels=config.in_channels
+    )
+    model.checkpoint_blocks = settings.checkpoint_blocks
+    return model
+
+
+def _new_model(config: RunConfig, console: Console) -> tuple[KClassSam, dict[str, Any]]:
+    model = _empty_model(config)
+    if config.settings.weights is None:
+        console.print(
+            f"[yellow]{config.settings.model} starts from random weights; expect a floor, not SAM's accuracy."
+            " Name pre-trained weights with --weights.[/yellow]"
+        )
+        return model, {"architecture": config.settings.model, "weights": "random"}
+    info = load_pretrained(model, config.settings.weights)
+    return model, {"architecture": config.settings.model, **dataclasses.asdict(info)}
+
+
+def _manifest(dataset: Dataset, config: RunConfig, device: torch.device, model_info: dict[str, Any]) -> dict[str, Any]:
+    versions = {package: metadata.version(package) for package in ("medsaga", *PACKAGES)}
+    return {
+        "versions": {"python": platform.python_version(), **versions},
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "seed": config.settings.seed,
+        "data_fingerprint": fingerprint(dataset),
+        "model": model_info,
+    }
+
+
+def _with_samples(
+    out: Path,
+    config: RunConfig,
+    split: Split,
+    dataset: Dataset,
+    model: KClassSam,
+    device: torch.device,
+    console: Console,
+) -> Run:
+    settings = config.settings
+    assert settings.image_size is not None
+
+    def samples(name: str, items: tuple[Item, ...]) -> Samples:
+        return build_samples(
+            out / CACHE_NAME / name,
+            dataset,
+            items,
+            view_axis=settings.axis,
+            intensities=config.intensities,
+            image_size=settings.image_size or 0,
+            neighbours=settings.neighbours,
+            progress=counting(console, f"preparing {name} images"),
+        )
+
+    train = samples("train", dataset.items_of(split.train))
+    monitor = samples("validation", dataset.items_of(split.validation)) if split.validation else train
+    return Run(out, config, split, dataset, model, train, monitor, device)

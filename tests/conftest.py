@@ -1,0 +1,43 @@
+"""Phantoms that several tests share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from medsaga.config import Settings
+
+
+def write_toy_dataset(root: Path, *, images: int = 6, seed: int = 0) -> Path:
+    """Write grey images with a bright disc (1) and a mid-grey bar (2) on noise, in the plain layout."""
+    rng = np.random.default_rng(seed)
+    (root / "images").mkdir(parents=True)
+    (root / "masks").mkdir()
+    rows, columns = np.mgrid[:48, :64]
+    for number in range(images):
+        centre, radius = rng.uniform([16, 16], [32, 30]), rng.uniform(8, 12)
+        labels = np.zeros((48, 64), np.uint8)
+        labels[:, 48 : 48 + int(rng.integers(6, 12))] = 2
+        labels[(rows - centre[0]) ** 2 + (columns - centre[1]) ** 2 < radius**2] = 1
+        grey = np.array([40, 220, 130])[labels] + rng.normal(0, 12, labels.shape)
+        Image.fromarray(grey.clip(0, 255).astype(np.uint8)).save(root / "images" / f"img{number}.png")
+        Image.fromarray(labels).save(root / "masks" / f"img{number}.png")
+    (root / "dataset.json").write_text('{"labels": {"background": 0, "disc": 1, "bar": 2}}')
+    return root
+
+
+@pytest.fixture
+def toy(tmp_path: Path) -> Path:
+    """A dataset of six images of 64 x 48 pixels."""
+    return write_toy_dataset(tmp_path / "toy")
+
+
+@pytest.fixture
+def quick() -> Settings:
+    """Settings of a run that takes a second or two."""
+    return Settings(
+        shots=3, image_size=64, steps=6, batch_size=2, evaluate_every=2, refresh_every=3, rank=8, device="cpu"
+    )

@@ -1,0 +1,168 @@
+"""The command line as a user meets it: exit codes, one clear message, JSON on stdout and nothing else."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+from PIL import Image
+
+from medsaga.cli import main
+
+FAST = ["--image-size", "64", "--steps", "2", "--batch-size", "2", "--rank", "4", "--device", "cpu"]
+
+
+@pytest.fixture
+def run(toy: Path, tmp_path: Path) -> Path:
+    """A trained run on the toy dataset."""
+    assert main(["train", str(toy), "--out", str(tmp_path / "run"), "--shots", "2", *FAST]) == 0
+    return tmp_path / "run"
+
+
+def test_help_is_quick_and_needs_no_torch() -> None:
+    code = "import sys; sys.argv=['medsaga','--help']\nfrom medsaga.cli import main\ntry:\n main()\nexcept SystemExit:\n pass\n"
+    probe = code + "assert not {'torch','transformers','monai','matplotlib'} & set(sys.modules)"
+    began = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "not a medical device" in done.stdout
+    # Generous for a busy machine; the promise of a second is measured in benchmarks/.
+    assert time.perf_counter() - began < 10
+
+
+@pytest.mark.parametrize("argv", [["train"], ["no-such-verb"], ["train", "x", "--out", "y", "--no-such-flag"]])
+def test_unusable_arguments_exit_with_2(argv: list[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(argv)
+    assert stopped.value.code == 2
+
+
+def test_train_evaluate_predict(run: Path, toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert main(["evaluate", str(run), "--json", "--device", "cpu"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out) == json.loads((run / "result.json").read_text())
+    assert json.loads(captured.out)["metric_protocol"] == "mm"
+    assert main(["predict", str(run), str(toy / "images"), "--out", str(tmp_path / "out"), "--overlay"]) == 0
+    labels = sorted(path for path in (tmp_path / "out").iterdir() if "overlay" not in path.name)
+    assert [path.name for path in labels] == [f"img{n}.png" for n in range(6)]
+    assert all(Image.open(path).size == (64, 48) for path in labels)
+    assert set(np.unique(np.array(Image.open(labels[0])))) <= {0, 1, 2}
+    assert Image.open(tmp_path / "out" / "img0_overlay.png").mode == "RGB"
+
+
+def test_evaluate_on_other_data_leaves_the_result_alone(
+    run: Path, toy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (run / "result.json").read_text()
+    capsys.readouterr()
+    assert main(["evaluate", str(run), "--data", str(toy), "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["cases"]) == 6
+    assert (run / "result.json").read_text() == before
+
+
+def test_predict_one_file_to_one_file_and_never_over_an_input(
+    run: Path, toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = toy / "images" / "img0.png"
+    assert main(["predict", str(run), str(image), "--out", str(tmp_path / "x.tif"), "--probabilities"]) == 0
+    assert np.array(Image.open(tmp_path / "x.tif")).shape == (48, 64)
+    pages = Image.open(tmp_path / "x_probabilities.tif")
+    assert pages.n_frames == 3  # type: ignore[attr-defined]
+    before = image.read_bytes()
+    capsys.readouterr()
+    assert main(["predict", str(run), str(image), "--out", str(image)]) == 2
+    assert main(["predict", str(run), str(toy / "images"), "--out", str(toy / "images")]) == 2
+    assert image.read_bytes() == before
+    assert main(["predict", str(run), str(image), "--out", str(tmp_path / "x.nii.gz")]) == 2
+    assert "another format" in capsys.readouterr().err
+
+
+def test_info(toy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", str(toy), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert len(document["cases"]) == 6
+    assert document["labels"] == {"background": 0, "disc": 1, "bar": 2}
+    assert document["problems"] == []
+    assert main(["info", str(toy)]) == 0
+    assert "disc" in capsys.readouterr().out
+    (toy / "masks" / "img3.png").unlink()
+    (toy / "images" / "img4.png").write_bytes(b"no picture")
+    assert main(["info", str(toy), "--json"]) == 2
+    captured = capsys.readouterr()
+    assert len(json.loads(captured.out)["problems"]) >= 2
+    assert "Traceback" not in captured.err
+
+
+def test_errors_are_one_line_and_debug_shows_the_traceback(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", str(tmp_path / "none"), "--out", str(tmp_path / "run")]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("medsaga: ")
+    assert "Traceback" not in message
+    assert main(["train", str(tmp_path / "none"), "--out", str(tmp_path / "run"), "--debug"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_file_name_with_brackets_is_shown_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", str(tmp_path / "[red]x[/red]")]) == 2
+    assert "[red]x[/red]" in capsys.readouterr().err
+
+
+def test_a_model_that_does_not_fit_its_configuration(run: Path, toy: Path, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    config = run / "config.toml"
+    config.write_text(config.read_text().replace("image_size = 64", "image_size = 128"))
+    predict = ["predict", str(run), str(toy / "images" / "img0.png"), "--out", str(tmp_path / "o")]
+    assert main(predict) == 2
+    save_file({}, run / "model.safetensors")
+    assert main(predict) == 2
+    (run / "model.safetensors").write_bytes(b"\x00" * 100)
+    assert main(predict) == 2
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_volumes_come_back_on_their_own_grid(tmp_path: Path, flip: bool) -> None:
+    import SimpleITK
+
+    rng = np.random.default_rng(0)
+    # Oblique, with a flipped axis, two channels, the coarse axis in the middle.
+    turn = np.array([[0.96, -0.28, 0.0], [0.28, 0.96, 0.0], [0.0, 0.0, 1.0]])
+    scale = np.diag([-0.8 if flip else 0.8, 5.0, 0.9])
+    affine = np.eye(4)
+    affine[:3, :3] = turn @ scale
+    affine[:3, 3] = [10.5, -20.25, 30.0]
+    (tmp_path / "data" / "images").mkdir(parents=True)
+    (tmp_path / "data" / "masks").mkdir()
+    for name in ["a", "b"]:
+        labels = np.zeros((40, 6, 30), np.uint8)
+        labels[10:25, 1:5, 8:20] = 4
+        volume = np.stack([labels * 50 + rng.normal(0, 5, labels.shape), rng.normal(0, 5, labels.shape)], -1)
+        nibabel.save(nibabel.Nifti1Image(volume.astype(np.float32), affine), tmp_path / f"data/images/{name}.nii.gz")
+        nibabel.save(nibabel.Nifti1Image(labels, affine), tmp_path / f"data/masks/{name}.nii.gz")
+    run = tmp_path / "run"
+    assert main(["train", str(tmp_path / "data"), "--out", str(run), "--shots", "1", *FAST]) == 0
+    image = tmp_path / "data/images/b.nii.gz"
+    assert main(["predict", str(run), str(image), "--out", str(tmp_path / "o"), "--probabilities"]) == 0
+    predicted = nibabel.load(tmp_path / "o" / "b.nii.gz")
+    assert predicted.shape == (40, 6, 30)
+    np.testing.assert_array_equal(predicted.affine, nibabel.load(image).affine)
+    assert set(np.unique(np.asarray(predicted.dataobj))) <= {0, 4}
+    soft = np.asarray(nibabel.load(tmp_path / "o" / "b_probabilities.nii.gz").dataobj)
+    assert soft.shape == (40, 6, 30, 2)
+    np.testing.assert_allclose(soft.sum(-1), 1, atol=1e-5)
+    np.testing.assert_array_equal(soft.argmax(-1) * 4, np.asarray(predicted.dataobj))
+    mask, ours = (SimpleITK.ReadImage(str(path)) for path in [tmp_path / "data/masks/b.nii.gz", tmp_path / "o/b.nii.gz"])
+    assert ours.GetSize() == mask.GetSize()
+    assert ours.GetSpacing() == mask.GetSpacing()
+    assert ours.GetOrigin() == mask.GetOrigin()
+    assert ours.GetDirection() == mask.GetDirection()

@@ -1,0 +1,47 @@
+"""Files are written whole or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from medsaga import files
+from medsaga.errors import InputError
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    files.write_json(path, {"dice": 1})
+    with pytest.raises(ZeroDivisionError), files.replacing(path) as temporary:
+        temporary.write_text("half")
+        raise ZeroDivisionError
+    assert files.read_json(path) == {"dice": 1}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["result.json"]
+
+
+def test_the_temporary_name_keeps_the_suffix(tmp_path: Path) -> None:
+    with files.replacing(tmp_path / "deep" / "x.nii.gz") as temporary:
+        assert temporary.name.endswith(".nii.gz")
+        temporary.write_bytes(b"1")
+    assert (tmp_path / "deep" / "x.nii.gz").read_bytes() == b"1"
+
+
+def test_json_never_holds_nan(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        files.write_json(tmp_path / "x.json", {"dice": float("nan")})
+    assert not (tmp_path / "x.json").exists()
+
+
+def test_sha256_of_known_content(tmp_path: Path) -> None:
+    (tmp_path / "abc").write_bytes(b"abc")
+    assert files.sha256(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+@pytest.mark.parametrize("content", [None, b"{", b"\xff\xfe"])
+def test_unreadable_json_is_one_clear_error(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "split.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=r"split\.json"):
+        files.read_json(path)

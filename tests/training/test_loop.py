@@ -1,0 +1,224 @@
+"""A training run: the same seed gives the same bits, whatever interrupts it, and nothing is lost when it fails."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from medsaga import methods
+from medsaga.config import Settings
+from medsaga.errors import InputError, Interrupted, OutOfMemoryError, RunError
+from medsaga.files import sha256
+from medsaga.training import loop
+from medsaga.training.checkpoint import read_metrics
+from medsaga.training.loop import next_smaller, train
+
+
+def _command(data: Path, out: Path, settings: Settings, *more: str) -> list[str]:
+    given = dataclasses.asdict(settings)
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in given.items() if value not in (None, False)]
+    return [sys.executable, "-m", "medsaga", "train", str(data), "--out", str(out), *flags, *more]
+
+
+def _steps(run: Path) -> list[dict[str, Any]]:
+    return [
+        {key: value for key, value in line.items() if key != "seconds"}
+        for line in read_metrics(run)
+        if line["kind"] == "step"
+    ]
+
+
+def test_writes_the_whole_run_folder(toy: Path, tmp_path: Path, quick: Settings) -> None:
+    result = train(toy, tmp_path / "run", quick)
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert names == {
+        "config.toml",
+        "split.json",
+        "manifest.json",
+        "metrics.jsonl",
+        "result.json",
+        "model.safetensors",
+        "state.pt",
+        "report.html",
+    }
+    assert json.loads((tmp_path / "run" / "result.json").read_text()) == result
+    assert result["projected_parameters"] > 2_000_000
+    assert result["trainable_parameters"] > result["projected_parameters"]
+    assert sum(result["memory_breakdown"].values()) == result["peak_memory_bytes"]
+    assert set(result["dice"]) == {"disc", "bar"}
+    assert len(_steps(tmp_path / "run")) == 6
+    split = json.loads((tmp_path / "run" / "split.json").read_text())
+    assert len(split["train"]) == 3
+    assert not set(split["train"]) & set(split["test"])
+
+
+def test_learns_an_easy_task(toy: Path, tmp_path: Path, quick: Settings) -> None:
+    settings = dataclasses.replace(quick, steps=60, batch_size=4, evaluate_every=60, encoder_lr=1e-3, decoder_lr=2e-3)
+    assert train(toy, tmp_path / "run", settings)["dice_mean"] > 0.6
+
+
+def test_two_runs_with_a_seed_are_bitwise_equal(toy: Path, tmp_path: Path, quick: Settings) -> None:
+    for name in ["a", "b"]:
+        train(toy, tmp_path / name, quick)
+    assert sha256(tmp_path / "a" / "model.safetensors") == sha256(tmp_path / "b" / "model.safetensors")
+    assert _steps(tmp_path / "a") == _steps(tmp_path / "b")
+    other = dataclasses.replace(quick, seed=1)
+    train(toy, tmp_path / "c", other)
+    assert sha256(tmp_path / "a" / "model.safetensors") != sha256(tmp_path / "c" / "model.safetensors")
+
+
+def test_micro_batches_train_like_the_whole_batch(toy: Path, tmp_path: Path, quick: Settings) -> None:
+    train(toy, tmp_path / "whole", quick)
+    train(toy, tmp_path / "parts", dataclasses.replace(quick, micro_batch_size=1))
+    losses = [[line["loss"] for line in _steps(tmp_path / name)] for name in ["whole", "parts"]]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+def test_killed_and_resumed_equals_never_interrupted(toy: Path, tmp_path: Path, quick: Settings) -> None:
+    settings = dataclasses.replace(quick, steps=40)
+    train(toy, tmp_path / "whole", settings)
+    killed = tmp_path / "killed"
+    process = subprocess.Popen(_command(toy, killed, settings), stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (killed / "state.pt").exists():
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert not (killed / "result.json").exists()
+    resumed = subprocess.run(_command(toy, killed, settings, "--resume"), capture_output=True, text=True, check=False)
+    assert resumed.returncode == 0, resumed.stderr
+    assert sha256(killed / "model.safetensors") == sha256(tmp_path / "whole" / "model.safetensors")
+    assert _steps(killed) == _steps(tmp_path / "whole")
+
+
+def test_ctrl_c_saves_and_the_run_goes_on_to_the_same_bits(
+    toy: Path, tmp_path: Path, quick: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(toy, tmp_path / "whole", quick)
+    original, calls = loop.update, 0
+
+    def interrupt(*args: Any, **kwargs: Any) -> bool:
+        nonlocal calls
+        calls += 1
+        if calls == 3:  # between two evaluations: the state must be saved for its own sake
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(loop, "update", interrupt)
+    with pytest.raises(Interrupted, match="--resume"):
+        train(toy, tmp_path / "run", quick)
+    monkeypatch.undo()
+    with pytest.raises(InputError, match="--rank"):
+        train(toy, tmp_path / "run", dataclasses.replace(quick, rank=4), resume=True)
+    train(toy, tmp_path / "run", quick, resume=True)
+    assert sha256(tmp_path / "run" / "model.safetensors") == sha256(tmp_path / "whole" / "model.safetensors")
+    assert _steps(tmp_path / "run") == _steps(tmp_path / "whole")
+
+
+def test_resume_refuses_changed_data(toy: Path, tmp_path: Path, quick: Settings) -> None:
+    train(toy, tmp_path / "run", quick)
+    (toy / "images" / "img0.png").write_bytes((toy / "images" / "img1.png").read_bytes())
+    with pytest.raises(InputError, match="that the run began with"):
+        train(toy, tmp_path / "run", quick, resume=True)
+
+
+def _spoil(monkeypatch: pytest.MonkeyPatch, calls: set[int] | None) -> None:
+    """Make the loss NaN at these calls of it; at all of them for None."""
+    from medsaga.training import step
+
+    original, count = step.segmentation_loss, 0
+
+    def spoiled(logits: Tensor, labels: Tensor) -> Tensor:
+        nonlocal count
+        count += 1
+        loss = original(logits, labels)
+        return loss * float("nan") if calls is None or count in calls else loss
+
+    monkeypatch.setattr(step, "segmentation_loss", spoiled)
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_counted(
+    toy: Path, tmp_path: Path, quick: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _spoil(monkeypatch, {1, 4})  # the calibration and one step
+    result = train(toy, tmp_path / "run", quick)
+    assert result["skipped_steps"] == 2
+    assert result["dice_mean"] is not None
+
+
+def test_too_many_in_a_row_end_the_run_with_the_last_good_checkpoint(
+    toy: Path, tmp_path: Path, quick: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = dataclasses.replace(quick, steps=30)
+    _spoil(monkeypatch, set(range(6, 1000)))
+    with pytest.raises(RunError, match="not finite"):
+        train(toy, tmp_path / "run", settings)
+    state = torch.load(tmp_path / "run" / "state.pt", weights_only=True)
+    assert all(value.isfinite().all() for value in state["model"].values())
+
+
+def test_a_run_that_projects_nothing_is_an_error(
+    toy: Path, tmp_path: Path, quick: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without_rank(model: Any, settings: Settings) -> Any:
+        return [{**group, "rank": None} for group in methods.medsaga(model, settings)]
+
+    monkeypatch.setitem(methods.METHODS, "medsaga", without_rank)
+    with pytest.raises(RunError, match="No parameter would be projected"):
+        train(toy, tmp_path / "run", quick)
+
+
+def test_out_of_memory_names_the_next_smaller_setting(
+    toy: Path, tmp_path: Path, quick: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhausted(*_: Any, **__: Any) -> float:
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(loop, "backward", exhausted)
+    with pytest.raises(OutOfMemoryError, match="--micro-batch-size 1"):
+        train(toy, tmp_path / "run", quick)
+    assert "--checkpoint-blocks" in next_smaller(Settings(image_size=256, micro_batch_size=1))
+    assert "--image-size 128" in next_smaller(Settings(image_size=256, micro_batch_size=1, checkpoint_blocks=True))
+
+
+def test_early_stop_keeps_the_best_weights(
+    toy: Path, tmp_path: Path, quick: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = iter([0.3, 0.5, 0.4, 0.2, 0.9])
+    monkeypatch.setattr(loop, "monitor_dice", lambda *_, **__: next(scores))
+    settings = dataclasses.replace(quick, steps=10, validation_cases=1, patience=2)
+    train(toy, tmp_path / "run", settings)
+    assert len(_steps(tmp_path / "run")) == 8
+    best = dataclasses.replace(settings, steps=10, patience=None)
+    scores = iter([0.3, 0.5, 0.4, 0.2, 0.1])
+    monkeypatch.setattr(loop, "monitor_dice", lambda *_, **__: next(scores))
+    train(toy, tmp_path / "best", best)
+    assert sha256(tmp_path / "run" / "model.safetensors") == sha256(tmp_path / "best" / "model.safetensors")
+
+
+def test_an_existing_folder_is_left_alone(toy: Path, tmp_path: Path, quick: Settings) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "precious.txt").write_text("keep")
+    with pytest.raises(InputError, match="--resume"):
+        train(toy, tmp_path / "run", quick)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["precious.txt"]
+
+
+def test_nothing_is_written_for_data_that_cannot_be_used(toy: Path, tmp_path: Path, quick: Settings) -> None:
+    (toy / "masks" / "img2.png").unlink()
+    with pytest.raises(InputError, match="img2"):
+        train(toy, tmp_path / "run", quick)
+    assert not (tmp_path / "run").exists()
