@@ -31,7 +31,7 @@ def test_contradictions_name_the_flag(settings: dict[str, Any], named: str) -> N
 
 def test_round_trip_through_toml(tmp_path: Path) -> None:
     config = RunConfig(
-        data="/data/üñí \"quoted\"",
+        data='/data/üñí "quoted"',
         labels={"background": 0, "whole tumour": 4},
         channels=("T1", "FLAIR"),
         intensities=(Intensity("percentile"), Intensity("window", -160.0, 240.0)),

@@ -13,9 +13,14 @@ from medsaga.errors import InputError
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     files.write_json(path, {"dice": 1})
-    with pytest.raises(ZeroDivisionError), files.replacing(path) as temporary:
-        temporary.write_text("half")
-        raise ZeroDivisionError
+
+    def fail_half_way() -> None:
+        with files.replacing(path) as temporary:
+            temporary.write_text("half")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail_half_way()
     assert files.read_json(path) == {"dice": 1}
     assert [entry.name for entry in tmp_path.iterdir()] == ["result.json"]
 

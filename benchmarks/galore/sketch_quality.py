@@ -1,10 +1,10 @@
 """How much of a gradient do the bases of GaLoreAdamW's sketches capture, beside those of an exact SVD?
 
 Trains a k-class SAM from random weights on phantom CT slices with GaLoreAdamW, stops before some refreshes, and
-measures the captured energy ||P^T G|| / ||G|| of several bases, on the gradient G they were made from and on the gradient
-of another batch, which is what the basis is for. Run from the repository's root:
+measures the captured energy ||P^T G|| / ||G|| of several bases: on the gradient G they were made from, and on the
+gradient of another batch, which is what the basis is for. Run from the repository's root:
 
-    python benchmarks/galore/sketch_quality.py --out benchmarks/galore/sketch_quality_tiny.json
+    python -m benchmarks.galore.sketch_quality --out benchmarks/galore/sketch_quality_tiny.json
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def library(rank: int, generator: torch.Generator) -> Basis:
 
     def basis(gradient: Tensor, guess: Tensor) -> Tensor:
         size = gradient.shape[1]
-        return sketch_basis(gradient @ sketch_matrix(size, sketch_width(rank, size), guess, generator, gradient), rank)
+        return sketch_basis(gradient @ sketch_matrix(size, sketch_width(rank, size), generator, gradient), rank)
 
     return basis
 
@@ -96,7 +96,7 @@ def bases_of(rank: int, generator: torch.Generator) -> dict[str, Basis]:
         "moment + unbiased Gaussian, l = 2r": guided(2 * rank, "unbiased", rank, generator),
         "moment + unit Gaussian, l = r + 8": guided(rank + 8, "unit", rank, generator),
         "moment + unit Gaussian, l = 2r": guided(2 * rank, "unit", rank, generator),
-        "GaLoreAdamW": library(rank, generator),
+        "GaLoreAdamW: Gaussian sketch, l = 2r + 8": library(rank, generator),
     }
 
 
@@ -104,7 +104,7 @@ def slices(side: int, count: int, seed: int) -> tuple[Tensor, Tensor]:
     """(count, 3, side, side) float32 in 0..255, and (count, side, side) uint8, of phantom patients."""
     images, labels = [], []
     for case in range((count + 3) // 4):
-        hu, truth, _ = phantom_ct(np.random.default_rng([seed, case]), (side, side, 6))
+        hu, truth = phantom_ct(np.random.default_rng([seed, case]), (side, side, 6))
         for k in range(1, 5):
             images.append(np.clip((hu[..., k].astype(np.float32) + 160) / 400, 0, 1) * 255)
             labels.append(truth[..., k])
@@ -168,7 +168,7 @@ def measure(args: argparse.Namespace, rank: int) -> dict[str, object]:
         optimizer.clip_gradients(1.0)
         optimizer.step()
         optimizer.zero_grad()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     summary = {name: [round(float(v), 4) for v in np.mean(values, axis=0)] for name, values in shares.items()}
     return {"rank": rank, "matrices": len(chosen), "loss_first_last": [losses[0], losses[-1]], "captured": summary}
 

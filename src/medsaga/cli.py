@@ -178,7 +178,7 @@ def main(argv: list[str] | None = None) -> int:
     debug = "--debug" in (sys.argv if argv is None else argv)
     try:
         verb: Any = tyro.cli(
-            Verb,  # type: ignore[arg-type]  # tyro takes a union of dataclasses
+            Verb,
             prog="medsaga",
             description=ABOUT,
             args=argv,

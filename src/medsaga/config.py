@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from medsaga.data.intensity import Intensity
 from medsaga.errors import InputError
 
 Axis = Literal["auto", "axial", "coronal", "sagittal", "i", "j", "k"]
+Augmentations = Literal["fewshot", "samed", "none"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +52,7 @@ class Settings:
     """How grey values become 8 bits: a window for CT, percentiles for MR, as they are for 8-bit images."""
     window: tuple[float, float] | None = None
     """Lowest and highest value of the intensity window, in HU for CT."""
-    augmentation: Literal["fewshot", "samed", "none"] | None = None
+    augmentation: Augmentations | None = None
     """Random changes of the training images; `samed` is the paper's recipe."""
     steps: int | None = None
     """Optimizer steps."""
@@ -119,14 +120,30 @@ class Settings:
                 found=f"--intensity {self.intensity}",
                 do="Drop one of the two.",
             )
-        if self.batch_size is not None and self.micro_batch_size is not None:
-            if self.batch_size % self.micro_batch_size:
-                raise InputError(
-                    flag("micro_batch_size"),
-                    expected=f"a divisor of --batch-size {self.batch_size}",
-                    found=str(self.micro_batch_size),
-                    do="Choose a divisor.",
-                )
+        if self.batch_size and self.micro_batch_size and self.batch_size % self.micro_batch_size:
+            raise InputError(
+                flag("micro_batch_size"),
+                expected=f"a divisor of --batch-size {self.batch_size}",
+                found=str(self.micro_batch_size),
+                do="Choose a divisor.",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedSettings(Settings):
+    """Settings of a run that can start: nothing that training needs is left open."""
+
+    image_size: int = field()
+    augmentation: Augmentations = field()
+    steps: int = field()
+    batch_size: int = field()
+    micro_batch_size: int = field()
+    encoder_lr: float = field()
+    decoder_lr: float = field()
+    warmup: int = field()
+    rank: int = field()
+    refresh_every: int = field()
+    evaluate_every: int = field()
 
 
 def flag(name: str) -> str:
@@ -143,14 +160,14 @@ class RunConfig:
         labels: label name to label value, background first; the position is the class index.
         channels: names of the image channels, in order.
         intensities: one resolved intensity mapping per channel.
-        settings: resolved settings.
+        settings: nothing that training needs is left open.
     """
 
     data: str
     labels: dict[str, int]
     channels: tuple[str, ...]
     intensities: tuple[Intensity, ...]
-    settings: Settings
+    settings: ResolvedSettings
 
     @property
     def in_channels(self) -> int:
@@ -185,7 +202,7 @@ def read_config(path: Path) -> RunConfig:
             labels={str(k): int(v) for k, v in document["labels"].items()},
             channels=tuple(document["channels"]),
             intensities=tuple(Intensity(**entry) for entry in document["intensities"]),
-            settings=Settings(**settings),
+            settings=ResolvedSettings(**settings),
         )
     except FileNotFoundError:
         raise InputError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 
 class MedsagaError(Exception):
@@ -31,7 +32,18 @@ class InputError(MedsagaError, ValueError):
 
     def __init__(self, where: str | Path, *, expected: str, found: str, do: str) -> None:
         self.where = str(where)
+        self.expected = expected
+        self.found = found
+        self.do = do
         super().__init__(f"{where}: expected {expected}; found {found}. {do}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Let other processes raise it: an exception is rebuilt from positional arguments, and these have names."""
+        return _rebuilt, (self.where, self.expected, self.found, self.do)
+
+
+def _rebuilt(where: str, expected: str, found: str, do: str) -> InputError:
+    return InputError(where, expected=expected, found=found, do=do)
 
 
 class OutOfMemoryError(MedsagaError):

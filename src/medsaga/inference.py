@@ -14,9 +14,9 @@ import torch
 from medsaga.config import RunConfig, read_config
 from medsaga.data.dataset import find_inputs
 from medsaga.data.intensity import apply
+from medsaga.data.items import read_item
 from medsaga.data.letterbox import letterbox, unletterbox
 from medsaga.data.slices import SliceView, slice_channels, slice_view
-from medsaga.data.items import read_item
 from medsaga.data.types import Array, Grid, Item, Labels, to_label_values
 from medsaga.device import choose_device
 from medsaga.errors import InputError
@@ -108,7 +108,7 @@ class Segmenter:
             InputError: the image cannot be used with this model.
         """
         if isinstance(image, str | Path):
-            items = find_inputs(Path(image))
+            items = find_inputs(Path(image), channels=len(self.config.channels))
             if len(items) != 1:
                 raise InputError(
                     image, expected="one image", found=f"{len(items)}", do="Predict a folder with `medsaga predict`."

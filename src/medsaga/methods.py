@@ -10,15 +10,15 @@ from typing import Any
 
 from torch import nn
 
-from medsaga.config import Settings
+from medsaga.config import ResolvedSettings
 from medsaga.models.sam import KClassSam
 from medsaga.optim import PRESETS
 
 Groups = list[dict[str, Any]]
-Method = Callable[[KClassSam, Settings], Groups]
+Method = Callable[[KClassSam, ResolvedSettings], Groups]
 
 
-def medsaga(model: KClassSam, settings: Settings) -> Groups:
+def medsaga(model: KClassSam, settings: ResolvedSettings) -> Groups:
     """GaLore on every weight matrix of the image encoder, AdamW on all the rest (arXiv 2407.15042).
 
     Convolution kernels (patch embedding, neck) count as matrices. Biases, norms and position tables of the encoder
@@ -48,14 +48,13 @@ def weight_matrices(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Para
 
     Position tables and embeddings are two-dimensional too, but they are no linear maps: they count as the rest.
     """
-    matrices = [
-        child.weight for child in module.modules() if isinstance(child, nn.Linear | nn.Conv2d | nn.ConvTranspose2d)
-    ]
+    layers = (child for child in module.modules() if isinstance(child, nn.Linear | nn.Conv2d | nn.ConvTranspose2d))
+    matrices = [child.get_parameter("weight") for child in layers]
     known = {id(parameter) for parameter in matrices}
     return matrices, [parameter for parameter in module.parameters() if id(parameter) not in known]
 
 
-def _full_groups(modules: Iterable[nn.Module], lr: float | None, weight_decay: float) -> Groups:
+def _full_groups(modules: Iterable[nn.Module], lr: float, weight_decay: float) -> Groups:
     matrices: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for module in modules:

@@ -46,9 +46,9 @@ def predict_files(
         InputError: the run, an input or the output cannot be used.
     """
     console = console or Console(stderr=True)
-    items = find_inputs(source)
-    paths = _outputs(items, source, out)
     segmenter = Segmenter.load(run, device)
+    items = find_inputs(source, channels=len(segmenter.config.channels))
+    paths = _outputs(items, source, out)
     for item, path in zip(items, paths, strict=True):
         show = counting(console, item.name)
         prediction = segmenter.predict_item(item, probabilities=probabilities, progress=show)

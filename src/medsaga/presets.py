@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from medsaga.config import Settings
+from medsaga.config import ResolvedSettings, Settings
 
 RECIPES: dict[str, dict[str, Any]] = {
     "default": {
@@ -38,7 +38,7 @@ EVALUATIONS_PER_RUN = 10
 WARMUP_SHARE = 0.1
 
 
-def fill_in(settings: Settings, *, image_size: int) -> Settings:
+def fill_in(settings: Settings, *, image_size: int) -> ResolvedSettings:
     """Return the settings with every open training field filled in from the preset.
 
     Args:
@@ -54,4 +54,4 @@ def fill_in(settings: Settings, *, image_size: int) -> Settings:
     merged.setdefault("evaluate_every", max(1, steps // EVALUATIONS_PER_RUN))
     merged.setdefault("micro_batch_size", merged["batch_size"])
     merged["warmup"] = min(merged["warmup"], steps)
-    return Settings(**merged)
+    return ResolvedSettings(**merged)

@@ -427,7 +427,7 @@ def test_all_problems_are_collected_and_one_error_tells_of_them(folder: Path) ->
     assert len(dataset.problems) == 3
     with pytest.raises(InputError) as caught:
         raise_problems(dataset.problems)
-    assert str(caught.value) == f"{dataset.problems[0]} (and 2 more problems; see `medsaga info`)"
+    assert str(caught.value) == f"{dataset.problems[0]} (And 2 more problems: see `medsaga info`.)"
     assert caught.value.where == dataset.problems[0].where
     assert caught.value.exit_code == 2
     with pytest.raises(InputError) as caught:

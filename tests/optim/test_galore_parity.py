@@ -112,7 +112,7 @@ def test_reference_mode_is_the_galore_of_pytorch_optimizer(
     mine, other = nn.Parameter(torch.ones(shape)), nn.Parameter(torch.ones(shape))
     # It adds epsilon before the bias correction, torch and the paper after it; and it decays the weight after the
     # step. With a vanishing epsilon and no decay there is no difference.
-    common = {"lr": 0.01, "eps": 1e-30, "weight_decay": 0.0}
+    common: dict[str, Any] = {"lr": 0.01, "eps": 1e-30, "weight_decay": 0.0}
     ours = GaLoreAdamW([mine], **common, **(PRESETS["paper"] | {"refresh_every": 6, "projection": name}))
     group = {"params": [other], "rank": 4, "update_proj_gap": 6, "scale": 0.25, "projection_type": theirs}
     reference = GaLore([group], betas=(0.9, 0.999), **common)
@@ -130,7 +130,7 @@ def test_identity_basis_is_adamw(shape: tuple[int, ...], projection: str) -> Non
     rows, columns = shape[0], int(np.prod(shape[1:]))
     # A two-sided projection of full rank needs two whole identities: give it those, whatever rank the matrix caps at.
     mine, other = (nn.Parameter(torch.ones(shape, dtype=torch.float64)) for _ in range(2))
-    common = {"lr": 0.05, "betas": (0.8, 0.99), "eps": 1e-6, "weight_decay": 0.2}
+    common: dict[str, Any] = {"lr": 0.05, "betas": (0.8, 0.99), "eps": 1e-6, "weight_decay": 0.2}
     ours = GaLoreAdamW([mine], rank=100, projection=projection, refresh_every=1000, **common)
     (mine * each[0]).sum().backward()
     ours.calibrate()

@@ -102,42 +102,35 @@ def test_bases_own_just_their_memory(size: tuple[int, int]) -> None:
 
 def test_sketch_of_a_matrix_of_low_rank_finds_its_range() -> None:
     gradient = random(50, 3) @ random(3, 70, seed=1)
-    omega = sketch_matrix(70, sketch_width(3, 70), None, generator(), gradient)
+    omega = sketch_matrix(70, sketch_width(3, 70), generator(), gradient)
     basis = sketch_basis(gradient @ omega, 3)
     torch.testing.assert_close(basis.T @ basis, torch.eye(3, dtype=torch.float64))
     torch.testing.assert_close(basis @ (basis.T @ gradient), gradient)
 
 
-def test_guess_of_the_row_space_improves_the_sketch() -> None:
-    gradient = random(60, 80) + 20 * decaying(60, 80)
-    best = torch.linalg.svdvals(gradient)[:4].norm()
-    guess = torch.linalg.svd(gradient + 0.1 * random(60, 80, seed=5), full_matrices=False)[2][:4].T
-
-    def captured(known: Tensor | None, seed: int) -> float:
-        basis = sketch_basis(gradient @ sketch_matrix(80, 8, known, generator(seed), gradient), 4)
-        return float((basis.T @ gradient).norm() / best)
-
-    blind = sum(captured(None, seed) for seed in range(20)) / 20
-    guided = sum(captured(guess, seed) for seed in range(20)) / 20
-    assert blind < guided <= 1
-    assert guided > 0.99
+def test_sketch_keeps_the_bound_of_halko_martinsson_and_tropp() -> None:
+    # Theorem 10.5: with k + p Gaussian columns, E ||G - Q Q^T G||^2 <= (1 + k / (p - 1)) times the least for rank k.
+    gradient = decaying(60, 80) + 0.01 * random(60, 80)
+    k, width = 4, sketch_width(4, 80)
+    left_out = []
+    for seed in range(50):
+        q = sketch_basis(gradient @ sketch_matrix(80, width, generator(seed), gradient), width)
+        left_out.append((gradient - q @ (q.T @ gradient)).square().sum())
+    least = torch.linalg.svdvals(gradient)[k:].square().sum()
+    assert float(torch.stack(left_out).mean() / least) <= 1 + k / (width - k - 1)
 
 
-@pytest.mark.parametrize("guided", [False, True])
-def test_sketch_energy_is_unbiased(guided: bool) -> None:
+def test_sketch_energy_is_unbiased() -> None:
     gradient = random(10, 40)
-    guess = random(40, 4, seed=7) * torch.tensor([1.0, 10.0, 100.0, 1e-3], dtype=torch.float64) if guided else None
-    sketches = [gradient @ sketch_matrix(40, 8, guess, generator(seed), gradient) for seed in range(4000)]
+    sketches = [gradient @ sketch_matrix(40, 16, generator(seed), gradient) for seed in range(4000)]
     mean = torch.stack([sketch @ sketch.T for sketch in sketches]).mean(0)
     exact = gradient @ gradient.T
     assert float((mean - exact).norm() / exact.norm()) < 0.02
 
 
 def test_sketch_is_never_wider_than_the_side() -> None:
-    assert sketch_width(4, 100) == 8
+    assert sketch_width(4, 100) == 16
     assert sketch_width(4, 5) == 5
-    omega = sketch_matrix(5, 5, random(5, 4), generator(), random(1))
-    torch.testing.assert_close(torch.linalg.matrix_rank(omega), torch.tensor(5))
 
 
 def moments(*shape: int, steps: int = 12) -> tuple[Tensor, Tensor]:

@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from medsaga import methods
-from medsaga.config import Settings
+from medsaga.config import ResolvedSettings, Settings
 from medsaga.errors import InputError, Interrupted, OutOfMemoryError, RunError
 from medsaga.files import sha256
-from medsaga.training import loop
+from medsaga.presets import fill_in
+from medsaga.training import loop, loss, step
 from medsaga.training.checkpoint import read_metrics
 from medsaga.training.loop import next_smaller, train
 
@@ -108,7 +109,7 @@ def test_ctrl_c_saves_and_the_run_goes_on_to_the_same_bits(
     toy: Path, tmp_path: Path, quick: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train(toy, tmp_path / "whole", quick)
-    original, calls = loop.update, 0
+    original, calls = step.update, 0
 
     def interrupt(*args: Any, **kwargs: Any) -> bool:
         nonlocal calls
@@ -137,15 +138,13 @@ def test_resume_refuses_changed_data(toy: Path, tmp_path: Path, quick: Settings)
 
 def _spoil(monkeypatch: pytest.MonkeyPatch, calls: set[int] | None) -> None:
     """Make the loss NaN at these calls of it; at all of them for None."""
-    from medsaga.training import step
-
-    original, count = step.segmentation_loss, 0
+    original, count = loss.segmentation_loss, 0
 
     def spoiled(logits: Tensor, labels: Tensor) -> Tensor:
         nonlocal count
         count += 1
-        loss = original(logits, labels)
-        return loss * float("nan") if calls is None or count in calls else loss
+        value = original(logits, labels)
+        return value * float("nan") if calls is None or count in calls else value
 
     monkeypatch.setattr(step, "segmentation_loss", spoiled)
 
@@ -173,7 +172,7 @@ def test_too_many_in_a_row_end_the_run_with_the_last_good_checkpoint(
 def test_a_run_that_projects_nothing_is_an_error(
     toy: Path, tmp_path: Path, quick: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def without_rank(model: Any, settings: Settings) -> Any:
+    def without_rank(model: Any, settings: ResolvedSettings) -> Any:
         return [{**group, "rank": None} for group in methods.medsaga(model, settings)]
 
     monkeypatch.setitem(methods.METHODS, "medsaga", without_rank)
@@ -190,8 +189,9 @@ def test_out_of_memory_names_the_next_smaller_setting(
     monkeypatch.setattr(loop, "backward", exhausted)
     with pytest.raises(OutOfMemoryError, match="--micro-batch-size 1"):
         train(toy, tmp_path / "run", quick)
-    assert "--checkpoint-blocks" in next_smaller(Settings(image_size=256, micro_batch_size=1))
-    assert "--image-size 128" in next_smaller(Settings(image_size=256, micro_batch_size=1, checkpoint_blocks=True))
+    least = fill_in(Settings(micro_batch_size=1), image_size=256)
+    assert "--checkpoint-blocks" in next_smaller(least)
+    assert "--image-size 128" in next_smaller(dataclasses.replace(least, checkpoint_blocks=True))
 
 
 def test_early_stop_keeps_the_best_weights(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from medsaga.training.schedule import learning_rate_factor
@@ -11,7 +13,7 @@ def test_rises_linearly_then_falls_to_nearly_nothing() -> None:
     factors = [learning_rate_factor(step, steps=100, warmup=10) for step in range(100)]
     assert factors[:10] == pytest.approx([0.1 * n for n in range(1, 11)])
     assert factors[10] == 1.0
-    assert all(earlier > later for earlier, later in zip(factors[10:], factors[11:], strict=False))
+    assert all(earlier > later for earlier, later in itertools.pairwise(factors[10:]))
     assert 0 < factors[-1] < 0.02
 
 

@@ -39,13 +39,13 @@ class Augmentation:
     Intensity, of images only, where 0 to 255 count as 0 to 1:
 
         tone: brightness, contrast and gamma together.
-        brightness: largest summand either way.
+        brightness: largest relative change of all values. No summand, which would make black padding grey.
         contrast: largest relative change, about the image's mean.
         gamma: exponents lie between 1 / (1 + gamma) and 1 + gamma.
         noise: Gaussian noise.
         noise_limit: largest standard deviation.
         blur: Gaussian blur.
-        blur_limit: largest standard deviation in pixels.
+        blur_limit: largest standard deviation in pixels; the smallest is half of it.
     """
 
     turn_and_flip: float = 0
@@ -59,7 +59,7 @@ class Augmentation:
     elastic: float = 0
     elastic_limit: float = 0.015
     tone: float = 0
-    brightness: float = 0.1
+    brightness: float = 0.25
     contrast: float = 0.25
     gamma: float = 0.4
     noise: float = 0
@@ -163,7 +163,7 @@ def _with_other_intensities(
         if toned:
             _change_tone(picture, tone, strength)
         if blurred:
-            picture.copy_(_blurred(picture, max(0.1, strength.blur_limit * sigma)))
+            picture.copy_(_blurred(picture, strength.blur_limit * (1 + sigma) / 2))
         if noisy:
             noise = torch.randn(picture.shape, generator=generator, device=picture.device)
             picture.add_(noise, alpha=255 * strength.noise_limit * spread).clamp_(0, 255)
@@ -171,10 +171,9 @@ def _with_other_intensities(
 
 
 def _change_tone(picture: torch.Tensor, tone: npt.NDArray[np.float64], strength: Augmentation) -> None:
-    brightness = 255 * strength.brightness * tone[0]
-    contrast = 1 + strength.contrast * tone[1]
+    picture.mul_(1 + strength.brightness * tone[0])
     mean = picture.mean()
-    picture.sub_(mean).mul_(contrast).add_(mean + brightness).clamp_(0, 255)
+    picture.sub_(mean).mul_(1 + strength.contrast * tone[1]).add_(mean).clamp_(0, 255)
     picture.div_(255).pow_((1 + strength.gamma) ** tone[2]).mul_(255)
 
 

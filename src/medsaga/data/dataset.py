@@ -78,9 +78,8 @@ def raise_problems(problems: Sequence[InputError]) -> None:
     first, more = problems[0], len(problems) - 1
     if not more:
         raise first
-    several = InputError(first.where, expected="", found="", do="")
-    several.args = (f"{first} (and {more} more problem{'s' if more > 1 else ''}; see `medsaga info`)",)
-    raise several
+    also = f"{first.do} (And {more} more problem{'s' if more > 1 else ''}: see `medsaga info`.)"
+    raise InputError(first.where, expected=first.expected, found=first.found, do=also)
 
 
 def labels_of_cases(dataset: Dataset) -> dict[str, frozenset[int]]:

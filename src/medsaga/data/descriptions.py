@@ -73,11 +73,14 @@ def file_ending(path: Path, document: Mapping[str, Any]) -> str:
 
 
 def read_cases(path: Path, names: Collection[str]) -> tuple[dict[str, str], list[InputError]]:
-    """Return the case of each image as a ``cases.csv`` gives it, and what is wrong with the file.
+    """Return the case of each image as a ``cases.csv`` gives it, and what is wrong with its lines.
 
     Args:
         path: the file; its header names the columns ``name`` and ``case``.
         names: the images that there are, without suffix.
+
+    Raises:
+        InputError: the file is no such table.
     """
     try:
         rows = csv.DictReader(_text(path).splitlines(), strict=True)
@@ -90,10 +93,9 @@ def read_cases(path: Path, names: Collection[str]) -> tuple[dict[str, str], list
                 do="Write one line per image: its file name without suffix, a comma, its case.",
             )
         lines = [(rows.line_num, (row["name"] or "").strip(), (row["case"] or "").strip()) for row in rows]
-    except InputError as problem:
-        return {}, [problem]
     except csv.Error as error:
-        return {}, [InputError(path, expected="comma-separated values", found=str(error), do="Save it as CSV again.")]
+        do = "Save it as CSV again."
+        raise InputError(path, expected="comma-separated values", found=str(error), do=do) from error
     return _cases_of(path, lines, names)
 
 

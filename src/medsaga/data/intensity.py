@@ -101,7 +101,7 @@ def choose_intensity(
     if requested == "identity" and other is not None:
         raise _not_uint8(other.images[0].name, other.header.dtype)
     if requested == "identity" or (requested == "auto" and other is None):
-        return (Intensity("identity", 0, 255),) * channels
+        return (Intensity("identity", 0.0, 255.0),) * channels
     if requested == "percentile":
         return (Intensity("percentile"),) * channels
     return _windows_of_ct(dataset, items, requested)
@@ -207,8 +207,8 @@ def _ct_window(foreground: Array) -> Intensity:
             do="Choose other training cases, or give the window with --window LOW HIGH.",
         )
     low, high = (float(end) for end in np.percentile(foreground.astype(np.float64), _PERCENTILES))
-    missing = max(0.0, _NARROWEST_CT_WINDOW - (high - low)) / 2
-    return Intensity("window", float(math.floor(low - missing)), float(math.ceil(high + missing)))
+    centre, half = round((low + high) / 2), math.ceil(max(high - low, _NARROWEST_CT_WINDOW) / 2)
+    return Intensity("window", float(centre - half), float(centre + half))
 
 
 def _some(values: Array) -> Array:

@@ -70,9 +70,10 @@ def read_folder(root: Path, *, masks_required: bool) -> Dataset:
     masks = _masks(root / "masks", None, problems, required=masks_required)
     cases = {name: name for name in images}
     if (root / "cases.csv").exists():
-        given, wrong = read_cases(root / "cases.csv", images)
-        cases.update(given)
-        problems += wrong
+        with collecting(problems):
+            given, wrong = read_cases(root / "cases.csv", images)
+            cases.update(given)
+            problems += wrong
     items = []
     for name, path in sorted(images.items()):
         with collecting(problems):

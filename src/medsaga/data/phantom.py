@@ -24,7 +24,7 @@ _FIELD_OF_VIEW = 384.0
 """mm, left to right and front to back."""
 _SLICE_THICKNESS = 5.0
 """mm."""
-_AIR, _LUNG, _FAT, _MUSCLE, _TABLE = -1000.0, -850.0, -105.0, 58.0, -60.0
+_AIR, _LUNG, _FAT, _MUSCLE, _TABLE = -1000.0, -850.0, -105.0, 58.0, 140.0
 
 Field = npt.NDArray[np.floating]
 Mask = npt.NDArray[np.bool_]
@@ -230,7 +230,8 @@ def _organs(hu: Field, labels: npt.NDArray[np.uint8], body: _Body, cavity: Mask,
         hu[where] = value + texture[where]
         labels[where] = LABELS[label]
 
-    shift = random.normal(0, 1, (4, 3)) * (5, 4, 0.03)
+    # Kept small along z, so that the lowest slice shows no organ.
+    shift = random.normal(0, 1, (4, 3)).clip(-1.6, 1.6) * (5, 4, 0.03)
     grow = random.uniform(0.88, 1.12, 4)
     # Liver: a large right lobe and a left lobe that tapers over the midline.
     right = body.blob(
@@ -276,7 +277,7 @@ def _kidney(
     # The left kidney lies higher than the right one, which the liver pushes down.
     centre = (side * (63 + shift[0]), -36 + shift[1], (0.37 if side > 0 else 0.45) + shift[2])
     turn = side * random.uniform(-50, -25)
-    radii = (30 * grow, 22 * grow, 0.29)
+    radii = (30 * grow, 22 * grow, 0.27)
     sinus_centre = (centre[0] - side * 15, centre[1] + 5, centre[2])
     perirenal = body.blob(centre, (radii[0] + 7, radii[1] + 7, radii[2] + 0.06), turn)
     # Fat parts the kidney from liver and spleen.
@@ -348,7 +349,7 @@ def _table(hu: Field, shape: tuple[int, int, int]) -> None:
     """The scanner's table: a shallow trough that does not move with the patient."""
     x = ((np.arange(shape[0]) + 0.5) / shape[0] - 0.5) * _FIELD_OF_VIEW
     y = ((np.arange(shape[1]) + 0.5) / shape[1] - 0.5) * _FIELD_OF_VIEW
-    depth = y[None, :] - (-150 + (x[:, None] / 200) ** 2 * 45)
+    depth = y[None, :] - (-138 + (x[:, None] / 200) ** 2 * 45)
     lines = ((np.abs(depth) < 3.2) | (np.abs(depth + 22) < 3.2)) & (np.abs(x)[:, None] < 175)
     where = lines[:, :, None] & (hu < -900)
     hu[where] = _TABLE

@@ -104,9 +104,7 @@ def _score(segmenter: Segmenter, dataset: Dataset, items: Sequence[Item], consol
     return scored
 
 
-def _examples(
-    segmenter: Segmenter, dataset: Dataset, items: Sequence[Item], result: dict[str, Any]
-) -> list[Example]:
+def _examples(segmenter: Segmenter, dataset: Dataset, items: Sequence[Item], result: dict[str, Any]) -> list[Example]:
     """Predict the best, the median and the worst item once more, for their pictures."""
     means = {case["name"]: case["dice_mean"] for case in result["cases"] if case["dice_mean"] is not None}
     by_name = {item.name: item for item in items}

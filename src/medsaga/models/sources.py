@@ -159,20 +159,22 @@ def _read_pickle(path: Path) -> State:
     """Return the tensors of a PyTorch file without running any code in it."""
     try:
         # Only files in the zip format can be mapped; the tensors of others are read at once.
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        return _unwrap(torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)))
     except Exception as error:  # a damaged archive raises whatever the damage hits first
-        if isinstance(error, pickle.UnpicklingError) and "Unsupported" in str(error):
+        # In a whole archive the pickle itself is whole, so that what torch refuses there is code.
+        if isinstance(error, pickle.UnpicklingError) and ("GLOBAL" in str(error) or zipfile.is_zipfile(path)):
             raise InputError(
                 path,
                 expected="tensors only",
                 found="pickled Python objects, which could run any code",
                 do="Ask its author for the state dict alone, or for a .safetensors file.",
             ) from None
-        found = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(
-            path, expected="a whole PyTorch file", found=found, do="Copy or download it again and compare its SHA-256."
+            path,
+            expected="a whole PyTorch file",
+            found="a damaged file, or one of another kind",
+            do="Copy or download it again and compare its SHA-256.",
         ) from None
-    return _unwrap(content)
 
 
 def _unwrap(content: Any) -> State:

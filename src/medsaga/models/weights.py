@@ -5,6 +5,7 @@ Every tensor has to find its place, or nothing is loaded.
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,8 @@ RELEASES = {
 """SHA-256 of the official files."""
 REPEAT_NOISE = 0.02
 """Spread, relative to that of the tensor, of the noise that tells apart classes which start from the same mask."""
+DESCRIPTION = ("architecture", "classes", "image_size", "in_channels")
+"""What it takes to build a model; a model file holds it as its metadata."""
 SHOWN = 6
 """How many names of a kind an error lists."""
 
@@ -116,13 +119,8 @@ def detect_architecture(source: str | Path) -> str:
 
 def save_model(path: Path, model: KClassSam) -> None:
     """Write a model as safetensors, whole or not at all; what it takes to build it goes into the file's metadata."""
-    metadata = {
-        "format": "pt",
-        "architecture": model.architecture,
-        "classes": str(model.classes),
-        "image_size": str(model.image_size),
-        "in_channels": str(model.in_channels),
-    }
+    # safetensors writes its metadata in random order: with one entry, equal models are equal files.
+    metadata = {"medsaga": json.dumps({name: getattr(model, name) for name in DESCRIPTION})}
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     with files.replacing(path) as temporary:
         save_file(state, temporary, metadata)
@@ -136,11 +134,11 @@ def load_model(path: Path) -> KClassSam:
     """
     state, metadata = read_safetensors(path)
     try:
-        architecture = metadata["architecture"]
-        classes, image_size, in_channels = (int(metadata[name]) for name in ("classes", "image_size", "in_channels"))
+        described = json.loads(metadata["medsaga"])
+        architecture, classes, image_size, in_channels = (described[name] for name in DESCRIPTION)
         with torch.device("meta"):
             model = build_sam(architecture, classes=classes, image_size=image_size, in_channels=in_channels)
-    except (KeyError, ValueError):
+    except (KeyError, TypeError, ValueError, AttributeError):
         raise InputError(
             path,
             expected="a model file of medsaga",
@@ -163,7 +161,7 @@ def _read_weights(source: str | Path) -> _Weights:
             source,
             expected="weights of SAM (image_encoder.* or vision_encoder.*)",
             found=_some(sorted(state)) if state else "no tensors",
-            do="SAM 2, SAM-HQ and MobileSAM are other models. Use an official SAM or MedSAM file, or facebook/sam-vit-base.",
+            do="SAM 2, SAM-HQ and MobileSAM are other models. Use a file of SAM or MedSAM, or facebook/sam-vit-base.",
         )
     architecture = _architecture_of(source, state, hidden_size=len(patches))
     positions = state.get("vision_encoder.pos_embed")

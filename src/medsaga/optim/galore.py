@@ -77,7 +77,7 @@ class _Arrived:
     """What the hook has kept of a weight's gradients since the last step: sums over micro-batches."""
 
     low_rank: Tensor | None = None  # (64, 3072), P^T G Q
-    sketch_left: Tensor | None = None  # (768, 128), G Omega
+    sketch_left: Tensor | None = None  # (768, 136), G Omega
     sketch_right: Tensor | None = None  # G^T Omega
 
 
@@ -100,7 +100,8 @@ class GaLoreAdamW(torch.optim.Optimizer):
     Bases, moments and all arithmetic are float32 (float64 for float64 weights), whatever the weights are.
     ``step()`` uses up what has arrived for projected weights; call ``zero_grad()`` after it as usual. State: ``step``,
     ``exp_avg``, ``exp_avg_sq``, and for projected weights ``basis_left`` (m, r), ``basis_right`` (n, r) or both.
-    Accumulators and sketches are not state: save between steps.
+    Accumulators and sketches are not state: save between steps. Gradients must be whole when backward makes them:
+    DistributedDataParallel, which averages them later, would need to average ``accumulators()`` instead.
 
     Args:
         params: parameters or parameter groups, as for any optimizer.
@@ -136,12 +137,12 @@ class GaLoreAdamW(torch.optim.Optimizer):
         moments: str = "rotate",
         seed: int = 0,
     ) -> None:
-        defaults = dict(locals())
-        for name in ("self", "params", "__class__"):
-            del defaults[name]
+        adamw = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        subspace = {"rank": rank, "projection": projection, "scale": scale, "moments": moments}
+        refreshing = {"refresh_every": refresh_every, "refresh": refresh, "seed": seed}
         self._arrived: dict[Tensor, _Arrived] = {}
         self._hooks: list[RemovableHandle] = []
-        super().__init__(params, defaults)
+        super().__init__(params, adamw | subspace | refreshing)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group, and hooks to its parameters if it is projected."""
@@ -207,7 +208,7 @@ class GaLoreAdamW(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Update every weight whose gradient has arrived. As long as ``needs_calibration()``, calibrate instead."""
-        assert closure is None, "a closure would run backward twice between two steps"
+        assert closure is None, "what the optimizer steps on has arrived before"
         if self.needs_calibration():
             self.calibrate()
             return
@@ -269,7 +270,7 @@ class GaLoreAdamW(torch.optim.Optimizer):
                 low_rank = project(gradient, state.get("basis_left"), state.get("basis_right"))
                 arrived.low_rank = _add(arrived.low_rank, low_rank)
             if _is_sketched(group) and (not _has_basis(state) or (done + 1) % group["refresh_every"] == 0):
-                _add_sketches(arrived, gradient, state, group, index)
+                _add_sketches(arrived, gradient, group, (index, done))
             weight.grad = None
 
         return project_on_arrival
@@ -303,12 +304,11 @@ class GaLoreAdamW(torch.optim.Optimizer):
 
     def _refresh_from_sketches(self, weight: Tensor, arrived: _Arrived, group: dict[str, Any]) -> None:
         """Make the next bases of one weight from its sketches, if it has any."""
-        sketches = arrived.sketch_left, arrived.sketch_right
-        if sketches == (None, None):
-            return
         rank = min(group["rank"], *matrix_shape(weight.shape))
-        left, right = (None if sketch is None else sketch_basis(sketch, rank) for sketch in sketches)
-        self._change_bases(weight, left, right, group)
+        left = None if arrived.sketch_left is None else sketch_basis(arrived.sketch_left, rank)
+        right = None if arrived.sketch_right is None else sketch_basis(arrived.sketch_right, rank)
+        if left is not None or right is not None:
+            self._change_bases(weight, left, right, group)
 
     def _change_bases(self, weight: Tensor, left: Tensor | None, right: Tensor | None, group: dict[str, Any]) -> None:
         """Give one weight new bases, and carry its moments over."""
@@ -325,32 +325,26 @@ class GaLoreAdamW(torch.optim.Optimizer):
             state["basis_right"] = right
 
 
-def _add_sketches(
-    arrived: _Arrived, gradient: Tensor, state: dict[str, Any], group: dict[str, Any], index: int
-) -> None:
+def _add_sketches(arrived: _Arrived, gradient: Tensor, group: dict[str, Any], key: tuple[int, int]) -> None:
     """Add the sketches of an (m, n) gradient for each projected side.
 
-    The random columns depend on the seed, the weight and the step alone, so that every micro-batch meets the same
-    ones and a resumed run makes the same basis. The first moment, or the basis of the other side, tells where the
-    gradient has been.
+    The random columns depend on the seed and the key (weight, step) alone, so that every micro-batch meets the same
+    ones and a resumed run makes the same basis.
     """
     m, n = gradient.shape
     rank = min(group["rank"], m, n)
     left, right = projected_sides(m, n, group["projection"])
-    average = state.get("exp_avg")
 
-    def matrix(side: str, size: int, guess: Tensor | None) -> Tensor:
-        key = zlib.crc32(repr((group["seed"], index, state.get("step", 0), side)).encode())
-        generator = torch.Generator(gradient.device).manual_seed(key)
-        return sketch_matrix(size, sketch_width(rank, size), guess, generator, gradient)
+    def sketched(matrix: Tensor, side: str) -> Tensor:
+        size = matrix.shape[1]
+        seed = zlib.crc32(repr((group["seed"], *key, side)).encode())
+        generator = torch.Generator(matrix.device).manual_seed(seed)
+        return matrix @ sketch_matrix(size, sketch_width(rank, size), generator, matrix)
 
     if left:
-        guess = state.get("basis_right") if right else average
-        guess = guess.T if guess is average and guess is not None else guess
-        arrived.sketch_left = _add(arrived.sketch_left, gradient @ matrix("left", n, guess))
+        arrived.sketch_left = _add(arrived.sketch_left, sketched(gradient, "left"))
     if right:
-        guess = state.get("basis_left") if left else average
-        arrived.sketch_right = _add(arrived.sketch_right, gradient.T @ matrix("right", m, guess))
+        arrived.sketch_right = _add(arrived.sketch_right, sketched(gradient.T, "right"))
 
 
 def _add(total: Tensor | None, term: Tensor) -> Tensor:

@@ -79,38 +79,32 @@ def exact_bases(
     return left, right
 
 
-def sketch_width(rank: int, other_side: int) -> int:
-    """Return how many columns a sketch has: twice the rank, at most the length of the side it is taken along."""
-    return min(2 * rank, other_side)
+def sketch_width(rank: int, size: int) -> int:
+    """Return how many columns a sketch has, at most the length of the side it is taken along.
+
+    Chosen by measurement: benchmarks/galore.
+    """
+    return min(2 * rank + 8, size)
 
 
 def sketch_matrix(
     size: int,  # 3072, the side along which the gradient is sketched
-    width: int,  # 128
-    guess: Tensor | None,  # (3072, 64), columns near the gradient's leading singular vectors; any scale
+    width: int,  # 136
     generator: torch.Generator,
     like: Tensor,
-) -> Tensor:  # (3072, 128)
-    """Return the matrix Omega of a sketch Y = G Omega, in the dtype and on the device of ``like``.
+) -> Tensor:  # (3072, 136)
+    """Return the Gaussian matrix Omega of a sketch Y = G Omega, in the dtype and on the device of ``like``.
 
-    Its first columns are an orthonormal basis W of ``guess``: G W is then a step of the power iteration, for free. The
-    rest are Gaussian columns of variance 1 / (their number), orthogonalised against W. So, given W,
-    E[Y Y^T] = G G^T, and the energy ||Y||^2 estimates ||G||^2 without bias.
+    Its variance is 1 / width: then E[Y Y^T] = G G^T, and ||Y|| estimates ||G||.
     """
-    known = 0 if guess is None else min(guess.shape[1], width)
-    fresh = torch.randn(size, width - known, generator=generator, dtype=like.dtype, device=like.device)
-    fresh = fresh / math.sqrt(max(1, width - known))
-    if guess is None:
-        return fresh
-    basis = torch.linalg.qr(guess)[0][:, :known]
-    return torch.cat([basis, fresh - basis @ (basis.T @ fresh)], dim=1)
+    return torch.randn(size, width, generator=generator, dtype=like.dtype, device=like.device) / math.sqrt(width)
 
 
 def sketch_basis(
-    sketch: Tensor,  # (768, 128)
+    sketch: Tensor,  # (768, 136)
     rank: int,
 ) -> Tensor:  # (768, 64)
-    """Return the leading left singular vectors of a sketch Y = G Omega, in their own memory."""
+    """Return the leading left singular vectors of a sketch Y = G Omega, in their own memory (Halko et al., 2011)."""
     u = torch.linalg.svd(sketch, full_matrices=False)[0]
     return u[:, :rank].clone(memory_format=torch.contiguous_format)
 

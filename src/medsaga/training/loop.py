@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from medsaga.config import Settings
+from medsaga.config import ResolvedSettings, Settings
 from medsaga.data.augment import AUGMENTATIONS, augment
 from medsaga.data.samples import Prefetcher, Samples
 from medsaga.errors import Interrupted, OutOfMemoryError, RunError
@@ -74,8 +74,6 @@ def fit(run: Run, console: Console) -> None:
         RunError: too many steps in a row had a gradient that was not finite.
     """
     settings = run.config.settings
-    assert settings.steps and settings.batch_size and settings.micro_batch_size and settings.evaluate_every
-    assert settings.augmentation and settings.warmup is not None
     model = run.model.train()
     optimizer = new_optimizer(model, settings)
     counters = load_state(run.folder, model, optimizer)
@@ -84,9 +82,7 @@ def fit(run: Run, console: Console) -> None:
     reset_device_peak(run.device)
     if counters.step == 0:
         trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        log.write(
-            "start", 0, trainable_parameters=trainable, projected_parameters=optimizer.projected_parameters()
-        )
+        log.write("start", 0, trainable_parameters=trainable, projected_parameters=optimizer.projected_parameters())
     dice_name = "validation Dice" if run.split.validation else "training Dice"
     with (
         contextlib.closing(log),
@@ -157,7 +153,7 @@ def fit(run: Run, console: Console) -> None:
                 )
 
 
-def new_optimizer(model: KClassSam, settings: Settings) -> GaLoreAdamW:
+def new_optimizer(model: KClassSam, settings: ResolvedSettings) -> GaLoreAdamW:
     """Make the optimizer of the run's method; parameters that the method does not name are frozen.
 
     Raises:
@@ -199,9 +195,8 @@ def monitor_dice(model: KClassSam, samples: Samples, device: torch.device, *, ba
     return float(dice.mean()) if there.any() else 0.0
 
 
-def next_smaller(settings: Settings) -> str:
+def next_smaller(settings: ResolvedSettings) -> str:
     """Return a sentence that names the next smaller setting, for the message of an out-of-memory error."""
-    assert settings.micro_batch_size and settings.image_size
     if settings.micro_batch_size > 1:
         smaller = max(d for d in range(1, settings.micro_batch_size) if settings.micro_batch_size % d == 0)
         return f"Try --micro-batch-size {smaller}: less memory, the same result."

@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 
 from medsaga import files
-from medsaga.config import RunConfig, Settings, flag, read_config
+from medsaga.config import ResolvedSettings, RunConfig, Settings, flag, read_config
 from medsaga.data.dataset import check_items, fingerprint, labels_of_cases, raise_problems, read_dataset
 from medsaga.data.intensity import choose_intensity
 from medsaga.data.samples import Samples, build_samples
@@ -161,7 +161,7 @@ def _weights_of(settings: Settings) -> tuple[str | None, str]:
     return settings.model, detect_architecture(settings.model)
 
 
-def _resolve_data_settings(dataset: Dataset, split: Split, settings: Settings) -> RunConfig:
+def _resolve_data_settings(dataset: Dataset, split: Split, settings: ResolvedSettings) -> RunConfig:
     items = dataset.items_of(split.train)
     # One axis for the whole run: a volume with other spacing must not be cut another way at prediction.
     axis: Any = common_axis((item.header.grid for item in items), settings.axis)
@@ -177,7 +177,6 @@ def _resolve_data_settings(dataset: Dataset, split: Split, settings: Settings) -
 
 def _empty_model(config: RunConfig) -> KClassSam:
     settings = config.settings
-    assert settings.image_size is not None
     torch.manual_seed(settings.seed)
     model = build_sam(
         settings.model, classes=len(config.labels), image_size=settings.image_size, in_channels=config.in_channels
@@ -220,7 +219,6 @@ def _with_samples(
     console: Console,
 ) -> Run:
     settings = config.settings
-    assert settings.image_size is not None
 
     def samples(name: str, items: tuple[Item, ...]) -> Samples:
         return build_samples(
@@ -229,7 +227,7 @@ def _with_samples(
             items,
             view_axis=settings.axis,
             intensities=config.intensities,
-            image_size=settings.image_size or 0,
+            image_size=settings.image_size,
             neighbours=settings.neighbours,
             progress=counting(console, f"preparing {name} images"),
         )

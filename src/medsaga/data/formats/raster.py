@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,6 +32,8 @@ _MODES: dict[str, tuple[int, np.dtype]] = {
 _LOSSY_COMPRESSIONS = {"jpeg", "tiff_jpeg", "webp", "jpeg2000"}
 _LOW_BIT_STEP = {"L;2": 85, "L;4": 17}
 """Pillow stretches 2-bit and 4-bit grey to 0..255 by these factors, which would change label values."""
+_MOST_PIXELS_PER_BYTE = {"raw": 8, "zip": 8 * 1100}
+"""By Pillow's name of the decoder: one bit per pixel, which deflate makes at most 1032 times smaller."""
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT: dict[int, Image.Transpose] = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -222,8 +225,16 @@ def _require_known(path: Path, image: Image.Image) -> None:
             found="several pages or frames",
             do="Save each page as its own file, or the stack as a NIfTI volume.",
         )
-    if 0 in image.size:
-        raise InputError(path, expected="an image with pixels", found="none", do="Export the file again.")
+    # Pillow would make the missing rows up.
+    tiles = getattr(image, "tile", None)
+    most_pixels = path.stat().st_size * _MOST_PIXELS_PER_BYTE.get(tiles[0][0] if tiles else "", math.inf)
+    if not 0 < image.width * image.height <= most_pixels:
+        raise InputError(
+            path,
+            expected="as many pixels as the file can hold",
+            found=f"a header that claims {image.width:,} x {image.height:,}",
+            do="Copy or export the file again: it is truncated or its header is damaged.",
+        )
 
 
 def _orientation(image: Image.Image) -> int:
@@ -248,7 +259,7 @@ def _rawmode(image: Image.Image) -> str:
     tiles = getattr(image, "tile", None)
     if not tiles:
         return image.mode
-    arguments = tiles[0].args
+    arguments = tiles[0][3]
     return str(arguments[0] if isinstance(arguments, tuple) else arguments)
 
 
