@@ -20,9 +20,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from medsaga import cli
 from medsaga.data.dataset import check_items, find_inputs, fingerprint, read_dataset
 from medsaga.data.formats import format_of
 from medsaga.errors import InputError
+from medsaga.training import loop
 
 SECONDS_PER_DATASET = 2.0
 MOST_ALLOCATED = 2**26
@@ -385,3 +387,36 @@ def test_inputs_to_predict_on_that_are_damaged(tmp_path: Path) -> None:
             assert problem.where == str(path)  # noqa: PT017 - either outcome is right
         else:
             assert image.shape == (item.header.channels, *item.header.grid.shape)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("suffix", IMAGES)
+@pytest.mark.parametrize("role", ["image", "mask"])
+def test_info_and_train_say_what_is_wrong_and_write_nothing(
+    tmp_path: Path,
+    role: str,
+    suffix: str,
+    damage: Damage,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    # Usable data are not trained on here: only what comes before the first step is in question.
+    monkeypatch.setattr(loop, "fit", lambda *_: None)
+    monkeypatch.setattr(loop, "evaluate_run", lambda *_, **__: {})
+    monkeypatch.setattr(cli, "print_result", lambda *_, **__: None)
+    rng = random.Random(f"{role} {suffix} {damage.__name__} cli")
+    for round_number in range(3):
+        root, run = tmp_path / f"data{round_number}", tmp_path / f"run{round_number}"
+        roles = write_dataset(root, suffix)
+        roles[role].write_bytes(damage(rng, roles[role].read_bytes()))
+        info = cli.main(["info", str(root), "--json"])
+        told = capsys.readouterr()
+        train = cli.main(["train", str(root), "--out", str(run), "--image-size", "64", "--device", "cpu"])
+        trained = capsys.readouterr()
+        assert (info, train) in [(0, 0), (2, 2)], trained.err
+        assert "Traceback" not in told.err + trained.err
+        assert bool(json.loads(told.out)["problems"]) == (info == 2)
+        assert run.exists() == (train == 0)
+        if train == 2:
+            assert trained.err.count("medsaga: ") == 1
+            assert "expected" in trained.err

@@ -1,0 +1,55 @@
+"""What the docs show is run: every shell and Python block of every page, in order, in a folder with toy data."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import write_toy_dataset
+from medsaga import presets
+from medsaga.cli import main
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def _runnable(page: Path) -> list[tuple[str, str]]:
+    return [(kind, text) for kind, text in BLOCK.findall(page.read_text(encoding="utf-8")) if "make " not in text]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if _runnable(page)], ids=lambda page: page.stem)
+def test_every_block_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_toy_dataset(tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    # The commands are the docs'; only the length of the run and the size of the images are cut down.
+    quick: dict[str, Any] = {"steps": 2, "batch_size": 2, "image_size": 64}
+    monkeypatch.setitem(presets.RECIPES, "default", {**presets.RECIPES["default"], **quick})
+    for kind, text in _runnable(page):
+        if kind == "python":
+            exec(compile(text, page.name, "exec"), {})
+            continue
+        for line in text.replace("\\\n", " ").strip().splitlines():
+            program, *arguments = shlex.split(line, comments=True)
+            assert program == "medsaga", line
+            assert main(arguments) == 0, line
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_between_pages_and_to_files_exist(page: Path) -> None:
+    targets = re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
+    assert [target for target in targets if "://" not in target and not (page.parent / target).exists()] == []
+
+
+def test_every_setting_and_verb_is_in_the_help_and_the_reference(capsys: pytest.CaptureFixture[str]) -> None:
+    reference = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
+    for verb in ["demo", "info", "train", "evaluate", "predict"]:
+        with pytest.raises(SystemExit) as stopped:
+            main([verb, "--help"])
+        assert stopped.value.code == 0
+        assert "--debug" in capsys.readouterr().out
+        assert f"`medsaga {verb}" in reference
