@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from conftest import write_toy_dataset
+
 from medsaga import presets
 from medsaga.cli import main
 

@@ -156,7 +156,8 @@ def test_the_markdown_table_has_equal_rows() -> None:
     assert rows[4].startswith("| mean | 0.500 |")
 
 
-@pytest.mark.parametrize("items", [[], [ItemScores("a", "A", {})]])
-def test_nothing_to_score_is_our_own_mistake(items: list[ItemScores]) -> None:
-    with pytest.raises(AssertionError):
-        summarise(items, "mm")
+def test_no_item_leaves_every_number_undefined() -> None:
+    result = summarise([], "mm")
+    assert (result["dice_mean"], result["dice_mean_interval"], result["hd95_mean"]) == (None, None, None)
+    assert result["cases"] == []
+    assert table(result).row_count == 1

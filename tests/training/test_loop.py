@@ -222,3 +222,11 @@ def test_nothing_is_written_for_data_that_cannot_be_used(toy: Path, tmp_path: Pa
     with pytest.raises(InputError, match="img2"):
         train(toy, tmp_path / "run", quick)
     assert not (tmp_path / "run").exists()
+
+
+def test_training_on_every_case_works_and_leaves_nothing_to_test_on(toy: Path, tmp_path: Path, quick: Settings) -> None:
+    result = train(toy, tmp_path / "run", dataclasses.replace(quick, shots=6, steps=2))
+    assert result["dice_mean"] is None
+    assert result["cases"] == []
+    assert result["projected_parameters"] > 0
+    assert (tmp_path / "run" / "report.html").exists()

@@ -40,11 +40,13 @@ def evaluate_run(
     On its own test cases ``result.json`` and ``report.html`` are written into the run folder. On ``data`` nothing is
     written: the run's result stays that of its own split.
 
+    A run that was trained on every case has nothing to be tested on: its Dice is None.
+
     Returns:
         the content of ``result.json``: Dice and HD95 per label and per case, the protocol, the cost of the training.
 
     Raises:
-        InputError: the run or the data cannot be used, the labels differ, or no case is left to test on.
+        InputError: the run or the data cannot be used, the labels differ.
     """
     console = console or Console(stderr=True)
     config = read_config(run / "config.toml")
@@ -53,6 +55,8 @@ def evaluate_run(
     raise_problems(dataset.problems)
     items = _test_items(run, config, dataset, whole=data is not None)
     raise_problems(check_items(dataclasses.replace(dataset, items=items)))
+    if not items:
+        console.print("no case was held out, so there is nothing to test on; score other cases with --data")
     scored = _score(segmenter, dataset, items, console)
     result = {**summarise(scored, config.settings.protocol), **_cost(run)}
     result["cases_trained_on"] = len(Split.from_json(files.read_json(run / "split.json")).train)
@@ -78,15 +82,7 @@ def _test_items(run: Path, config: RunConfig, dataset: Dataset, *, whole: bool) 
             do="Evaluate on data with the same labels.",
         )
     split = Split.from_json(files.read_json(run / "split.json"))
-    items = dataset.items if whole else dataset.items_of(split.test)
-    if not items:
-        raise InputError(
-            run,
-            expected="cases that were held out from training",
-            found="none",
-            do="Train with fewer --shots, or evaluate on other cases with --data.",
-        )
-    return items
+    return dataset.items if whole else dataset.items_of(split.test)
 
 
 def _score(segmenter: Segmenter, dataset: Dataset, items: Sequence[Item], console: Console) -> list[ItemScores]:

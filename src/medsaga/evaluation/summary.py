@@ -42,7 +42,7 @@ def summarise(items: Sequence[ItemScores], protocol: str, seed: int = 0, resampl
     an interval is too narrow: below about ten, read it as a lower bound of the uncertainty.
 
     Args:
-        items: at least one; every item has the same labels.
+        items: all with the same labels; none where no case was held out, which leaves every number undefined.
         protocol: the protocol they were scored by, repeated in the result.
         seed: of the bootstrap.
         resamples: of the bootstrap.
@@ -52,9 +52,7 @@ def summarise(items: Sequence[ItemScores], protocol: str, seed: int = 0, resampl
         ``hd95``, ``hd95_unit`` (``mm``, ``px``, or ``mixed``: then no HD95 is averaged), ``counts``,
         ``case_count`` and ``cases``, one entry per item.
     """
-    assert items, "no item was scored"
-    assert items[0].scores, "no label was scored"
-    labels = list(items[0].scores)
+    labels = list(items[0].scores) if items else []
     assert all(list(item.scores) == labels for item in items), "items with different labels"
     dice = {label: _mean([item.scores[label].dice for item in items]) for label in labels}
     units = {score.hd95_unit for item in items for score in item.scores.values()}
@@ -68,7 +66,7 @@ def summarise(items: Sequence[ItemScores], protocol: str, seed: int = 0, resampl
         "dice_interval": dict(zip(labels, intervals, strict=True)),
         "hd95_mean": _mean(list(hd95.values())),
         "hd95": hd95,
-        "hd95_unit": units.pop() if len(units) == 1 else "mixed",
+        "hd95_unit": "mixed" if len(units) > 1 else next(iter(units), "px"),
         "counts": {label: _counts([item.scores[label].state for item in items]) for label in labels},
         "case_count": len({item.case for item in items}),
         "cases": [_case_entry(item) for item in items],
@@ -102,6 +100,8 @@ def _bootstrap(
 ) -> tuple[list[float] | None, list[list[float] | None]]:
     """Return the interval of the mean Dice and one per label; cases are drawn with replacement."""
     cases = sorted({item.case for item in items})
+    if len(cases) < 2:
+        return None, [None] * len(labels)
     sums = np.zeros((len(cases), len(labels)))
     counts = np.zeros((len(cases), len(labels)))
     for item in items:
