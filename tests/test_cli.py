@@ -137,8 +137,8 @@ def test_a_model_that_does_not_fit_its_configuration(run: Path, toy: Path, tmp_p
     assert not (tmp_path / "o").exists()
 
 
-@pytest.mark.parametrize("flip", [False, True])
-def test_volumes_come_back_on_their_own_grid(tmp_path: Path, flip: bool) -> None:
+@pytest.mark.parametrize(("flip", "neighbours"), [(False, 0), (True, 1)])
+def test_volumes_come_back_on_their_own_grid(tmp_path: Path, flip: bool, neighbours: int) -> None:
     import SimpleITK
 
     rng = np.random.default_rng(0)
@@ -157,7 +157,8 @@ def test_volumes_come_back_on_their_own_grid(tmp_path: Path, flip: bool) -> None
         nibabel.save(nibabel.Nifti1Image(volume.astype(np.float32), affine), tmp_path / f"data/images/{name}.nii.gz")
         nibabel.save(nibabel.Nifti1Image(labels, affine), tmp_path / f"data/masks/{name}.nii.gz")
     run = tmp_path / "run"
-    assert main(["train", str(tmp_path / "data"), "--out", str(run), "--shots", "1", *FAST]) == 0
+    options = ["--shots", "1", "--neighbours", str(neighbours), *FAST]
+    assert main(["train", str(tmp_path / "data"), "--out", str(run), *options]) == 0
     image = tmp_path / "data/images/b.nii.gz"
     assert main(["predict", str(run), str(image), "--out", str(tmp_path / "o"), "--probabilities"]) == 0
     predicted = nibabel.load(tmp_path / "o" / "b.nii.gz")

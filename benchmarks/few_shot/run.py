@@ -60,12 +60,19 @@ def table(records: list[dict[str, Any]]) -> str:
     for record in records:
         low, high = record["dice_mean_interval"]
         labels = ", ".join(f"{name} {dice:.3f}" for name, dice in record["dice"].items())
-        lines.append(
-            f"| {record['dataset']} | {record['settings']['shots']} | {record['case_count']}"
-            f" | {record['dice_mean']:.3f} | {low:.3f} to {high:.3f} | {labels} | {record['peak_memory_bytes'] / 2**20:.0f}"
-            f" | {record['seconds_per_step']:.2f} | {record['seconds_train_and_test'] / 60:.1f} min"
-            f" | {record['seconds_per_predicted_image']:.2f} |"
-        )
+        cells = [
+            record["dataset"],
+            record["settings"]["shots"],
+            record["case_count"],
+            f"{record['dice_mean']:.3f}",
+            f"{low:.3f} to {high:.3f}",
+            labels,
+            f"{record['peak_memory_bytes'] / 2**20:.0f}",
+            f"{record['seconds_per_step']:.2f}",
+            f"{record['seconds_train_and_test'] / 60:.1f} min",
+            f"{record['seconds_per_predicted_image']:.2f}",
+        ]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines) + "\n"
 
 

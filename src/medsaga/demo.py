@@ -13,7 +13,7 @@ from medsaga.errors import InputError
 from medsaga.predict import predict_files
 from medsaga.training.loop import train
 
-SETTINGS = Settings(shots=4, image_size=128, steps=300, batch_size=8)
+SETTINGS = Settings(shots=4, image_size=256, steps=500, batch_size=4)
 
 
 def demo(out: Path, console: Console) -> dict[str, Any]:

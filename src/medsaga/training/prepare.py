@@ -89,8 +89,8 @@ def new_run(data: Path, out: Path, settings: Settings, console: Console) -> Run:
         labels_of=labels_of_cases(dataset),
     )
     source, architecture = _weights_of(settings)
-    resolved = fill_in(settings, image_size=ARCHITECTURES[architecture].image_size)
-    resolved = dataclasses.replace(resolved, model=architecture, weights=source)
+    named = dataclasses.replace(settings, model=architecture, weights=source)
+    resolved = fill_in(named, image_size=ARCHITECTURES[architecture].image_size)
     config = _resolve_data_settings(dataset, split, resolved)
     model, model_info = _new_model(config, console)
     manifest = _manifest(dataset, config, device, model_info)
