@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor
 
-from medsaga.training.loss import overlap_counts, segmentation_loss
+from medsaga.training.loss import dice_sums, hard_dice_sums, segmentation_loss
 
 
-def _batch(batch: int = 3, classes: int = 4, side: int = 16) -> tuple[Tensor, Tensor]:
+def _batch(images: int = 3, classes: int = 4, side: int = 16) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(batch, classes, side, side, generator=generator, requires_grad=True)
-    labels = torch.randint(0, classes, (batch, 4 * side, 4 * side), generator=generator).to(torch.uint8)
+    logits = torch.randn(images, classes, side, side, generator=generator, requires_grad=True)
+    labels = torch.randint(0, classes, (images, 4 * side, 4 * side), generator=generator).to(torch.uint8)
     return logits, labels
 
 
@@ -25,35 +26,42 @@ def test_agrees_with_monai() -> None:
 
     logits, labels = _batch()
     oracle = DiceCELoss(
-        to_onehot_y=True, softmax=True, smooth_nr=1.0, smooth_dr=1.0, lambda_dice=0.8, lambda_ce=0.2, batch=False
+        to_onehot_y=True, softmax=True, smooth_nr=1.0, smooth_dr=1.0, lambda_dice=0.8, lambda_ce=0.2, batch=True
     )
     expected = oracle(logits, _at_low_resolution(labels)[:, None].long())
-    loss = segmentation_loss(logits, labels)
+    loss = segmentation_loss(logits, labels).sum()
     torch.testing.assert_close(loss, expected)
-    (ours,) = torch.autograd.grad(loss, logits, retain_graph=True)
+    (ours,) = torch.autograd.grad(loss, logits)
     (theirs,) = torch.autograd.grad(expected, logits)
     torch.testing.assert_close(ours, theirs)
 
 
-def test_a_batch_is_the_mean_of_its_images() -> None:
+@pytest.mark.parametrize("cuts", [[1, 2], [2, 1], [1, 1, 1]])
+def test_micro_batches_that_know_of_each_other_give_the_gradient_of_the_batch(cuts: list[int]) -> None:
     logits, labels = _batch()
-    apart = torch.stack([segmentation_loss(logits[i : i + 1], labels[i : i + 1]) for i in range(3)])
-    torch.testing.assert_close(segmentation_loss(logits, labels), apart.mean())
+    (whole,) = torch.autograd.grad(segmentation_loss(logits, labels).sum(), logits)
+    parts = list(zip(logits.detach().split(cuts), labels.split(cuts), strict=True))
+    everything = dice_sums(logits.detach(), labels)
+    gradients = []
+    for part, truth in parts:
+        part.requires_grad_()
+        cross_entropy, dice = segmentation_loss(part, truth, everything - dice_sums(part.detach(), truth))
+        gradients += torch.autograd.grad(len(part) / 3 * cross_entropy + dice, part)
+    torch.testing.assert_close(torch.cat(gradients), whole)
 
 
 def test_is_nearly_zero_for_a_sure_and_right_answer() -> None:
     _, labels = _batch()
     right = torch.nn.functional.one_hot(_at_low_resolution(labels).long(), 4).movedim(-1, 1).float() * 50
-    assert segmentation_loss(right, labels) < 1e-3
-    assert segmentation_loss(-right, labels) > 1
+    assert segmentation_loss(right, labels).sum() < 1e-3
+    assert segmentation_loss(-right, labels).sum() > 1
 
 
-def test_overlap_counts_give_dice() -> None:
+def test_hard_sums_count_pixels() -> None:
     logits, labels = _batch()
-    both, sizes = overlap_counts(logits, labels)
+    intersection, size = hard_dice_sums(logits, labels)
     guess, truth = logits.argmax(1), _at_low_resolution(labels)
-    for image in range(3):
-        for label in range(4):
-            a, b = guess[image] == label, truth[image] == label
-            assert both[image, label] == (a & b).sum()
-            assert sizes[image, label] == a.sum() + b.sum()
+    for label in range(4):
+        a, b = guess == label, truth == label
+        assert intersection[label] == (a & b).sum()
+        assert size[label] == a.sum() + b.sum()

@@ -26,7 +26,7 @@ from medsaga.models.weights import save_model
 from medsaga.optim.galore import GaLoreAdamW
 from medsaga.progress import RunProgress
 from medsaga.training.checkpoint import Counters, MetricsLog, load_state, save_state
-from medsaga.training.loss import overlap_counts
+from medsaga.training.loss import hard_dice_sums
 from medsaga.training.prepare import CACHE_NAME, MODEL_NAME, Run, new_run, resumed_run
 from medsaga.training.schedule import learning_rate_factor
 from medsaga.training.step import StepMeter, backward, update
@@ -181,18 +181,14 @@ def monitor_dice(model: KClassSam, samples: Samples, device: torch.device, *, ba
     stride = max(1, len(samples) // MONITORED_SAMPLES)
     indices = list(range(0, len(samples), stride))
     model.eval()
-    intersection = torch.zeros(model.classes, dtype=torch.int64)
-    sizes = torch.zeros(model.classes, dtype=torch.int64)
+    sums = torch.zeros(2, model.classes)
     for start in range(0, len(indices), batch_size):
         images, labels = samples.batch(indices[start : start + batch_size])
-        logits = model(images.to(device, torch.float32))
-        both, size = overlap_counts(logits, labels.to(device))
-        intersection += both.sum(0)
-        sizes += size.sum(0)
+        sums += hard_dice_sums(model(images.to(device, torch.float32)), labels.to(device)).cpu()
     model.train()
-    there = sizes[1:] > 0
-    dice = 2 * intersection[1:][there] / sizes[1:][there]
-    return float(dice.mean()) if there.any() else 0.0
+    intersection, size = sums[:, 1:]
+    there = size > 0
+    return float((2 * intersection[there] / size[there]).mean()) if there.any() else 0.0
 
 
 def next_smaller(settings: ResolvedSettings) -> str:

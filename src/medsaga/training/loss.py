@@ -1,4 +1,4 @@
-"""The loss of the paper, in the form that a batch may be cut into micro-batches."""
+"""The loss of the paper, in the form that a batch may be cut into micro-batches without changing its gradient."""
 
 from __future__ import annotations
 
@@ -8,48 +8,52 @@ from torch.nn import functional
 
 CROSS_ENTROPY_WEIGHT = 0.2
 DICE_WEIGHT = 0.8
-# One pixel's worth: a class that is absent from an image gives a small, bounded gradient instead of a jump.
+# One pixel's worth: a class that is absent from a batch gives a small, bounded gradient instead of a jump.
 SMOOTHING = 1.0
 
 
-def segmentation_loss(low_res_logits: Tensor, labels: Tensor) -> Tensor:
-    """0.2 cross-entropy + 0.8 Dice on the low-resolution logits (SAMed, arXiv 2304.13785, as MedSAGa keeps it).
+def segmentation_loss(low_res_logits: Tensor, labels: Tensor, sums_elsewhere: Tensor | None = None) -> Tensor:
+    """Return the two terms of 0.2 cross-entropy + 0.8 Dice on low-resolution logits, as SAMed has it.
 
-    The Dice term is taken per image and averaged over classes and images (SAMed sums over the whole batch), so that
-    the loss of a batch is the mean of the losses of its micro-batches.
-
-    Args:
-        low_res_logits: (batch, classes, height, width), floating point.
-        labels: (batch, H, W) uint8 class indices, H and W whole multiples of height and width.
-
-    Returns:
-        scalar float32.
-    """
-    classes, height, width = low_res_logits.shape[1:]
-    target = functional.interpolate(labels[:, None].float(), size=(height, width), mode="nearest-exact")[:, 0].long()
-    log_probabilities = functional.log_softmax(low_res_logits.float(), dim=1)
-    cross_entropy = functional.nll_loss(log_probabilities, target)
-    probabilities = log_probabilities.exp().flatten(2)  # (batch, classes, pixels)
-    truth = functional.one_hot(target.flatten(1), classes).transpose(1, 2).to(probabilities.dtype)
-    intersection = (probabilities * truth).sum(-1)
-    dice = (2 * intersection + SMOOTHING) / (probabilities.sum(-1) + truth.sum(-1) + SMOOTHING)
-    return CROSS_ENTROPY_WEIGHT * cross_entropy + DICE_WEIGHT * (1 - dice).mean()
-
-
-@torch.no_grad()
-def overlap_counts(low_res_logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Count what Dice needs, at the low resolution, so that counts of several batches can be added.
+    Dice is taken over all images of a batch together (arXiv 2304.13785, as MedSAGa keeps it): taken per image, every
+    image without a class would push that class towards zero everywhere, and rare classes are learned late. So it is
+    no mean over images. A micro-batch therefore needs to know the sums of the rest of its batch; its gradient is then
+    exactly its share of the whole batch's.
 
     Args:
-        low_res_logits: (batch, classes, height, width).
-        labels: (batch, H, W) uint8 class indices.
+        low_res_logits: (images, classes, height, width), floating point.
+        labels: (images, H, W) uint8 class indices, H and W whole multiples of height and width.
+        sums_elsewhere: (2, classes), `dice_sums` of the rest of the batch; None when there is no rest.
 
     Returns:
-        intersection and sum of sizes, each (batch, classes) int64 on the CPU.
+        (2,) float32: 0.2 times the mean cross-entropy of these images, and 0.8 times 1 - Dice of the whole batch.
     """
-    classes, height, width = low_res_logits.shape[1:]
-    target = functional.interpolate(labels[:, None].float(), size=(height, width), mode="nearest-exact")[:, 0].long()
-    prediction = low_res_logits.argmax(1)
-    truth = functional.one_hot(target.flatten(1), classes)
-    guess = functional.one_hot(prediction.flatten(1), classes)
-    return (truth * guess).sum(1).cpu(), (truth.sum(1) + guess.sum(1)).cpu()
+    target = _at_low_resolution(labels, low_res_logits)
+    cross_entropy = functional.cross_entropy(low_res_logits.float(), target)
+    intersection, size = _sums(low_res_logits, target) + (0 if sums_elsewhere is None else sums_elsewhere)
+    dice = (2 * intersection + SMOOTHING) / (size + SMOOTHING)
+    return torch.stack([CROSS_ENTROPY_WEIGHT * cross_entropy, DICE_WEIGHT * (1 - dice).mean()])
+
+
+def dice_sums(low_res_logits: Tensor, labels: Tensor) -> Tensor:
+    """Return what Dice adds up over images: (2, classes) float32, intersections and sums of sizes."""
+    return _sums(low_res_logits, _at_low_resolution(labels, low_res_logits))
+
+
+def hard_dice_sums(low_res_logits: Tensor, labels: Tensor) -> Tensor:
+    """Return `dice_sums` of the labels that the logits stand for: each pixel counts for its likeliest class only."""
+    decided = functional.one_hot(low_res_logits.argmax(1), low_res_logits.shape[1]).movedim(-1, 1)
+    # A logit far above the others is a probability of one.
+    return dice_sums(decided.float() * 1e4, labels)
+
+
+def _sums(low_res_logits: Tensor, target: Tensor) -> Tensor:
+    classes = low_res_logits.shape[1]
+    probabilities = low_res_logits.float().softmax(1).movedim(1, 0).flatten(1)  # (classes, pixels of all images)
+    truth = functional.one_hot(target.flatten(), classes).T.to(probabilities.dtype)
+    return torch.stack([(probabilities * truth).sum(1), probabilities.sum(1) + truth.sum(1)])
+
+
+def _at_low_resolution(labels: Tensor, low_res_logits: Tensor) -> Tensor:
+    size = low_res_logits.shape[-2:]
+    return functional.interpolate(labels[:, None].float(), size=size, mode="nearest-exact")[:, 0].long()

@@ -12,7 +12,7 @@ from torch import Tensor
 from medsaga.memory import TensorTracker
 from medsaga.models.sam import KClassSam
 from medsaga.optim.galore import GaLoreAdamW
-from medsaga.training.loss import segmentation_loss
+from medsaga.training.loss import dice_sums, segmentation_loss
 
 
 @dataclass
@@ -51,7 +51,10 @@ class StepMeter:
 def backward(
     model: KClassSam, images: Tensor, labels: Tensor, *, micro_batch_size: int, meter: StepMeter | None = None
 ) -> float:
-    """Add the gradient of the batch's mean loss to the parameters, one micro-batch after the other.
+    """Add the gradient of the batch's loss to the parameters, one micro-batch after the other.
+
+    The gradient is that of the whole batch however it is cut: with more than one micro-batch, a first pass without
+    gradients finds the sums that the Dice term takes over all images.
 
     Args:
         model: in training mode.
@@ -61,19 +64,28 @@ def backward(
         meter: tells the tracker the phase, while memory is measured.
 
     Returns:
-        the mean loss of the batch.
+        the loss of the batch.
     """
-    total = torch.zeros((), device=images.device)
-    for start in range(0, len(images), micro_batch_size):
-        part = slice(start, start + micro_batch_size)
-        if meter:
-            meter.phase("activations")
-        loss = segmentation_loss(model(images[part]), labels[part]) * (len(labels[part]) / len(images))
+    parts = [slice(start, start + micro_batch_size) for start in range(0, len(images), micro_batch_size)]
+    sums: list[Tensor] = []
+    if len(parts) > 1:
         if meter:
             meter.phase("temporary")
-        loss.backward()
-        total += loss.detach()
-    return float(total)
+        with torch.no_grad():
+            sums = [dice_sums(model(images[part]), labels[part]) for part in parts]
+    total = torch.zeros(2, device=images.device)
+    for number, part in enumerate(parts):
+        if meter:
+            meter.phase("activations")
+        elsewhere = sum(sums[:number] + sums[number + 1 :], torch.zeros(2, 1, device=images.device))
+        share = len(labels[part]) / len(labels)
+        cross_entropy, dice = segmentation_loss(model(images[part]), labels[part], elsewhere)
+        if meter:
+            meter.phase("temporary")
+        (share * cross_entropy + dice).backward()
+        # Every micro-batch sees the Dice of the whole batch.
+        total += torch.stack([share * cross_entropy.detach(), dice.detach() / len(parts)])
+    return float(total.sum())
 
 
 def update(optimizer: GaLoreAdamW, *, max_gradient_norm: float) -> bool:
