@@ -140,10 +140,10 @@ def _spoil(monkeypatch: pytest.MonkeyPatch, calls: set[int] | None) -> None:
     """Make the loss NaN at these calls of it; at all of them for None."""
     original, count = loss.segmentation_loss, 0
 
-    def spoiled(logits: Tensor, labels: Tensor) -> Tensor:
+    def spoiled(logits: Tensor, labels: Tensor, elsewhere: Tensor | None = None) -> Tensor:
         nonlocal count
         count += 1
-        value = original(logits, labels)
+        value = original(logits, labels, elsewhere)
         return value * float("nan") if calls is None or count in calls else value
 
     monkeypatch.setattr(step, "segmentation_loss", spoiled)
