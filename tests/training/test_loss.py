@@ -36,6 +36,16 @@ def test_agrees_with_monai() -> None:
     torch.testing.assert_close(ours, theirs)
 
 
+def test_a_class_that_is_nowhere_in_the_batch_has_no_dice() -> None:
+    from monai.losses import DiceLoss
+
+    logits, labels = _batch()
+    labels[labels == 3] = 0
+    oracle = DiceLoss(to_onehot_y=True, softmax=True, smooth_nr=1.0, smooth_dr=1.0, batch=True, reduction="none")
+    per_class = oracle(logits, _at_low_resolution(labels)[:, None].long()).flatten()
+    torch.testing.assert_close(segmentation_loss(logits, labels)[1], 0.8 * per_class[:3].mean())
+
+
 @pytest.mark.parametrize("cuts", [[1, 2], [2, 1], [1, 1, 1]])
 def test_micro_batches_that_know_of_each_other_give_the_gradient_of_the_batch(cuts: list[int]) -> None:
     logits, labels = _batch()
@@ -59,9 +69,9 @@ def test_is_nearly_zero_for_a_sure_and_right_answer() -> None:
 
 def test_hard_sums_count_pixels() -> None:
     logits, labels = _batch()
-    intersection, size = hard_dice_sums(logits, labels)
+    intersection, predicted, true = hard_dice_sums(logits, labels)
     guess, truth = logits.argmax(1), _at_low_resolution(labels)
     for label in range(4):
         a, b = guess == label, truth == label
         assert intersection[label] == (a & b).sum()
-        assert size[label] == a.sum() + b.sum()
+        assert (predicted[label], true[label]) == (a.sum(), b.sum())

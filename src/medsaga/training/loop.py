@@ -181,12 +181,12 @@ def monitor_dice(model: KClassSam, samples: Samples, device: torch.device, *, ba
     stride = max(1, len(samples) // MONITORED_SAMPLES)
     indices = list(range(0, len(samples), stride))
     model.eval()
-    sums = torch.zeros(2, model.classes)
+    sums = torch.zeros(3, model.classes)
     for start in range(0, len(indices), batch_size):
         images, labels = samples.batch(indices[start : start + batch_size])
         sums += hard_dice_sums(model(images.to(device, torch.float32)), labels.to(device)).cpu()
     model.train()
-    intersection, size = sums[:, 1:]
+    intersection, size = sums[0, 1:], sums[1, 1:] + sums[2, 1:]
     there = size > 0
     return float((2 * intersection[there] / size[there]).mean()) if there.any() else 0.0
 

@@ -8,35 +8,37 @@ from torch.nn import functional
 
 CROSS_ENTROPY_WEIGHT = 0.2
 DICE_WEIGHT = 0.8
-# One pixel's worth: a class that is absent from a batch gives a small, bounded gradient instead of a jump.
 SMOOTHING = 1.0
+"""In pixels of the low-resolution logits."""
 
 
 def segmentation_loss(low_res_logits: Tensor, labels: Tensor, sums_elsewhere: Tensor | None = None) -> Tensor:
     """Return the two terms of 0.2 cross-entropy + 0.8 Dice on low-resolution logits, as SAMed has it.
 
-    Dice is taken over all images of a batch together (arXiv 2304.13785, as MedSAGa keeps it): taken per image, every
-    image without a class would push that class towards zero everywhere, and rare classes are learned late. So it is
-    no mean over images. A micro-batch therefore needs to know the sums of the rest of its batch; its gradient is then
-    exactly its share of the whole batch's.
+    Dice is taken over all images of a batch together (arXiv 2304.13785, as MedSAGa keeps it), and, unlike there, over
+    the classes that occur in them: an image or batch without a class would push that class towards zero everywhere,
+    and small structures would be learned late or never. So it is no mean over images. A micro-batch therefore needs
+    to know the sums of the rest of its batch; its gradient is then exactly its share of the whole batch's.
 
     Args:
         low_res_logits: (images, classes, height, width), floating point.
         labels: (images, H, W) uint8 class indices, H and W whole multiples of height and width.
-        sums_elsewhere: (2, classes), `dice_sums` of the rest of the batch; None when there is no rest.
+        sums_elsewhere: (3, classes), `dice_sums` of the rest of the batch; None when there is no rest.
 
     Returns:
         (2,) float32: 0.2 times the mean cross-entropy of these images, and 0.8 times 1 - Dice of the whole batch.
     """
     target = _at_low_resolution(labels, low_res_logits)
     cross_entropy = functional.cross_entropy(low_res_logits.float(), target)
-    intersection, size = _sums(low_res_logits, target) + (0 if sums_elsewhere is None else sums_elsewhere)
-    dice = (2 * intersection + SMOOTHING) / (size + SMOOTHING)
-    return torch.stack([CROSS_ENTROPY_WEIGHT * cross_entropy, DICE_WEIGHT * (1 - dice).mean()])
+    intersection, predicted, true = _sums(low_res_logits, target) + (0 if sums_elsewhere is None else sums_elsewhere)
+    dice = (2 * intersection + SMOOTHING) / (predicted + true + SMOOTHING)
+    present = (true > 0).to(dice.dtype)
+    mean_dice = (dice * present).sum() / present.sum()
+    return torch.stack([CROSS_ENTROPY_WEIGHT * cross_entropy, DICE_WEIGHT * (1 - mean_dice)])
 
 
 def dice_sums(low_res_logits: Tensor, labels: Tensor) -> Tensor:
-    """Return what Dice adds up over images: (2, classes) float32, intersections and sums of sizes."""
+    """Return what Dice adds up over images: (3, classes) float32, intersections, predicted sizes and true sizes."""
     return _sums(low_res_logits, _at_low_resolution(labels, low_res_logits))
 
 
@@ -51,7 +53,7 @@ def _sums(low_res_logits: Tensor, target: Tensor) -> Tensor:
     classes = low_res_logits.shape[1]
     probabilities = low_res_logits.float().softmax(1).movedim(1, 0).flatten(1)  # (classes, pixels of all images)
     truth = functional.one_hot(target.flatten(), classes).T.to(probabilities.dtype)
-    return torch.stack([(probabilities * truth).sum(1), probabilities.sum(1) + truth.sum(1)])
+    return torch.stack([(probabilities * truth).sum(1), probabilities.sum(1), truth.sum(1)])
 
 
 def _at_low_resolution(labels: Tensor, low_res_logits: Tensor) -> Tensor:

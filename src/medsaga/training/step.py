@@ -77,7 +77,7 @@ def backward(
     for number, part in enumerate(parts):
         if meter:
             meter.phase("activations")
-        elsewhere = sum(sums[:number] + sums[number + 1 :], torch.zeros(2, 1, device=images.device))
+        elsewhere = sum(sums[:number] + sums[number + 1 :], torch.zeros(3, 1, device=images.device))
         share = len(labels[part]) / len(labels)
         cross_entropy, dice = segmentation_loss(model(images[part]), labels[part], elsewhere)
         if meter:
