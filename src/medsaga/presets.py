@@ -16,7 +16,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "default": {
         "steps": 400,
         "batch_size": 8,
-        "decoder_lr": 1e-3,
+        "encoder_lr": 5e-4,
+        "decoder_lr": 5e-4,
         "rank": 64,
         "augmentation": "fewshot",
     },
@@ -32,8 +33,6 @@ RECIPES: dict[str, dict[str, Any]] = {
         "image_size": 240,
     },
 }
-# Weights that know nothing yet may move faster than those that must not forget.
-ENCODER_LR = {"random": 1e-3, "pre-trained": 3e-4}
 REFRESHES_PER_RUN = 20
 EVALUATIONS_PER_RUN = 10
 WARMUP_SHARE = 0.1
@@ -50,7 +49,6 @@ def fill_in(settings: Settings, *, image_size: int) -> ResolvedSettings:
     given = {name: value for name, value in dataclasses.asdict(settings).items() if value is not None}
     merged = {"image_size": image_size, **recipe, **given}
     steps = merged["steps"]
-    merged.setdefault("encoder_lr", ENCODER_LR["random" if settings.weights is None else "pre-trained"])
     merged.setdefault("refresh_every", max(1, steps // REFRESHES_PER_RUN))
     merged.setdefault("warmup", max(1, round(WARMUP_SHARE * steps)))
     merged.setdefault("evaluate_every", max(1, steps // EVALUATIONS_PER_RUN))
