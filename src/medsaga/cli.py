@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from tyro.conf import Positional
 
+from medsaga import run_folder
 from medsaga.config import Settings
 from medsaga.errors import Interrupted, MedsagaError, RunError
 
@@ -92,7 +93,7 @@ class Train:
 
         result = train(self.data, self.out, self.settings, resume=self.resume, console=console())
         print_result(result, as_json=self.json)
-        console().print(f"report: {self.out / 'report.html'}")
+        console().print(f"report: {self.out / run_folder.REPORT}")
 
 
 @dataclass(kw_only=True)

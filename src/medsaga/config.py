@@ -33,7 +33,7 @@ class Settings:
     method: str = "medsaga"
     """How the model is fine-tuned."""
     preset: Literal["default", "paper"] = "default"
-    """`default` is what our measurements prefer; `paper` is the recipe of arXiv 2407.15042."""
+    """`default` is our own recipe; `paper` is that of arXiv 2407.15042 and its public code."""
     shots: int | None = None
     """Number of labelled cases (patients) to train on, drawn by SEED; all others are held out for the test."""
     seed: int = 0

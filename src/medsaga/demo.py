@@ -7,13 +7,14 @@ from typing import Any
 
 from rich.console import Console
 
+from medsaga import run_folder
 from medsaga.config import Settings
 from medsaga.data.phantom import write_phantom_ct
 from medsaga.errors import InputError
 from medsaga.predict import predict_files
 from medsaga.training.loop import train
 
-SETTINGS = Settings(shots=4, image_size=256, steps=500, batch_size=4)
+SETTINGS = Settings(shots=4, steps=500, batch_size=4)
 
 
 def demo(out: Path, console: Console) -> dict[str, Any]:
@@ -38,5 +39,5 @@ def demo(out: Path, console: Console) -> dict[str, Any]:
     worst = min(result["cases"], key=lambda case: sum(dice or 0.0 for dice in case["dice"].values()))
     image = data / "imagesTr" / f"{worst['name']}_0000.nii.gz"
     predict_files(run, image, out / "prediction", overlay=True, console=console)
-    console.print(f"report: {run / 'report.html'}\npicture: {out / 'prediction'} ({worst['name']}, the worst case)")
+    console.print(f"report: {run / run_folder.REPORT}\npicture: {out / 'prediction'} ({worst['name']}, the worst case)")
     return result

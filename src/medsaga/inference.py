@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from medsaga import run_folder
 from medsaga.config import RunConfig, read_config
 from medsaga.data.dataset import find_inputs
 from medsaga.data.intensity import apply
@@ -71,13 +72,13 @@ class Segmenter:
             InputError: the folder is no run, or its model does not fit its configuration.
         """
         folder = Path(run)
-        config = read_config(folder / "config.toml")
-        model = load_model(folder / "model.safetensors")
+        config = read_config(folder / run_folder.CONFIG)
+        model = load_model(folder / run_folder.MODEL)
         made = (model.architecture, model.classes, model.image_size, model.in_channels)
         wanted = (config.settings.model, len(config.labels), config.settings.image_size, config.in_channels)
         if made != wanted:
             raise InputError(
-                folder / "model.safetensors",
+                folder / run_folder.MODEL,
                 expected="a {} for {} classes, {} px and {} channels, as config.toml says".format(*wanted),
                 found="a {} for {} classes, {} px and {} channels".format(*made),
                 do="Restore the file that belongs to this run.",

@@ -21,8 +21,8 @@ from medsaga.config import ResolvedSettings, Settings
 from medsaga.errors import InputError, Interrupted, OutOfMemoryError, RunError
 from medsaga.files import sha256
 from medsaga.presets import fill_in
+from medsaga.run_folder import read_metrics
 from medsaga.training import loop, loss, step
-from medsaga.training.checkpoint import read_metrics
 from medsaga.training.loop import next_smaller, train
 
 

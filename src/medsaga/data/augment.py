@@ -67,8 +67,8 @@ class Augmentation:
 
 
 AUGMENTATIONS = {
-    # Mild, because a run on few cases is short: stronger changes were learned slower than they helped
-    # (benchmarks/few_shot/README.md). No flips: they make the left kidney a right one.
+    # Mild, because a run on few cases is short, and strong changes are learned slower than they help. No flips: they
+    # make the left kidney a right one.
     "fewshot": Augmentation(
         rotate=0.3,
         degrees=10,

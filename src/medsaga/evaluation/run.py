@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from rich.console import Console
 
-from medsaga import files
+from medsaga import files, run_folder
 from medsaga.config import RunConfig, read_config
 from medsaga.data.dataset import check_items, raise_problems, read_dataset
 from medsaga.data.items import read_mask
@@ -26,10 +26,7 @@ from medsaga.inference import Prediction, Segmenter
 from medsaga.overlay import triptych
 from medsaga.progress import counting
 from medsaga.report import Example, choose_examples, write_report
-from medsaga.training.checkpoint import read_metrics
-
-RESULT_NAME = "result.json"
-REPORT_NAME = "report.html"
+from medsaga.run_folder import read_metrics
 
 
 def evaluate_run(
@@ -49,7 +46,7 @@ def evaluate_run(
         InputError: the run or the data cannot be used, the labels differ.
     """
     console = console or Console(stderr=True)
-    config = read_config(run / "config.toml")
+    config = read_config(run / run_folder.CONFIG)
     segmenter = Segmenter.load(run, device)
     dataset = read_dataset(Path(config.data) if data is None else data)
     raise_problems(dataset.problems)
@@ -59,16 +56,16 @@ def evaluate_run(
         console.print("no case was held out, so there is nothing to test on; score other cases with --data")
     scored = _score(segmenter, dataset, items, console)
     result = {**summarise(scored, config.settings.protocol), **_cost(run)}
-    result["cases_trained_on"] = len(Split.from_json(files.read_json(run / "split.json")).train)
+    result["cases_trained_on"] = len(Split.from_json(files.read_json(run / run_folder.SPLIT)).train)
     if data is None:
-        files.write_json(run / RESULT_NAME, result)
+        files.write_json(run / run_folder.RESULT, result)
         write_report(
-            run / REPORT_NAME,
+            run / run_folder.REPORT,
             settings=dataclasses.asdict(config.settings),
             result=result,
             history=read_metrics(run),
             examples=_examples(segmenter, dataset, items, result),
-            manifest=files.read_json(run / "manifest.json"),
+            manifest=files.read_json(run / run_folder.MANIFEST),
         )
     return result
 
@@ -81,7 +78,7 @@ def _test_items(run: Path, config: RunConfig, dataset: Dataset, *, whole: bool) 
             found=str(dataset.labels),
             do="Evaluate on data with the same labels.",
         )
-    split = Split.from_json(files.read_json(run / "split.json"))
+    split = Split.from_json(files.read_json(run / run_folder.SPLIT))
     return dataset.items if whole else dataset.items_of(split.test)
 
 

@@ -6,20 +6,16 @@ and the optimizer's random numbers are pure functions of the seed and the step, 
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from medsaga import files
+from medsaga import files, run_folder
 from medsaga.errors import InputError
 from medsaga.models.sam import KClassSam
 from medsaga.optim.galore import GaLoreAdamW
-
-STATE_NAME = "state.pt"
-METRICS_NAME = "metrics.jsonl"
 
 
 @dataclass
@@ -48,7 +44,7 @@ class Counters:
 def save_state(run: Path, model: KClassSam, optimizer: GaLoreAdamW, counters: Counters) -> None:
     """Write ``state.pt``, whole or not at all."""
     state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "counters": asdict(counters)}
-    with files.replacing(run / STATE_NAME) as temporary:
+    with files.replacing(run / run_folder.STATE) as temporary:
         torch.save(state, temporary)
 
 
@@ -60,7 +56,7 @@ def load_state(run: Path, model: KClassSam, optimizer: GaLoreAdamW) -> Counters:
     Raises:
         InputError: the file is damaged, holds code, or belongs to another model.
     """
-    path = run / STATE_NAME
+    path = run / run_folder.STATE
     if not path.exists():
         return Counters()
     try:
@@ -72,35 +68,3 @@ def load_state(run: Path, model: KClassSam, optimizer: GaLoreAdamW) -> Counters:
         raise InputError(
             path, expected="the state of this run", found=str(error).splitlines()[0], do="Train again from the start."
         ) from None
-
-
-class MetricsLog:
-    """``metrics.jsonl``: a line per step or evaluation, as it happens."""
-
-    def __init__(self, run: Path, *, step: int) -> None:
-        """Open the log of a run that continues after ``step``; what a killed run wrote beyond it goes."""
-        self._path = run / METRICS_NAME
-        kept = [line for line in read_metrics(run) if line["step"] <= step] if step else []
-        files.write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
-        self._file = self._path.open("a", encoding="utf-8")
-
-    def write(self, kind: str, step: int, **values: Any) -> None:
-        """Append one line."""
-        self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
-        self._file.flush()
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
-
-def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """Return the lines of ``metrics.jsonl``; a last line that a killed run left half-written is dropped."""
-    path = run / METRICS_NAME
-    lines = []
-    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
-    return lines

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from medsaga import run_folder
 from medsaga.config import ResolvedSettings, Settings
 from medsaga.data.augment import AUGMENTATIONS, augment
 from medsaga.data.samples import Prefetcher, Samples
@@ -25,9 +26,10 @@ from medsaga.models.sam import KClassSam
 from medsaga.models.weights import save_model
 from medsaga.optim.galore import GaLoreAdamW
 from medsaga.progress import RunProgress
-from medsaga.training.checkpoint import Counters, MetricsLog, load_state, save_state
+from medsaga.run_folder import MetricsLog
+from medsaga.training.checkpoint import Counters, load_state, save_state
 from medsaga.training.loss import hard_dice_sums
-from medsaga.training.prepare import CACHE_NAME, MODEL_NAME, Run, new_run, resumed_run
+from medsaga.training.prepare import Run, new_run, resumed_run
 from medsaga.training.schedule import learning_rate_factor
 from medsaga.training.step import StepMeter, backward, update
 
@@ -62,7 +64,7 @@ def train(
         fit(run, console)
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise OutOfMemoryError(f"{error}\n{next_smaller(run.config.settings)}") from None
-    shutil.rmtree(run.folder / CACHE_NAME)
+    shutil.rmtree(run.folder / run_folder.CACHE)
     return evaluate_run(run.folder, console=console)
 
 
@@ -139,7 +141,7 @@ def fit(run: Run, console: Console) -> None:
                 )
                 progress.evaluation(counters.step, loss, dice, counters.peak_bytes)
                 if _note_evaluation(counters, dice, chooses=bool(run.split.validation)):
-                    save_model(run.folder / MODEL_NAME, model)
+                    save_model(run.folder / run_folder.MODEL, model)
                 save_state(run.folder, model, optimizer, counters)
                 patience = settings.patience
                 if run.split.validation and patience and counters.evaluations_since_best >= patience:

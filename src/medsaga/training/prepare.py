@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from medsaga import files
+from medsaga import files, run_folder
 from medsaga.config import ResolvedSettings, RunConfig, Settings, flag, read_config
 from medsaga.data.dataset import check_items, fingerprint, labels_of_cases, raise_problems, read_dataset
 from medsaga.data.intensity import choose_intensity
@@ -28,13 +28,7 @@ from medsaga.models.sam import ARCHITECTURES, KClassSam, build_sam
 from medsaga.models.weights import detect_architecture, load_pretrained
 from medsaga.presets import fill_in
 from medsaga.progress import counting
-from medsaga.training.checkpoint import STATE_NAME
 
-CONFIG_NAME = "config.toml"
-SPLIT_NAME = "split.json"
-MANIFEST_NAME = "manifest.json"
-MODEL_NAME = "model.safetensors"
-CACHE_NAME = "cache"
 PACKAGES = ("torch", "transformers", "nibabel", "numpy", "pillow", "safetensors", "scipy")
 
 
@@ -96,9 +90,9 @@ def new_run(data: Path, out: Path, settings: Settings, console: Console) -> Run:
     manifest = _manifest(dataset, config, device, model_info)
     out.mkdir(parents=True)
     try:
-        config.write(out / CONFIG_NAME)
-        files.write_json(out / SPLIT_NAME, split.to_json())
-        files.write_json(out / MANIFEST_NAME, manifest)
+        config.write(out / run_folder.CONFIG)
+        files.write_json(out / run_folder.SPLIT, split.to_json())
+        files.write_json(out / run_folder.MANIFEST, manifest)
         return _with_samples(out, config, split, dataset, model.to(device), device, console)
     except BaseException:
         shutil.rmtree(out)
@@ -111,7 +105,7 @@ def resumed_run(data: Path, out: Path, settings: Settings, console: Console) -> 
     Raises:
         InputError: the folder is no run, its data have changed, or ``settings`` ask for something else than it has.
     """
-    config = read_config(out / CONFIG_NAME)
+    config = read_config(out / run_folder.CONFIG)
     for option in dataclasses.fields(Settings):
         given = getattr(settings, option.name)
         kept = getattr(config.settings, option.name)
@@ -125,7 +119,7 @@ def resumed_run(data: Path, out: Path, settings: Settings, console: Console) -> 
     config = dataclasses.replace(config, settings=dataclasses.replace(config.settings, device=settings.device))
     device = choose_device(settings.device)
     dataset = _checked_dataset(data, console)
-    manifest = files.read_json(out / MANIFEST_NAME)
+    manifest = files.read_json(out / run_folder.MANIFEST)
     if manifest.get("data_fingerprint") != fingerprint(dataset):
         raise InputError(
             data,
@@ -133,9 +127,9 @@ def resumed_run(data: Path, out: Path, settings: Settings, console: Console) -> 
             found="others",
             do="Restore them, or start a new run.",
         )
-    split = Split.from_json(files.read_json(out / SPLIT_NAME))
+    split = Split.from_json(files.read_json(out / run_folder.SPLIT))
     # The weights of a run that has a state come from there; before its first checkpoint it starts from the source.
-    has_state = (out / STATE_NAME).exists()
+    has_state = (out / run_folder.STATE).exists()
     model = _empty_model(config) if has_state else _new_model(config, console)[0]
     return _with_samples(out, config, split, dataset, model.to(device), device, console)
 
@@ -222,7 +216,7 @@ def _with_samples(
 
     def samples(name: str, items: tuple[Item, ...]) -> Samples:
         return build_samples(
-            out / CACHE_NAME / name,
+            out / run_folder.CACHE / name,
             dataset,
             items,
             view_axis=settings.axis,
