@@ -1,8 +1,8 @@
 """The recipes that fill in what a user leaves open.
 
 ``default`` is our own; ``benchmarks/few_shot`` has what it gives from random weights, and a sweep is still to come.
-``paper`` is the recipe of MedSAGa (arXiv 2407.15042) and its public code. A run has few steps when the cases are few, so that warm-up and
-the refresh of GaLore's subspace are tied to its length.
+``paper`` is the recipe of MedSAGa (arXiv 2407.15042) and its public code. A run has few steps when the cases are few,
+so that warm-up and the refresh of GaLore's subspace are tied to its length.
 """
 
 from __future__ import annotations
