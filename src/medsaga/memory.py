@@ -78,6 +78,14 @@ class TensorTracker(TorchDispatchMode):
             self.breakdown = dict(self._now)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out: CUDA has a type for it, the CPU and MPS a message."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    said = str(error)
+    return isinstance(error, RuntimeError) and ("can't allocate memory" in said or "out of memory" in said)
+
+
 def reset_device_peak(device: torch.device) -> None:
     """Start the accelerator's own count of its peak afresh."""
     if device.type == "cuda":

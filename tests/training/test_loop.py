@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -180,11 +181,21 @@ def test_a_run_that_projects_nothing_is_an_error(
         train(toy, tmp_path / "run", quick)
 
 
+def _more_than_there_is() -> None:
+    torch.empty(2**55, dtype=torch.uint8)
+
+
+def _as_cuda_says_it() -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+@pytest.mark.parametrize("run_out", [_more_than_there_is, _as_cuda_says_it])
 def test_out_of_memory_names_the_next_smaller_setting(
-    toy: Path, tmp_path: Path, quick: Settings, monkeypatch: pytest.MonkeyPatch
+    toy: Path, tmp_path: Path, quick: Settings, monkeypatch: pytest.MonkeyPatch, run_out: Callable[[], None]
 ) -> None:
     def exhausted(*_: Any, **__: Any) -> float:
-        raise torch.OutOfMemoryError("out of memory")
+        run_out()
+        return 0.0
 
     monkeypatch.setattr(loop, "backward", exhausted)
     with pytest.raises(OutOfMemoryError, match="--micro-batch-size 1"):

@@ -1,6 +1,6 @@
 """What is saved of a run, in one place, so that a resumed run is bitwise the run that was not interrupted.
 
-``state.pt`` holds the last weights, the optimizer's state and the counters of ``Progress``. Batches, augmentation
+``state.pt`` holds the last weights, the optimizer's state and the ``Counters``. Batches, augmentation
 and the optimizer's random numbers are pure functions of the seed and the step, so that no generator needs saving.
 """
 

@@ -20,7 +20,7 @@ from medsaga.data.augment import AUGMENTATIONS, augment
 from medsaga.data.samples import Prefetcher, Samples
 from medsaga.errors import Interrupted, OutOfMemoryError, RunError
 from medsaga.evaluation.run import evaluate_run
-from medsaga.memory import device_peak, reset_device_peak
+from medsaga.memory import device_peak, is_out_of_memory, reset_device_peak
 from medsaga.methods import METHODS
 from medsaga.models.sam import KClassSam
 from medsaga.models.weights import save_model
@@ -62,7 +62,9 @@ def train(
     run = (resumed_run if resume else new_run)(Path(data), Path(out), settings or Settings(), console)
     try:
         fit(run, console)
-    except (torch.OutOfMemoryError, MemoryError) as error:
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
         raise OutOfMemoryError(f"{error}\n{next_smaller(run.config.settings)}") from None
     shutil.rmtree(run.folder / run_folder.CACHE)
     return evaluate_run(run.folder, console=console)
