@@ -13,8 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from medsaga import methods
@@ -241,3 +243,13 @@ def test_training_on_every_case_works_and_leaves_nothing_to_test_on(toy: Path, t
     assert result["cases"] == []
     assert result["projected_parameters"] > 0
     assert (tmp_path / "run" / "report.html").exists()
+
+
+def test_masks_without_a_label_are_refused_before_anything_is_written(
+    toy: Path, tmp_path: Path, quick: Settings
+) -> None:
+    for mask in (toy / "masks").iterdir():
+        Image.fromarray(np.zeros((48, 64), np.uint8)).save(mask)
+    with pytest.raises(InputError, match="labelled pixels"):
+        train(toy, tmp_path / "run", quick)
+    assert not (tmp_path / "run").exists()

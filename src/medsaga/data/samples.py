@@ -79,21 +79,25 @@ class Samples:
         images = self.images[wanted].reshape(len(chosen), -1, *self.images.shape[2:])
         return torch.from_numpy(images), torch.from_numpy(self.labels[chosen])
 
-    @property
-    def epoch_length(self) -> int:
-        """Samples per epoch: all with foreground, and at most as many without.
+    def check_labelled(self) -> None:
+        """Make sure that there is something to train on.
 
         Raises:
             InputError: nothing is labelled in any sample.
         """
-        with_foreground = int(self.foreground.sum())
-        if with_foreground == 0:
+        if not self.foreground.any():
             raise InputError(
                 "training masks",
                 expected="labelled pixels in at least one slice",
                 found=f"background only in {len(self)} slices",
                 do="Choose other training cases, or a larger --image-size if the labelled parts are tiny.",
             )
+
+    @property
+    def epoch_length(self) -> int:
+        """Samples per epoch: all with foreground, and at most as many without; see `check_labelled`."""
+        self.check_labelled()
+        with_foreground = int(self.foreground.sum())
         return with_foreground + min(with_foreground, len(self) - with_foreground)
 
     @property
@@ -108,9 +112,6 @@ def batch_indices(samples: Samples, seed: int, step: int, batch_size: int) -> np
 
     An epoch is a random order of all samples with foreground and of at most as many without, drawn anew for every
     epoch; batches run on over the end of an epoch.
-
-    Raises:
-        InputError: nothing is labelled in any sample.
     """
     length = samples.epoch_length
     positions = np.arange(step * batch_size, (step + 1) * batch_size)

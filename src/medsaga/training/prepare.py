@@ -227,5 +227,6 @@ def _with_samples(
         )
 
     train = samples("train", dataset.items_of(split.train))
+    train.check_labelled()
     monitor = samples("validation", dataset.items_of(split.validation)) if split.validation else train
     return Run(out, config, split, dataset, model, train, monitor, device)
