@@ -8,7 +8,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
-from huggingface_hub.errors import LocalEntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors.torch import save_file
 
 from medsaga.errors import InputError
@@ -98,15 +98,30 @@ def test_a_hub_id_is_fetched_and_older_models_have_only_a_bin(tmp_path: Path, mo
     torch.save({OWN: TENSOR}, tmp_path / "pytorch_model.bin")
     asked = []
 
-    def download(repo_id: str, filename: str) -> str:
+    def download(repo_id: str, filename: str, local_files_only: bool = False) -> str:
+        if local_files_only:
+            raise LocalEntryNotFoundError(filename)
         asked.append((repo_id, filename))
         if not (tmp_path / filename).exists():
-            raise LocalEntryNotFoundError(filename)
+            raise EntryNotFoundError(filename)
         return str(tmp_path / filename)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     assert read_source("facebook/sam-vit-base").path == tmp_path / "pytorch_model.bin"
     assert asked == [("facebook/sam-vit-base", name) for name in ("model.safetensors", "pytorch_model.bin")]
+
+
+def test_no_connection_is_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def download(repo_id: str, filename: str, local_files_only: bool = False) -> str:
+        asked.append((filename, local_files_only))
+        raise LocalEntryNotFoundError(filename)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    with pytest.raises(InputError, match="no connection"):
+        read_source("facebook/sam-vit-base")
+    assert asked == [("model.safetensors", True), ("pytorch_model.bin", True), ("model.safetensors", False)]
 
 
 def test_a_hub_id_without_internet_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

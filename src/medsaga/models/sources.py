@@ -5,6 +5,7 @@ The official release, MedSAM and most fine-tuned files share one layout; transfo
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import re
 import zipfile
@@ -127,12 +128,18 @@ def _locate(source: str | Path) -> Path:
 def _download(hub_id: str) -> Path:
     """Return the file of weights of a model on the Hugging Face hub, from the local cache when it is there."""
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    for name in HUB_FILES:
+        with contextlib.suppress(EntryNotFoundError, HFValidationError):
+            return Path(hf_hub_download(hub_id, name, local_files_only=True))
     problems = []
     for name in HUB_FILES:
         try:
             return Path(hf_hub_download(hub_id, name))
+        except LocalEntryNotFoundError:
+            problems.append("no connection, and nothing in the cache")
+            break  # a second file would only wait through the same retries
         except (EntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
             problems.append(f"{type(error).__name__} for {name}")
     raise InputError(
