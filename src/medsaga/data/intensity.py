@@ -232,5 +232,5 @@ def _not_uint8(where: str | Path, dtype: np.dtype) -> InputError:
         where,
         expected="8-bit values (uint8), which identity keeps as they are",
         found=str(dtype),
-        do="Use --intensity auto, percentile or window.",
+        do="Convert it to 8 bits, or train with --intensity percentile or window.",
     )
