@@ -59,7 +59,7 @@ class Settings:
     batch_size: int | None = None
     """Images per optimizer step."""
     micro_batch_size: int | None = None
-    """Images per backward pass: a smaller number needs less memory, about a third more time, same result."""
+    """Images per backward pass: a smaller number needs less memory and more time, and gives the same result."""
     checkpoint_blocks: bool = False
     """Recompute the encoder's blocks in the backward pass: less memory, more time."""
     encoder_lr: float | None = None

@@ -199,9 +199,9 @@ def next_smaller(settings: ResolvedSettings) -> str:
     """Return a sentence that names the next smaller setting, for the message of an out-of-memory error."""
     if settings.micro_batch_size > 1:
         smaller = max(d for d in range(1, settings.micro_batch_size) if settings.micro_batch_size % d == 0)
-        return f"Try --micro-batch-size {smaller}: less memory, the same result, about a third more time."
+        return f"Try --micro-batch-size {smaller}: less memory, the same result, more time."
     if not settings.checkpoint_blocks:
-        return "Try --checkpoint-blocks: less memory, the same result, about a third more time."
+        return "Try --checkpoint-blocks: less memory, the same result, more time."
     return f"Try --image-size {max(64, settings.image_size // 32 * 16)}."
 
 
