@@ -36,7 +36,7 @@ def demo(out: Path, console: Console) -> dict[str, Any]:
     write_phantom_ct(data, cases=10, shape=(128, 128, 16), seed=0)
     console.print(f"phantom CT: {data} (nnU-Net layout)")
     result = train(data, run, SETTINGS, console=console)
-    worst = min(result["cases"], key=lambda case: sum(dice or 0.0 for dice in case["dice"].values()))
+    worst = min(result["cases"], key=lambda case: case["dice_mean"])
     image = data / "imagesTr" / f"{worst['name']}_0000.nii.gz"
     predict_files(run, image, out / "prediction", overlay=True, console=console)
     console.print(f"report: {run / run_folder.REPORT}\npicture: {out / 'prediction'} ({worst['name']}, the worst case)")

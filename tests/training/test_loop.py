@@ -23,6 +23,8 @@ from medsaga import methods
 from medsaga.config import ResolvedSettings, Settings
 from medsaga.errors import InputError, Interrupted, OutOfMemoryError, RunError
 from medsaga.files import sha256
+from medsaga.models.sam import build_sam
+from medsaga.models.weights import save_model
 from medsaga.presets import fill_in
 from medsaga.run_folder import read_metrics
 from medsaga.training import loop, loss, step
@@ -130,6 +132,32 @@ def test_ctrl_c_saves_and_the_run_goes_on_to_the_same_bits(
     train(toy, tmp_path / "run", quick, resume=True)
     assert sha256(tmp_path / "run" / "model.safetensors") == sha256(tmp_path / "whole" / "model.safetensors")
     assert _steps(tmp_path / "run") == _steps(tmp_path / "whole")
+
+
+def test_the_same_command_resumes_whatever_its_settings_were_resolved_to(
+    toy: Path, tmp_path: Path, quick: Settings
+) -> None:
+    torch.manual_seed(0)
+    save_model(tmp_path / "own.safetensors", build_sam("tiny", classes=4, image_size=64))
+    settings = dataclasses.replace(quick, model=str(tmp_path / "own.safetensors"), warmup=100, axis="k")
+    result = train(toy, tmp_path / "run", settings)
+    assert train(toy, tmp_path / "run", settings, resume=True)["dice"] == result["dice"]
+    with pytest.raises(InputError, match="--model"):
+        train(toy, tmp_path / "run", dataclasses.replace(settings, model="vit_b"), resume=True)
+
+
+def test_the_final_test_runs_on_the_device_of_the_run(
+    toy: Path, tmp_path: Path, quick: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def note_device(*_: Any, device: str, **__: Any) -> dict[str, Any]:
+        asked.append(device)
+        return {}
+
+    monkeypatch.setattr(loop, "evaluate_run", note_device)
+    train(toy, tmp_path / "run", dataclasses.replace(quick, steps=1))
+    assert asked == ["cpu"]
 
 
 def test_resume_refuses_changed_data(toy: Path, tmp_path: Path, quick: Settings) -> None:

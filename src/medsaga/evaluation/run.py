@@ -50,13 +50,15 @@ def evaluate_run(
     segmenter = Segmenter.load(run, device)
     dataset = read_dataset(Path(config.data) if data is None else data)
     raise_problems(dataset.problems)
-    items = _test_items(run, config, dataset, whole=data is not None)
+    _check_labels(config, dataset)
+    split = Split.from_json(files.read_json(run / run_folder.SPLIT))
+    items = dataset.items_of(split.test) if data is None else dataset.items
     raise_problems(check_items(dataclasses.replace(dataset, items=items)))
     if not items:
         console.print("no case was held out, so there is nothing to test on; score other cases with --data")
     scored = _score(segmenter, dataset, items, console)
     result = {**summarise(scored, config.settings.protocol), **_cost(run)}
-    result["cases_trained_on"] = len(Split.from_json(files.read_json(run / run_folder.SPLIT)).train)
+    result["cases_trained_on"] = len(split.train)
     if data is None:
         files.write_json(run / run_folder.RESULT, result)
         write_report(
@@ -70,7 +72,7 @@ def evaluate_run(
     return result
 
 
-def _test_items(run: Path, config: RunConfig, dataset: Dataset, *, whole: bool) -> tuple[Item, ...]:
+def _check_labels(config: RunConfig, dataset: Dataset) -> None:
     if dataset.labels != config.labels:
         raise InputError(
             dataset.root,
@@ -78,8 +80,6 @@ def _test_items(run: Path, config: RunConfig, dataset: Dataset, *, whole: bool) 
             found=str(dataset.labels),
             do="Evaluate on data with the same labels.",
         )
-    split = Split.from_json(files.read_json(run / run_folder.SPLIT))
-    return dataset.items if whole else dataset.items_of(split.test)
 
 
 def _score(segmenter: Segmenter, dataset: Dataset, items: Sequence[Item], console: Console) -> list[ItemScores]:

@@ -67,7 +67,7 @@ def train(
             raise
         raise OutOfMemoryError(f"{error}\n{next_smaller(run.config.settings)}") from None
     shutil.rmtree(run.folder / run_folder.CACHE)
-    return evaluate_run(run.folder, console=console)
+    return evaluate_run(run.folder, device=str(run.device), console=console)
 
 
 def fit(run: Run, console: Console) -> None:
@@ -170,7 +170,7 @@ def new_optimizer(model: KClassSam, settings: ResolvedSettings) -> GaLoreAdamW:
     for group in groups:
         group["peak_lr"] = group["lr"]
     optimizer = GaLoreAdamW(groups, seed=settings.seed)
-    if settings.method == "medsaga" and optimizer.projected_parameters() == 0:
+    if any("rank" in group for group in groups) and optimizer.projected_parameters() == 0:
         optimizer.close()
         raise RunError("No parameter would be projected: the image encoder has no weight matrix to train with GaLore.")
     return optimizer

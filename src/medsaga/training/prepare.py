@@ -87,7 +87,7 @@ def new_run(data: Path, out: Path, settings: Settings, console: Console) -> Run:
     resolved = fill_in(named, image_size=ARCHITECTURES[architecture].image_size)
     config = _resolve_data_settings(dataset, split, resolved)
     model, model_info = _new_model(config, console)
-    manifest = _manifest(dataset, config, device, model_info)
+    manifest = _manifest(dataset, config, device, model_info) | {"requested": _requested(settings)}
     out.mkdir(parents=True)
     try:
         config.write(out / run_folder.CONFIG)
@@ -106,20 +106,11 @@ def resumed_run(data: Path, out: Path, settings: Settings, console: Console) -> 
         InputError: the folder is no run, its data have changed, or ``settings`` ask for something else than it has.
     """
     config = read_config(out / run_folder.CONFIG)
-    for option in dataclasses.fields(Settings):
-        given = getattr(settings, option.name)
-        kept = getattr(config.settings, option.name)
-        if option.name != "device" and given != option.default and given != kept:
-            raise InputError(
-                flag(option.name),
-                expected=f"the run's own setting, {kept}, with --resume",
-                found=str(given),
-                do="Leave it out, or start a new run.",
-            )
+    manifest = files.read_json(out / run_folder.MANIFEST)
+    _check_same(_requested(settings), manifest.get("requested", {}), config.settings)
     config = dataclasses.replace(config, settings=dataclasses.replace(config.settings, device=settings.device))
     device = choose_device(settings.device)
     dataset = _checked_dataset(data, console)
-    manifest = files.read_json(out / run_folder.MANIFEST)
     if manifest.get("data_fingerprint") != fingerprint(dataset):
         raise InputError(
             data,
@@ -132,6 +123,28 @@ def resumed_run(data: Path, out: Path, settings: Settings, console: Console) -> 
     has_state = (out / run_folder.STATE).exists()
     model = _empty_model(config) if has_state else _new_model(config, console)[0]
     return _with_samples(out, config, split, dataset, model.to(device), device, console)
+
+
+def _requested(settings: Settings) -> dict[str, Any]:
+    """What the user asked for other than the defaults, as JSON has it. The device may change when a run goes on."""
+    asked = {
+        option.name: getattr(settings, option.name)
+        for option in dataclasses.fields(Settings)
+        if option.name != "device" and getattr(settings, option.name) != option.default
+    }
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in asked.items()}
+
+
+def _check_same(asked: dict[str, Any], before: dict[str, Any], kept: ResolvedSettings) -> None:
+    """Raise InputError unless every setting is as it was asked for when the run began, or as it was resolved then."""
+    for name, value in asked.items():
+        if value not in (before.get(name), getattr(kept, name)):
+            raise InputError(
+                flag(name),
+                expected=f"the run's own setting, {before.get(name, getattr(kept, name))}, with --resume",
+                found=str(value),
+                do="Leave it out, or start a new run.",
+            )
 
 
 def _checked_dataset(data: Path, console: Console) -> Dataset:

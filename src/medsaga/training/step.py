@@ -20,7 +20,8 @@ class StepMeter:
     """Follows the tensors of the first steps, when there is something new to see.
 
     Attributes:
-        tracker: None once it has seen enough; its counts stay in ``peak_bytes`` and ``breakdown``.
+        tracker: holds the peak and its breakdown.
+        steps_left: how many more steps are worth following: the first makes the state, the second has it.
     """
 
     tracker: TensorTracker = field(default_factory=TensorTracker)
