@@ -26,12 +26,12 @@ def medsaga(model: KClassSam, settings: ResolvedSettings) -> Groups:
     """
     matrices, others = weight_matrices(model.vision_encoder)
     projected: dict[str, Any] = {
-        **PRESETS[settings.preset],
         "params": matrices,
         "lr": settings.encoder_lr,
         "weight_decay": settings.weight_decay,
         "rank": settings.rank,
         "refresh_every": settings.refresh_every,
+        **PRESETS[settings.preset],
     }
     return [
         projected,

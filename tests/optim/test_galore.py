@@ -361,7 +361,7 @@ def test_projected_parameters_counts_what_is_projected() -> None:
 @pytest.mark.parametrize("preset", sorted(PRESETS))
 def test_rank_is_capped_by_the_matrix(preset: str) -> None:
     weight = nn.Parameter(torch.zeros(3, 70))
-    optimizer = GaLoreAdamW([weight], **PRESETS[preset])
+    optimizer = GaLoreAdamW([weight], rank=4, refresh_every=200, **PRESETS[preset])
     for _ in range(2):
         (weight * torch.randn(3, 70)).sum().backward()
         optimizer.step()

@@ -39,11 +39,11 @@ from medsaga.optim.projection import (
 )
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "default": {"rank": 64},
-    # What galore-torch does, with the interval and scale of its README and the rank of GaLore's GLUE experiments.
-    "paper": {"rank": 4, "refresh_every": 200, "scale": 0.25, "refresh": "exact", "moments": "keep"},
+    "default": {},
+    # What galore-torch does, with the scale of its README: MedSAGa names none.
+    "paper": {"scale": 0.25, "refresh": "exact", "moments": "keep"},
 }
-"""Settings of projected parameter groups, by name: where they differ from the arguments' defaults."""
+"""How projected groups of a preset differ from the arguments' defaults; rank and interval are the run's settings."""
 
 CHOICES = {"projection": PROJECTIONS, "refresh": ("sketch", "exact"), "moments": ("rotate", "keep")}
 
