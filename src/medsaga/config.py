@@ -7,6 +7,7 @@ holds the resolved values only.
 from __future__ import annotations
 
 import dataclasses
+import re
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,8 @@ from medsaga.errors import InputError
 
 Axis = Literal["auto", "axial", "coronal", "sagittal", "i", "j", "k"]
 Augmentations = Literal["fewshot", "samed", "none"]
+Checkpointing = Literal["auto", "none", "blocks"]
+Precision = Literal["auto", "fp32", "bf16", "fp16", "int8"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,10 +61,18 @@ class Settings:
     """Optimizer steps."""
     batch_size: int | None = None
     """Images per optimizer step."""
+    budget: str | None = None
+    """Memory that the run may take, such as 4GB: what is left open below and the image size are chosen to fit."""
     micro_batch_size: int | None = None
     """Images per backward pass: a smaller number needs less memory and more time, and gives the same result."""
-    checkpoint_blocks: bool = False
-    """Recompute the encoder's blocks in the backward pass: less memory, more time."""
+    checkpointing: Checkpointing = "auto"
+    """`blocks` computes each encoder block again in the backward pass: less memory, more time, the same result."""
+    precision: Precision = "auto"
+    """Of the weights. bf16, fp16 and int8 (the encoder's, in bf16 arithmetic) are updated with stochastic rounding."""
+    state_bits: Literal[8, 32] | None = None
+    """Bits of each number of the optimizer's state."""
+    state_on_host: bool = False
+    """Keep the optimizer's state in the host's memory: less memory on the GPU, more time."""
     encoder_lr: float | None = None
     """Peak learning rate of the image encoder."""
     decoder_lr: float | None = None
@@ -120,6 +131,8 @@ class Settings:
                 found=f"--intensity {self.intensity}",
                 do="Drop one of the two.",
             )
+        if self.budget is not None:
+            parse_bytes(self.budget)
         if self.batch_size and self.micro_batch_size and self.batch_size % self.micro_batch_size:
             raise InputError(
                 flag("micro_batch_size"),
@@ -138,12 +151,30 @@ class ResolvedSettings(Settings):
     steps: int = field()
     batch_size: int = field()
     micro_batch_size: int = field()
+    state_bits: Literal[8, 32] = field()
     encoder_lr: float = field()
     decoder_lr: float = field()
     warmup: int = field()
     rank: int = field()
     refresh_every: int = field()
     evaluate_every: int = field()
+
+
+UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def parse_bytes(text: str) -> int:
+    """Return the number of bytes in a text such as 4GB, 3.5 GiB or 800MB.
+
+    Raises:
+        InputError: it is none.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]?I?B)\s*", text.upper())
+    if found is None or found[2] not in UNITS or float(found[1]) == 0:
+        raise InputError(
+            "--budget", expected="an amount of memory, such as 4GB or 800MiB", found=text, do="Give number and unit."
+        )
+    return int(float(found[1]) * UNITS[found[2]])
 
 
 def flag(name: str) -> str:

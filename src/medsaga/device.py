@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from medsaga.config import Precision
 from medsaga.errors import InputError
 
 
@@ -32,3 +33,14 @@ def choose_device(name: str = "auto") -> torch.device:
             "--device", expected=f"a device of this machine ({', '.join(here)})", found=name, do="Name one, or auto."
         )
     return device
+
+
+def best_precision(device: torch.device) -> Precision:
+    """Return the precision of the weights that suits a device: the leanest that it computes fast.
+
+    Older GPUs (before Ampere) have float16 only; on CPUs and MPS, where half precision may be slower, float32.
+    """
+    if device.type != "cuda":
+        return "fp32"
+    with torch.cuda.device(device):
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"

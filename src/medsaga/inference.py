@@ -20,12 +20,15 @@ from medsaga.data.letterbox import letterbox, unletterbox
 from medsaga.data.slices import SliceView, slice_channels, slice_view
 from medsaga.data.types import Array, Grid, Item, Labels, to_label_values
 from medsaga.device import choose_device
-from medsaga.errors import InputError
+from medsaga.errors import InputError, OutOfMemoryError
+from medsaga.memory.tracker import is_out_of_memory
+from medsaga.models.precision import cast_parameters
 from medsaga.models.sam import KClassSam
 from medsaga.models.weights import load_model
 
 # A slice is mapped back to its own size one at a time: the probabilities of a large slice outweigh the model.
 BATCH_SIZE = 8
+"""Slices that go through the model at a time, unless the run was trained with fewer at a time."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,10 @@ class Segmenter:
 
     def __init__(self, model: KClassSam, config: RunConfig, device: torch.device) -> None:
         self.model = model.to(device).eval()
+        if device.type == "cpu":
+            # A file may hold half precision: CPUs compute it slowly, or at least not as exactly.
+            cast_parameters(self.model, torch.float32)
+        self._batch_size = min(BATCH_SIZE, config.settings.micro_batch_size)
         self.config = config
         self.device = device
 
@@ -174,6 +181,23 @@ class Segmenter:
                 letterbox(slice_channels(picture, index, self.config.settings.neighbours), size) for index in indices
             ]
             images = torch.from_numpy(np.stack([square for square, _ in boxed])).to(self.device)
-            logits = self.model(images.float()).float()
-            for one, (_, content) in zip(logits, boxed, strict=True):
+            for one, (_, content) in zip(self._logits(images), boxed, strict=True):
                 yield unletterbox(one[None], content, size, shape)[0].softmax(0)
+
+    def _logits(self, images: torch.Tensor) -> Iterator[torch.Tensor]:
+        """Yield (classes, size / 4, size / 4) float32 per image, as many images at a time as memory holds."""
+        done = 0
+        while done < len(images):
+            try:
+                logits = self.model(images[done : done + self._batch_size]).float()
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if self._batch_size == 1:
+                    raise OutOfMemoryError(f"{error}\nTry --device cpu.") from None
+                logits = None
+            if logits is None:
+                self._batch_size = self._batch_size // 2
+                continue
+            yield from logits
+            done += len(logits)

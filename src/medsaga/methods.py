@@ -11,8 +11,10 @@ from typing import Any
 from torch import nn
 
 from medsaga.config import ResolvedSettings
+from medsaga.errors import RunError
 from medsaga.models.sam import KClassSam
-from medsaga.optim import PRESETS
+from medsaga.optim.galore import GaLoreAdamW
+from medsaga.optim.groups import PRESETS
 
 Groups = list[dict[str, Any]]
 Method = Callable[[KClassSam, ResolvedSettings], Groups]
@@ -40,7 +42,36 @@ def medsaga(model: KClassSam, settings: ResolvedSettings) -> Groups:
     ]
 
 
-METHODS: dict[str, Method] = {"medsaga": medsaga}
+def full(model: KClassSam, settings: ResolvedSettings) -> Groups:
+    """AdamW on every parameter: what all others are compared with."""
+    return [
+        *_full_groups([model.vision_encoder], settings.encoder_lr, settings.weight_decay),
+        *_full_groups([model.prompt_encoder, model.mask_decoder], settings.decoder_lr, settings.weight_decay),
+    ]
+
+
+METHODS: dict[str, Method] = {"medsaga": medsaga, "full": full}
+
+
+def new_optimizer(model: KClassSam, settings: ResolvedSettings) -> GaLoreAdamW:
+    """Make the optimizer of the run's method; parameters that the method does not name are frozen.
+
+    Raises:
+        RunError: the method projects gradients, but no parameter would be.
+    """
+    groups = METHODS[settings.method](model, settings)
+    trained = {id(parameter) for group in groups for parameter in group["params"]}
+    for parameter in model.parameters():
+        parameter.requires_grad_(id(parameter) in trained)
+    for group in groups:
+        group["peak_lr"] = group["lr"]
+    optimizer = GaLoreAdamW(
+        groups, state_bits=settings.state_bits, state_on_host=settings.state_on_host, seed=settings.seed
+    )
+    if any("rank" in group for group in groups) and optimizer.projected_parameters() == 0:
+        optimizer.close()
+        raise RunError("No parameter would be projected: the image encoder has no weight matrix to train with GaLore.")
+    return optimizer
 
 
 def weight_matrices(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from medsaga.config import ResolvedSettings, Settings
+from medsaga.config import Precision, ResolvedSettings, Settings
 
 RECIPES: dict[str, dict[str, Any]] = {
     "default": {
@@ -20,6 +20,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "decoder_lr": 5e-4,
         "rank": 64,
         "augmentation": "fewshot",
+        "state_bits": 8,
     },
     "paper": {
         "steps": 3000,
@@ -30,6 +31,8 @@ RECIPES: dict[str, dict[str, Any]] = {
         "refresh_every": 200,
         "warmup": 250,
         "augmentation": "samed",
+        "precision": "fp32",
+        "state_bits": 32,
         "image_size": 240,
     },
 }
@@ -38,20 +41,29 @@ EVALUATIONS_PER_RUN = 10
 WARMUP_SHARE = 0.1
 
 
-def fill_in(settings: Settings, *, image_size: int) -> ResolvedSettings:
+RECOMPUTED = ("vit_b", "vit_l", "vit_h")
+"""Models whose blocks are computed again in backward unless the user says otherwise: activations outweigh them."""
+
+
+def fill_in(settings: Settings, *, image_size: int, precision: Precision) -> ResolvedSettings:
     """Return the settings with every open training field filled in from the preset.
 
     Args:
-        settings: as the user gave them.
+        settings: as the user gave them, with a model of `medsaga.models.sam.ARCHITECTURES`.
         image_size: the model's own side in pixels, used when neither the user nor the preset says.
+        precision: the one that suits the device, used when the user has not chosen.
     """
     recipe = RECIPES[settings.preset]
     given = {name: value for name, value in dataclasses.asdict(settings).items() if value is not None}
-    merged = {"image_size": image_size, **recipe, **given}
+    for name in ("precision", "checkpointing"):
+        if given[name] == "auto":
+            del given[name]
+    merged = {"image_size": image_size, "precision": precision, **recipe, **given}
     steps = merged["steps"]
     merged.setdefault("refresh_every", max(1, steps // REFRESHES_PER_RUN))
     merged.setdefault("warmup", max(1, round(WARMUP_SHARE * steps)))
     merged.setdefault("evaluate_every", max(1, steps // EVALUATIONS_PER_RUN))
     merged.setdefault("micro_batch_size", merged["batch_size"])
+    merged.setdefault("checkpointing", "blocks" if merged["model"] in RECOMPUTED else "none")
     merged["warmup"] = min(merged["warmup"], steps)
     return ResolvedSettings(**merged)

@@ -179,3 +179,16 @@ def test_elastic_deformation_is_smooth() -> None:
     inner = pictures[:, 0, 12:-12, 12:-12]
     assert (inner.diff(dim=-1) > 0).all()
     assert (pictures - ramp).abs().max() > 2
+
+
+def test_a_batch_in_parts_is_changed_to_the_same_bits() -> None:
+    images, labels = batch(5)
+    strength = AUGMENTATIONS["fewshot"]
+    for step in range(6):
+        whole = augment(images, labels, seed=3, step=step, strength=strength)
+        for part in (slice(0, 2), slice(2, 5)):
+            pictures, classes = augment(
+                images[part], labels[part], seed=3, step=step, strength=strength, first=part.start
+            )
+            assert torch.equal(pictures, whole[0][part])
+            assert torch.equal(classes, whole[1][part])

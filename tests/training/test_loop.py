@@ -27,8 +27,9 @@ from medsaga.models.sam import build_sam
 from medsaga.models.weights import save_model
 from medsaga.presets import fill_in
 from medsaga.run_folder import read_metrics
-from medsaga.training import loop, loss, step
-from medsaga.training.loop import next_smaller, train
+from medsaga.training import loop, loss, shrink, step
+from medsaga.training.loop import train
+from medsaga.training.shrink import next_smaller
 
 
 def _command(data: Path, out: Path, settings: Settings, *more: str) -> list[str]:
@@ -123,7 +124,7 @@ def test_ctrl_c_saves_and_the_run_goes_on_to_the_same_bits(
             os.kill(os.getpid(), signal.SIGINT)
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(loop, "update", interrupt)
+    monkeypatch.setattr(shrink, "update", interrupt)
     with pytest.raises(Interrupted, match="--resume"):
         train(toy, tmp_path / "run", quick)
     monkeypatch.undo()
@@ -173,8 +174,10 @@ def _spoil(monkeypatch: pytest.MonkeyPatch, calls: set[int] | None) -> None:
 
     def spoiled(logits: Tensor, labels: Tensor, elsewhere: Tensor | None = None) -> Tensor:
         nonlocal count
-        count += 1
         value = original(logits, labels, elsewhere)
+        if logits.is_meta:  # the prediction of the run's memory
+            return value
+        count += 1
         return value * float("nan") if calls is None or count in calls else value
 
     monkeypatch.setattr(step, "segmentation_loss", spoiled)
@@ -227,12 +230,14 @@ def test_out_of_memory_names_the_next_smaller_setting(
         run_out()
         return 0.0
 
-    monkeypatch.setattr(loop, "backward", exhausted)
-    with pytest.raises(OutOfMemoryError, match="--micro-batch-size 1"):
+    monkeypatch.setattr(shrink, "gather", exhausted)
+    with pytest.raises(OutOfMemoryError, match="--precision bf16"):
         train(toy, tmp_path / "run", quick)
-    least = fill_in(Settings(micro_batch_size=1), image_size=256)
-    assert "--checkpoint-blocks" in next_smaller(least)
-    assert "--image-size 128" in next_smaller(dataclasses.replace(least, checkpoint_blocks=True))
+    open_settings = fill_in(Settings(state_bits=32), image_size=256, precision="fp32")
+    assert "--state-bits 8" in next_smaller(open_settings)
+    assert "--precision bf16" in next_smaller(dataclasses.replace(open_settings, state_bits=8))
+    least = dataclasses.replace(open_settings, state_bits=8, precision="bf16")
+    assert "--image-size 128" in next_smaller(least)
 
 
 def test_early_stop_keeps_the_best_weights(

@@ -1,7 +1,8 @@
-"""Random changes of training images and their labels, a batch at a time, on the device.
+"""Random changes of training images and their labels, on the device.
 
-What happens in a step is a pure function of seed and step: no global generator is read, and a resumed run sees what
-it would have seen. All geometry is composed into one map of coordinates, so that an image is interpolated once.
+What happens to an image is a pure function of seed, step and its place in the batch: no global generator is read, and
+a resumed run sees what it would have seen. All geometry is composed into one map of coordinates, so that an image is
+interpolated once.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch.nn import functional as F
+
+from medsaga.memory.meta import seeded_generator
 
 _ELASTIC_KNOTS = 6
 """Control points along each side of the square: deformations as wide as an organ, not as an edge."""
@@ -89,12 +92,13 @@ AUGMENTATIONS = {
 
 
 def augment(
-    images: torch.Tensor, labels: torch.Tensor, *, seed: int, step: int, strength: Augmentation
+    images: torch.Tensor, labels: torch.Tensor, *, seed: int, step: int, strength: Augmentation, first: int = 0
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Change a batch at random.
+    """Change a batch, or a part of one, at random.
 
     Intensity changes come first and geometry last, so that what comes into view from beyond the image is 0, as the
-    padding is at prediction.
+    padding is at prediction. What happens to an image depends on its place in the batch and on nothing around it: a
+    batch that goes through in parts is changed to the same bits.
 
     Args:
         images: ``(b, channels, size, size)`` uint8, on any device.
@@ -102,48 +106,61 @@ def augment(
         seed: of the run.
         step: of the run.
         strength: a preset of `AUGMENTATIONS`, or one's own.
+        first: place of the first of these images in the batch of the step.
 
     Returns:
         images, float32 from 0 to 255 and not rounded, and labels, uint8, in the same shapes. On a CPU the same
         arguments give the same bits; on another device the noise differs.
     """
-    random = np.random.default_rng([seed, step])
-    pictures = _with_other_intensities(images.float(), random, strength)
-    maps, moved = _maps(len(images), random, strength)
-    knots, bent = _displacements(len(images), random, strength)
-    if not (moved or bent):
-        return pictures, labels
-    size = list(images.shape[-2:])
-    points = F.affine_grid(torch.from_numpy(maps).to(images.device), [len(images), 1, *size], align_corners=False)
-    if bent:
-        bend = torch.from_numpy(knots).to(images.device)
-        points = points + F.interpolate(bend, size, mode="bicubic", align_corners=True).movedim(1, -1)
-    pictures = F.grid_sample(pictures, points, mode="bilinear", padding_mode="zeros", align_corners=False)
-    classes = F.grid_sample(labels[:, None].float(), points, mode="nearest", padding_mode="zeros", align_corners=False)
+    changed = [
+        _augment_one(picture, classes, np.random.default_rng([seed, step, first + place]), strength)
+        for place, (picture, classes) in enumerate(zip(images, labels, strict=True))
+    ]
+    return torch.stack([picture for picture, _ in changed]), torch.stack([classes for _, classes in changed])
+
+
+def _augment_one(
+    image: torch.Tensor, labels: torch.Tensor, random: np.random.Generator, strength: Augmentation
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Change one image, ``(channels, size, size)`` uint8, and its labels, ``(size, size)`` uint8."""
+    picture = _with_other_intensities(image.float(), random, strength)
+    affine = _affine(random, strength)
+    knots = _displacements(random, strength)
+    if affine is None and knots is None:
+        return picture, labels
+    size = list(image.shape[-2:])
+    place = torch.from_numpy(np.eye(2, 3, dtype=np.float32) if affine is None else affine).to(image.device)
+    points = F.affine_grid(place[None], [1, 1, *size], align_corners=False)
+    if knots is not None:
+        bend = torch.from_numpy(knots).to(image.device)
+        points = points + F.interpolate(bend[None], size, mode="bicubic", align_corners=True).movedim(1, -1)
+    picture = F.grid_sample(picture[None], points, mode="bilinear", padding_mode="zeros", align_corners=False)[0]
+    classes = F.grid_sample(
+        labels[None, None].float(), points, mode="nearest", padding_mode="zeros", align_corners=False
+    )
     # Interpolation may overshoot by a rounding error.
-    return pictures.clamp_(0, 255), classes[:, 0].to(torch.uint8)
+    return picture.clamp_(0, 255), classes[0, 0].to(torch.uint8)
 
 
-def _maps(batch: int, random: np.random.Generator, strength: Augmentation) -> tuple[npt.NDArray[np.float32], bool]:
-    """Affine maps from places in the result to places in the source, ``(b, 2, 3)``; and whether any moves anything.
+def _affine(random: np.random.Generator, strength: Augmentation) -> npt.NDArray[np.float32] | None:
+    """Draw the map from places in the result to places in the source, ``(2, 3)``; None if it moves nothing.
 
     Coordinates are grid_sample's: (x, y), -1 to 1 over the image's side.
     """
-    maps = np.tile(np.eye(2, 3), (batch, 1, 1))
-    for one in maps:
-        linear = np.eye(2)
-        if random.random() < strength.turn_and_flip:
-            linear = np.round(_rotation(90 * int(random.integers(4)))) @ np.diag(random.permutation([-1.0, 1.0]))
-        elif random.random() < strength.rotate:
-            linear = _rotation(random.uniform(-strength.degrees, strength.degrees))
-        if random.random() < strength.scale:
-            low, high = strength.scale_range
-            linear = linear / math.exp(random.uniform(math.log(low), math.log(high)))
-        one[:, :2] = linear
-        if random.random() < strength.shift:
-            # The side is 2 long in these coordinates.
-            one[:, 2] = 2 * random.uniform(-strength.shift_limit, strength.shift_limit, 2)
-    return maps.astype(np.float32), not np.array_equal(maps, np.tile(np.eye(2, 3), (batch, 1, 1)))
+    place = np.eye(2, 3)
+    linear = np.eye(2)
+    if random.random() < strength.turn_and_flip:
+        linear = np.round(_rotation(90 * int(random.integers(4)))) @ np.diag(random.permutation([-1.0, 1.0]))
+    elif random.random() < strength.rotate:
+        linear = _rotation(random.uniform(-strength.degrees, strength.degrees))
+    if random.random() < strength.scale:
+        low, high = strength.scale_range
+        linear = linear / math.exp(random.uniform(math.log(low), math.log(high)))
+    place[:, :2] = linear
+    if random.random() < strength.shift:
+        # The side is 2 long in these coordinates.
+        place[:, 2] = 2 * random.uniform(-strength.shift_limit, strength.shift_limit, 2)
+    return None if np.array_equal(place, np.eye(2, 3)) else place.astype(np.float32)
 
 
 def _rotation(degrees: float) -> npt.NDArray[np.float64]:
@@ -151,31 +168,27 @@ def _rotation(degrees: float) -> npt.NDArray[np.float64]:
     return np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
 
 
-def _displacements(
-    batch: int, random: np.random.Generator, strength: Augmentation
-) -> tuple[npt.NDArray[np.float32], bool]:
-    """Displacements at the control points, ``(b, 2, knots, knots)`` in grid_sample's units; and if there are any."""
-    bent = random.random(batch) < strength.elastic
-    knots = random.standard_normal((batch, 2, _ELASTIC_KNOTS, _ELASTIC_KNOTS)) * (2 * strength.elastic_limit)
-    return np.where(bent[:, None, None, None], knots, 0).astype(np.float32), bool(bent.any())
+def _displacements(random: np.random.Generator, strength: Augmentation) -> npt.NDArray[np.float32] | None:
+    """Draw displacements at the control points, ``(2, knots, knots)`` in grid_sample's units; None for none."""
+    if random.random() >= strength.elastic:
+        return None
+    knots = random.standard_normal((2, _ELASTIC_KNOTS, _ELASTIC_KNOTS)) * (2 * strength.elastic_limit)
+    return knots.astype(np.float32)
 
 
-def _with_other_intensities(
-    pictures: torch.Tensor, random: np.random.Generator, strength: Augmentation
-) -> torch.Tensor:
-    """Change tone, noise and blur of the chosen samples in place; ``(b, channels, size, size)`` float32, 0 to 255."""
-    generator = torch.Generator(pictures.device).manual_seed(int(random.integers(2**63)))
-    for picture in pictures:
-        toned, blurred, noisy = random.random(3) < (strength.tone, strength.blur, strength.noise)
-        tone, sigma, spread = random.uniform(-1, 1, 3), random.random(), random.random()
-        if toned:
-            _change_tone(picture, tone, strength)
-        if blurred:
-            picture.copy_(_blurred(picture, strength.blur_limit * (1 + sigma) / 2))
-        if noisy:
-            noise = torch.randn(picture.shape, generator=generator, device=picture.device)
-            picture.add_(noise, alpha=255 * strength.noise_limit * spread).clamp_(0, 255)
-    return pictures
+def _with_other_intensities(picture: torch.Tensor, random: np.random.Generator, strength: Augmentation) -> torch.Tensor:
+    """Change tone, noise and blur of an image in place; ``(channels, size, size)`` float32, 0 to 255."""
+    toned, blurred, noisy = random.random(3) < (strength.tone, strength.blur, strength.noise)
+    tone, sigma, spread = random.uniform(-1, 1, 3), random.random(), random.random()
+    if toned:
+        _change_tone(picture, tone, strength)
+    if blurred:
+        picture.copy_(_blurred(picture, strength.blur_limit * (1 + sigma) / 2))
+    if noisy:
+        generator = seeded_generator(picture.device, int(random.integers(2**63)))
+        noise = torch.randn(picture.shape, generator=generator, device=picture.device)
+        picture.add_(noise, alpha=255 * strength.noise_limit * spread).clamp_(0, 255)
+    return picture
 
 
 def _change_tone(picture: torch.Tensor, tone: npt.NDArray[np.float64], strength: Augmentation) -> None:

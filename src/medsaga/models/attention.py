@@ -103,12 +103,13 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         ``(batch, heads, tokens, head size)``.
     """
     # Naming the one kernel that fits turns the silent fall back to the quadratic one into an error.
-    if query.device.type == "cpu":
+    if query.device.type in ("cpu", "meta"):
         # The CPU kernel wants values of the keys' size; zeros only add output columns that are cut off again.
         size = value.shape[-1]
         value = F.pad(value, (0, query.shape[-1] - size))
-        with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
-            return F.scaled_dot_product_attention(query, key, value, scale=1.0)[..., :size]
+        kernel: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        output: Tensor = kernel(query, key, value, scale=1.0)[0]
+        return output[..., :size]
     if query.device.type == "cuda" and _memory_efficient_fits(query, key, value):
         with sdpa_kernel(SDPBackend.EFFICIENT_ATTENTION):
             return F.scaled_dot_product_attention(query, key, value, scale=1.0)

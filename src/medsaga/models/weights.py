@@ -18,6 +18,7 @@ from torch import Tensor
 from medsaga import files
 from medsaga.errors import InputError
 from medsaga.models.attention import resize_relative_positions
+from medsaga.models.int8 import float_state
 from medsaga.models.sam import ARCHITECTURES, PATCH_SIZE, KClassSam, build_sam
 from medsaga.models.sources import SourceFile, State, read_safetensors, read_source
 
@@ -121,7 +122,7 @@ def save_model(path: Path, model: KClassSam) -> None:
     """Write a model as safetensors, whole or not at all; what it takes to build it goes into the file's metadata."""
     # safetensors writes its metadata in random order: with one entry, equal models are equal files.
     metadata = {"medsaga": json.dumps({name: getattr(model, name) for name in DESCRIPTION})}
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    state = {name: tensor.contiguous() for name, tensor in float_state(model).items()}
     with files.replacing(path) as temporary:
         save_file(state, temporary, metadata)
 

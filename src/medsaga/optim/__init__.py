@@ -1,5 +1,6 @@
 """Optimizers: AdamW on gradients that are projected to a low rank as they arrive."""
 
-from medsaga.optim.galore import PRESETS, GaLoreAdamW
+from medsaga.optim.galore import GaLoreAdamW
+from medsaga.optim.groups import PRESETS
 
 __all__ = ["PRESETS", "GaLoreAdamW"]

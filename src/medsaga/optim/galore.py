@@ -14,6 +14,7 @@ micro-batches, clipping by the global norm and the test for finite gradients all
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -23,9 +24,10 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from medsaga.errors import InputError
+from medsaga.memory.meta import seeded_generator, value_of
+from medsaga.optim.adamw import adamw_direction, update_weight
+from medsaga.optim.groups import check_group
 from medsaga.optim.projection import (
-    PROJECTIONS,
     as_matrix,
     exact_bases,
     matrix_shape,
@@ -37,39 +39,7 @@ from medsaga.optim.projection import (
     sketch_matrix,
     sketch_width,
 )
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "default": {},
-    # What galore-torch does, with the scale of its README: MedSAGa names none.
-    "paper": {"scale": 0.25, "refresh": "exact", "moments": "keep"},
-}
-"""How projected groups of a preset differ from the arguments' defaults; rank and interval are the run's settings."""
-
-CHOICES = {"projection": PROJECTIONS, "refresh": ("sketch", "exact"), "moments": ("rotate", "keep")}
-
-
-def adamw_direction(
-    gradient: Tensor,  # (64, 3072), or any shape
-    exp_avg: Tensor,  # the same, updated in place
-    exp_avg_sq: Tensor,  # the same, updated in place
-    step: int,  # 1 at the first update
-    betas: tuple[float, float],
-    eps: float,
-) -> Tensor:  # the same
-    """Update Adam's moments and return the direction M^ / (sqrt(V^) + eps), as ``torch.optim.AdamW`` computes it."""
-    beta1, beta2 = betas
-    exp_avg.lerp_(gradient, 1 - beta1)
-    exp_avg_sq.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-    denominator = exp_avg_sq.sqrt().div_((1 - beta2**step) ** 0.5).add_(eps)
-    return torch.div(exp_avg, denominator, out=denominator).div_(1 - beta1**step)
-
-
-def update_weight(weight: Tensor, direction: Tensor, lr: float, scale: float, weight_decay: float) -> None:
-    """Decay the weight and move it against the direction, in the direction's precision, whatever the weight's."""
-    precise = weight.to(direction.dtype)
-    precise.mul_(1 - lr * weight_decay).add_(direction.reshape(weight.shape), alpha=-lr * scale)
-    if precise is not weight:
-        weight.copy_(precise)
+from medsaga.optim.storage import Storage
 
 
 @dataclass
@@ -97,9 +67,11 @@ class GaLoreAdamW(torch.optim.Optimizer):
       ``.grad`` and ``step()`` takes the basis from its SVD. Full gradients exist in those steps only, and it is their
       norm that enters ``gradient_norm()``.
 
-    Bases, moments and all arithmetic are float32 (float64 for float64 weights), whatever the weights are.
+    All arithmetic is float32 (float64 for float64 weights), whatever the weights are; weights of fewer bits are written
+    with stochastic rounding (`medsaga.optim.rounding`). Moments and bases are kept in 32 or 8 bits.
     ``step()`` uses up what has arrived for projected weights; call ``zero_grad()`` after it as usual. State: ``step``,
-    ``exp_avg``, ``exp_avg_sq``, and for projected weights ``basis_left`` (m, r), ``basis_right`` (n, r) or both.
+    ``exp_avg``, ``exp_avg_sq``, and for projected weights ``basis_left`` (m, r), ``basis_right`` (n, r) or both; those
+    that are kept in 8 bits have ``..._scales`` beside them (`medsaga.optim.storage`).
     Accumulators and sketches are not state: save between steps. Gradients must be whole when backward makes them:
     DistributedDataParallel, which averages them later, would need to average ``accumulators()`` instead.
 
@@ -115,7 +87,9 @@ class GaLoreAdamW(torch.optim.Optimizer):
         scale: factor of the projected update (alpha in the paper).
         refresh: ``sketch`` or ``exact``.
         moments: on a change of basis, ``rotate`` the moments into it, or ``keep`` them as GaLore's authors do.
-        seed: seed of the sketches' random columns.
+        state_bits: 32, or 8 for moments and bases in a quarter of the memory.
+        state_on_host: keep the state in the host's memory; one weight's state is on the device at a time.
+        seed: seed of the sketches' random columns and of stochastic rounding.
 
     Raises:
         InputError: a setting is out of range, or a projected parameter is no matrix.
@@ -135,26 +109,30 @@ class GaLoreAdamW(torch.optim.Optimizer):
         scale: float = 1.0,
         refresh: str = "sketch",
         moments: str = "rotate",
+        state_bits: int = 32,
+        state_on_host: bool = False,
         seed: int = 0,
     ) -> None:
         adamw = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         subspace = {"rank": rank, "projection": projection, "scale": scale, "moments": moments}
         refreshing = {"refresh_every": refresh_every, "refresh": refresh, "seed": seed}
+        storage = {"state_bits": state_bits, "state_on_host": state_on_host}
         self._arrived: dict[Tensor, _Arrived] = {}
+        self._places: dict[Tensor, int] = {}
+        self._factor: Tensor | float = 1.0
         self._hooks: list[RemovableHandle] = []
-        super().__init__(params, adamw | subspace | refreshing)
+        super().__init__(params, adamw | subspace | refreshing | storage)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group, and hooks to its parameters if it is projected."""
         super().add_param_group(param_group)
         group = self.param_groups[-1]
-        _check(group)
-        if group["rank"] is None:
-            return
+        check_group(group)
         position = len(self.param_groups) - 1
-        first = sum(len(earlier["params"]) for earlier in self.param_groups[:-1])
-        for index, weight in enumerate(group["params"], start=first):
-            self._hooks.append(weight.register_post_accumulate_grad_hook(self._hook(position, index)))
+        for weight in group["params"]:
+            self._places[weight] = len(self._places)
+            if group["rank"] is not None:
+                self._hooks.append(weight.register_post_accumulate_grad_hook(self._hook(position)))
 
     def projected_parameters(self) -> int:
         """Return the number of weights (elements) whose gradients are projected."""
@@ -164,6 +142,12 @@ class GaLoreAdamW(torch.optim.Optimizer):
         """Return all that the hooks have kept since the last step: low-rank gradients and sketches, as they are."""
         kept = (tensor for arrived in self._arrived.values() for tensor in vars(arrived).values())
         return [tensor for tensor in kept if tensor is not None]
+
+    def state_tensors(self) -> Iterator[tuple[list[Tensor], bool]]:
+        """Yield the moments and bases of each weight, and whether they are kept on the host."""
+        for group, weight in self._weights():
+            tensors = [value for value in self.state.get(weight, {}).values() if isinstance(value, Tensor)]
+            yield tensors, group["state_on_host"]
 
     def needs_calibration(self) -> bool:
         """Return whether there are weights to project by sketches and none of them has a basis yet."""
@@ -177,7 +161,7 @@ class GaLoreAdamW(torch.optim.Optimizer):
         Returns:
             whether bases were made; not when ``gradient_norm()`` is not finite.
         """
-        if finite := bool(self.gradient_norm().isfinite()):
+        if finite := math.isfinite(value_of(self.gradient_norm(), otherwise=1.0)):
             for group, weight in self._weights():
                 if weight in self._arrived:
                     self._refresh_from_sketches(weight, self._arrived[weight], group)
@@ -194,15 +178,21 @@ class GaLoreAdamW(torch.optim.Optimizer):
         norms = [torch.linalg.vector_norm(gradient, dtype=_precision(gradient)) for gradient in self._gradients()]
         if not norms:
             return torch.zeros(())
-        return torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
+        return torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms])) * self._factor
+
+    @torch.no_grad()
+    def scale_gradients(self, factor: Tensor | float) -> None:
+        """Multiply all that has arrived, for instance by one over the scale of the loss.
+
+        ``step()`` does it, in float32: the gradients of float16 weights would vanish.
+        """
+        self._factor = self._factor * factor
 
     @torch.no_grad()
     def clip_gradients(self, max_norm: float) -> Tensor:
         """Scale all that has arrived so that ``gradient_norm()`` is at most ``max_norm``; return the norm before."""
         norm = self.gradient_norm()
-        factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
-        for gradient in self._gradients():
-            gradient.mul_(factor.to(gradient.device, gradient.dtype))
+        self.scale_gradients((max_norm / (norm + 1e-6)).clamp(max=1.0))
         return norm
 
     @torch.no_grad()
@@ -216,23 +206,24 @@ class GaLoreAdamW(torch.optim.Optimizer):
             if group["rank"] is not None:
                 self._step_projected(weight, group)
             elif weight.grad is not None:
-                direction = self._direction(weight, weight.grad.to(_precision(weight)), group)
-                update_weight(weight, direction, group["lr"], 1.0, group["weight_decay"])
+                self._move(weight, weight.grad.to(_precision(weight)) * self._factor, group)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop gradients, accumulators and sketches."""
         super().zero_grad(set_to_none)
         self._arrived.clear()
+        self._factor = 1.0
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the state as it was saved, and drop what has arrived."""
         super().load_state_dict(state_dict)
         # torch has cast the moments and bases to the dtype of the weights, which may be narrower: take them as saved.
         saved = (number for group in state_dict["param_groups"] for number in group["params"])
-        for number, (_, weight) in zip(saved, self._weights(), strict=True):
+        for number, (group, weight) in zip(saved, self._weights(), strict=True):
+            home = torch.device("cpu") if group["state_on_host"] else weight.device
             for name, value in state_dict["state"].get(number, {}).items():
                 if isinstance(value, Tensor):
-                    self.state[weight][name] = value.to(weight.device, copy=True)
+                    self.state[weight][name] = value.to(home, copy=True)
         self.zero_grad()
 
     def close(self) -> None:
@@ -254,8 +245,8 @@ class GaLoreAdamW(torch.optim.Optimizer):
                     yield gradient
                     break
 
-    def _hook(self, position: int, index: int) -> Any:
-        """Return what runs when backward has made the gradient of weight ``index``, in group ``position``."""
+    def _hook(self, position: int) -> Any:
+        """Return what runs when backward has made the gradient of a weight in group ``position``."""
 
         @torch.no_grad()
         def project_on_arrival(weight: Tensor) -> None:
@@ -267,10 +258,10 @@ class GaLoreAdamW(torch.optim.Optimizer):
             gradient = as_matrix(weight.grad).to(_precision(weight))
             arrived = self._arrived.setdefault(weight, _Arrived())
             if _has_basis(state):
-                low_rank = project(gradient, state.get("basis_left"), state.get("basis_right"))
+                low_rank = project(gradient, *self._bases(weight, group))
                 arrived.low_rank = _add(arrived.low_rank, low_rank)
             if _is_sketched(group) and (not _has_basis(state) or (done + 1) % group["refresh_every"] == 0):
-                _add_sketches(arrived, gradient, group, (index, done))
+                _add_sketches(arrived, gradient, group, (self._places[weight], done))
             weight.grad = None
 
         return project_on_arrival
@@ -286,21 +277,31 @@ class GaLoreAdamW(torch.optim.Optimizer):
             self._change_bases(weight, *bases, group)
             arrived.low_rank = project(gradient, *bases)
         if arrived.low_rank is not None:
-            state = self.state[weight]
-            direction = self._direction(weight, arrived.low_rank, group)
-            direction = project_back(direction, state.get("basis_left"), state.get("basis_right"))
-            update_weight(weight, direction, group["lr"], group["scale"], group["weight_decay"])
+            self._move(weight, arrived.low_rank.mul_(self._factor), group)
         self._refresh_from_sketches(weight, arrived, group)
 
-    def _direction(self, weight: Tensor, gradient: Tensor, group: dict[str, Any]) -> Tensor:
-        """Count an update of one weight and return AdamW's direction for its gradient, full or low-rank."""
-        state = self.state[weight]
-        if "exp_avg" not in state:
-            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(gradient), torch.zeros_like(gradient)
+    def _move(self, weight: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+        """Update one weight by AdamW's direction for its gradient, full or low-rank."""
+        state, storage = self.state[weight], _storage(group)
         state["step"] = state.get("step", 0) + 1
-        return adamw_direction(
-            gradient, state["exp_avg"], state["exp_avg_sq"], state["step"], group["betas"], group["eps"]
-        )
+        generator = _generator(weight.device, group["seed"], self._places[weight], state["step"], "update")
+        moments = []
+        for name in ("exp_avg", "exp_avg_sq"):
+            stored = storage.read(state, name, weight.device)
+            moments.append(torch.zeros_like(gradient) if stored is None else stored)
+        direction = adamw_direction(gradient, *moments, state["step"], group["betas"], group["eps"])
+        for name, moment in zip(("exp_avg", "exp_avg_sq"), moments, strict=True):
+            storage.write(state, name, moment, generator)
+        scale = 1.0
+        if group["rank"] is not None:
+            direction = project_back(direction, *self._bases(weight, group))
+            scale = group["scale"]
+        update_weight(weight, direction, group["lr"], scale, group["weight_decay"], generator)
+
+    def _bases(self, weight: Tensor, group: dict[str, Any]) -> tuple[Tensor | None, Tensor | None]:
+        """The left and the right basis of one weight, on its device."""
+        state, storage = self.state[weight], _storage(group)
+        return storage.read(state, "basis_left", weight.device), storage.read(state, "basis_right", weight.device)
 
     def _refresh_from_sketches(self, weight: Tensor, arrived: _Arrived, group: dict[str, Any]) -> None:
         """Make the next bases of one weight from its sketches, if it has any."""
@@ -312,17 +313,20 @@ class GaLoreAdamW(torch.optim.Optimizer):
 
     def _change_bases(self, weight: Tensor, left: Tensor | None, right: Tensor | None, group: dict[str, Any]) -> None:
         """Give one weight new bases, and carry its moments over."""
-        state = self.state[weight]
+        state, storage = self.state[weight], _storage(group)
         if "exp_avg" in state and group["moments"] == "rotate":
-            change_left = None if left is None else left.T @ state["basis_left"]
-            change_right = None if right is None else right.T @ state["basis_right"]
-            state["exp_avg"], state["exp_avg_sq"] = rotate_moments(
-                state["exp_avg"], state["exp_avg_sq"], change_left, change_right, state["step"], group["betas"]
-            )
+            generator = _generator(weight.device, group["seed"], self._places[weight], state["step"], "rotate")
+            old_left, old_right = self._bases(weight, group)
+            change_left = None if left is None or old_left is None else left.T @ old_left
+            change_right = None if right is None or old_right is None else right.T @ old_right
+            before = [storage.read(state, name, weight.device) for name in ("exp_avg", "exp_avg_sq")]
+            after = rotate_moments(*before, change_left, change_right, state["step"], group["betas"])
+            for name, moment in zip(("exp_avg", "exp_avg_sq"), after, strict=True):
+                storage.write(state, name, moment, generator)
         if left is not None:
-            state["basis_left"] = left
+            storage.write(state, "basis_left", left)
         if right is not None:
-            state["basis_right"] = right
+            storage.write(state, "basis_right", right)
 
 
 def _add_sketches(arrived: _Arrived, gradient: Tensor, group: dict[str, Any], key: tuple[int, int]) -> None:
@@ -337,8 +341,7 @@ def _add_sketches(arrived: _Arrived, gradient: Tensor, group: dict[str, Any], ke
 
     def sketched(matrix: Tensor, side: str) -> Tensor:
         size = matrix.shape[1]
-        seed = zlib.crc32(repr((group["seed"], *key, side)).encode())
-        generator = torch.Generator(matrix.device).manual_seed(seed)
+        generator = _generator(matrix.device, group["seed"], *key, side)
         return matrix @ sketch_matrix(size, sketch_width(rank, size), generator, matrix)
 
     if left:
@@ -349,6 +352,15 @@ def _add_sketches(arrived: _Arrived, gradient: Tensor, group: dict[str, Any], ke
 
 def _add(total: Tensor | None, term: Tensor) -> Tensor:
     return term if total is None else total.add_(term)
+
+
+def _generator(device: torch.device, *key: int | str) -> torch.Generator:
+    """Random numbers that depend on the key alone, so that a resumed run meets the same ones."""
+    return seeded_generator(device, zlib.crc32(repr(key).encode()))
+
+
+def _storage(group: dict[str, Any]) -> Storage:
+    return Storage(group["state_bits"], group["state_on_host"])
 
 
 def _is_sketched(group: dict[str, Any]) -> bool:
@@ -362,28 +374,3 @@ def _has_basis(state: dict[str, Any]) -> bool:
 def _precision(tensor: Tensor) -> torch.dtype:
     """The dtype of bases, moments and arithmetic: float32 at least."""
     return torch.promote_types(tensor.dtype, torch.float32)
-
-
-def _check(group: dict[str, Any]) -> None:
-    """Raise InputError where a parameter group cannot be used."""
-    positive = "a number above 0"
-    for name, good, expected in (
-        ("lr", group["lr"] >= 0, "a number of at least 0"),
-        ("betas", 0 <= group["betas"][0] < 1 and 0 < group["betas"][1] < 1, "two numbers above 0 and below 1"),
-        ("eps", group["eps"] > 0, positive),
-        ("weight_decay", group["weight_decay"] >= 0, "a number of at least 0"),
-        ("rank", group["rank"] is None or group["rank"] >= 1, "a whole number of at least 1"),
-        ("refresh_every", group["refresh_every"] >= 1, "a whole number of at least 1"),
-        ("scale", group["scale"] > 0, positive),
-        *((name, group[name] in values, "one of " + ", ".join(values)) for name, values in CHOICES.items()),
-    ):
-        if not good:
-            raise InputError(name, expected=expected, found=repr(group[name]), do="Change this setting.")
-    for weight in group["params"]:
-        if group["rank"] is not None and (weight.dim() < 2 or not weight.requires_grad):
-            raise InputError(
-                "parameter groups",
-                expected="trainable matrices or convolution kernels in a group with a rank",
-                found=f"a parameter of shape {tuple(weight.shape)}, requires_grad={weight.requires_grad}",
-                do="Put it into a group without a rank.",
-            )

@@ -13,9 +13,12 @@ from typing import Any
 import torch
 
 from medsaga import files, run_folder
+from medsaga.config import ResolvedSettings
 from medsaga.errors import InputError
+from medsaga.models.int8 import load_plain_state, plain_state
 from medsaga.models.sam import KClassSam
 from medsaga.optim.galore import GaLoreAdamW
+from medsaga.training.scaling import LossScale, loss_scale_for
 
 
 @dataclass
@@ -30,6 +33,9 @@ class Counters:
         evaluations_since_best: for early stopping.
         peak_bytes: largest memory so far.
         peak_breakdown: the same by category.
+        micro_batch_size: images per backward pass now; fewer than the settings say when memory has run out.
+        checkpoint_blocks: whether the encoder's blocks are computed again in backward, likewise.
+        loss_scale: factor of the loss.
     """
 
     step: int = 0
@@ -39,16 +45,19 @@ class Counters:
     evaluations_since_best: int = 0
     peak_bytes: int = 0
     peak_breakdown: dict[str, int] = field(default_factory=dict)
+    micro_batch_size: int = 0
+    checkpoint_blocks: bool = False
+    loss_scale: LossScale = field(default_factory=LossScale)
 
 
 def save_state(run: Path, model: KClassSam, optimizer: GaLoreAdamW, counters: Counters) -> None:
     """Write ``state.pt``, whole or not at all."""
-    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "counters": asdict(counters)}
+    state = {"model": plain_state(model), "optimizer": optimizer.state_dict(), "counters": asdict(counters)}
     with files.replacing(run / run_folder.STATE) as temporary:
         torch.save(state, temporary)
 
 
-def load_state(run: Path, model: KClassSam, optimizer: GaLoreAdamW) -> Counters:
+def load_state(run: Path, model: KClassSam, optimizer: GaLoreAdamW, settings: ResolvedSettings) -> Counters:
     """Load ``state.pt`` into the model and the optimizer; return where the run stands.
 
     A run that was stopped before its first checkpoint starts from the beginning.
@@ -58,12 +67,17 @@ def load_state(run: Path, model: KClassSam, optimizer: GaLoreAdamW) -> Counters:
     """
     path = run / run_folder.STATE
     if not path.exists():
-        return Counters()
+        return Counters(
+            micro_batch_size=settings.micro_batch_size,
+            checkpoint_blocks=settings.checkpointing == "blocks",
+            loss_scale=loss_scale_for(settings.precision),
+        )
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        model.load_state_dict(state["model"])
+        load_plain_state(model, state["model"])
         optimizer.load_state_dict(state["optimizer"])
-        return Counters(**state["counters"])
+        scale = LossScale(**state["counters"].pop("loss_scale"))
+        return Counters(**state["counters"], loss_scale=scale)
     except Exception as error:  # a damaged archive raises whatever the damage hits first
         raise InputError(
             path, expected="the state of this run", found=str(error).splitlines()[0], do="Train again from the start."

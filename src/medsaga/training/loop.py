@@ -15,13 +15,14 @@ import torch
 from rich.console import Console
 
 from medsaga import run_folder
-from medsaga.config import ResolvedSettings, Settings
-from medsaga.data.augment import AUGMENTATIONS, augment
+from medsaga.config import Settings
+from medsaga.data.augment import AUGMENTATIONS
 from medsaga.data.samples import Prefetcher, Samples
 from medsaga.errors import Interrupted, OutOfMemoryError, RunError
 from medsaga.evaluation.run import evaluate_run
-from medsaga.memory import device_peak, is_out_of_memory, reset_device_peak
-from medsaga.methods import METHODS
+from medsaga.memory.predict import predict_memory
+from medsaga.memory.tracker import device_peak, is_out_of_memory, reset_device_peak
+from medsaga.methods import new_optimizer
 from medsaga.models.sam import KClassSam
 from medsaga.models.weights import save_model
 from medsaga.optim.galore import GaLoreAdamW
@@ -31,7 +32,8 @@ from medsaga.training.checkpoint import Counters, load_state, save_state
 from medsaga.training.loss import hard_dice_sums
 from medsaga.training.prepare import Run, new_run, resumed_run
 from medsaga.training.schedule import learning_rate_factor
-from medsaga.training.step import StepMeter, backward, update
+from medsaga.training.shrink import next_smaller, step_within_memory
+from medsaga.training.step import Batch, StepMeter
 
 MAX_SKIPPED_IN_A_ROW = 10
 MONITORED_SAMPLES = 64
@@ -80,13 +82,13 @@ def fit(run: Run, console: Console) -> None:
     settings = run.config.settings
     model = run.model.train()
     optimizer = new_optimizer(model, settings)
-    counters = load_state(run.folder, model, optimizer)
+    counters = load_state(run.folder, model, optimizer, settings)
+    model.checkpoint_blocks = counters.checkpoint_blocks
     log = MetricsLog(run.folder, step=counters.step)
-    meter = StepMeter() if counters.step == 0 else None
+    meter = StepMeter(run.device, first=counters.step, refresh_every=settings.refresh_every)
     reset_device_peak(run.device)
     if counters.step == 0:
-        trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        log.write("start", 0, trainable_parameters=trainable, projected_parameters=optimizer.projected_parameters())
+        log.write("start", 0, **_facts_before(run, optimizer))
     dice_name = "validation Dice" if run.split.validation else "training Dice"
     with (
         contextlib.closing(log),
@@ -102,26 +104,15 @@ def fit(run: Run, console: Console) -> None:
             factor = learning_rate_factor(step, steps=settings.steps, warmup=settings.warmup)
             for group in optimizer.param_groups:
                 group["lr"] = factor * group["peak_lr"]
-            pictures, truth = augment(
-                images.to(run.device),
-                labels.to(run.device),
-                seed=settings.seed,
-                step=step,
-                strength=AUGMENTATIONS[settings.augmentation],
+            batch = Batch(images, labels, settings.seed, step, AUGMENTATIONS[settings.augmentation])
+            loss, made = step_within_memory(
+                model, optimizer, batch, settings=settings, counters=counters, meter=meter, console=console
             )
-            with meter.measuring(model, optimizer) if meter else contextlib.nullcontext():
-                ready = True
-                if optimizer.needs_calibration():
-                    backward(model, pictures, truth, micro_batch_size=settings.micro_batch_size, meter=meter)
-                    ready = optimizer.calibrate()
-                loss = backward(model, pictures, truth, micro_batch_size=settings.micro_batch_size, meter=meter)
-                made = update(optimizer, max_gradient_norm=settings.max_gradient_norm) and ready
             counters.step = step + 1
             counters.skipped += not made
             counters.skipped_in_a_row = 0 if made else counters.skipped_in_a_row + 1
-            if meter:
+            if meter.tracker.peak_bytes > counters.peak_bytes:
                 counters.peak_bytes, counters.peak_breakdown = meter.tracker.peak_bytes, meter.tracker.breakdown
-                meter = meter if meter.steps_left else None
             counters.peak_bytes = device_peak(run.device) or counters.peak_bytes
             log.write("step", counters.step, loss=loss, lr_factor=factor, seconds=time.perf_counter() - began)
             progress.step(counters.step, loss, counters.peak_bytes)
@@ -132,7 +123,7 @@ def fit(run: Run, console: Console) -> None:
                 )
             last = counters.step == settings.steps
             if last or counters.step % settings.evaluate_every == 0:
-                dice = monitor_dice(model, run.monitor, run.device, batch_size=settings.micro_batch_size)
+                dice = monitor_dice(model, run.monitor, run.device, batch_size=counters.micro_batch_size)
                 log.write(
                     "evaluation",
                     counters.step,
@@ -157,25 +148,6 @@ def fit(run: Run, console: Console) -> None:
                 )
 
 
-def new_optimizer(model: KClassSam, settings: ResolvedSettings) -> GaLoreAdamW:
-    """Make the optimizer of the run's method; parameters that the method does not name are frozen.
-
-    Raises:
-        RunError: the method projects gradients, but no parameter would be.
-    """
-    groups = METHODS[settings.method](model, settings)
-    trained = {id(parameter) for group in groups for parameter in group["params"]}
-    for parameter in model.parameters():
-        parameter.requires_grad_(id(parameter) in trained)
-    for group in groups:
-        group["peak_lr"] = group["lr"]
-    optimizer = GaLoreAdamW(groups, seed=settings.seed)
-    if any("rank" in group for group in groups) and optimizer.projected_parameters() == 0:
-        optimizer.close()
-        raise RunError("No parameter would be projected: the image encoder has no weight matrix to train with GaLore.")
-    return optimizer
-
-
 @torch.no_grad()
 def monitor_dice(model: KClassSam, samples: Samples, device: torch.device, *, batch_size: int) -> float:
     """Return the Dice at low resolution, averaged over labels, of at most 64 evenly spaced samples together.
@@ -195,14 +167,15 @@ def monitor_dice(model: KClassSam, samples: Samples, device: torch.device, *, ba
     return float((2 * intersection[there] / size[there]).mean()) if there.any() else 0.0
 
 
-def next_smaller(settings: ResolvedSettings) -> str:
-    """Return a sentence that names the next smaller setting, for the message of an out-of-memory error."""
-    if settings.micro_batch_size > 1:
-        smaller = max(d for d in range(1, settings.micro_batch_size) if settings.micro_batch_size % d == 0)
-        return f"Try --micro-batch-size {smaller}: less memory, the same result, more time."
-    if not settings.checkpoint_blocks:
-        return "Try --checkpoint-blocks: less memory, the same result, more time."
-    return f"Try --image-size {max(64, settings.image_size // 32 * 16)}."
+def _facts_before(run: Run, optimizer: GaLoreAdamW) -> dict[str, Any]:
+    """What is known before the first step: how much is trained, and the memory that it will take."""
+    config = run.config
+    predicted = predict_memory(config.settings, classes=len(config.labels), in_channels=config.in_channels)
+    return {
+        "trainable_parameters": sum(p.numel() for p in run.model.parameters() if p.requires_grad),
+        "projected_parameters": optimizer.projected_parameters(),
+        "predicted_peak_memory_bytes": predicted.peak_bytes,
+    }
 
 
 def _note_evaluation(counters: Counters, dice: float, *, chooses: bool) -> bool:

@@ -21,9 +21,10 @@ from medsaga.data.samples import Samples, build_samples
 from medsaga.data.slices import common_axis
 from medsaga.data.splits import Split, split_cases
 from medsaga.data.types import Dataset, Item
-from medsaga.device import choose_device
+from medsaga.device import best_precision, choose_device
 from medsaga.errors import InputError
 from medsaga.methods import METHODS
+from medsaga.models.precision import set_precision
 from medsaga.models.sam import ARCHITECTURES, KClassSam, build_sam
 from medsaga.models.weights import detect_architecture, load_pretrained
 from medsaga.presets import fill_in
@@ -84,7 +85,7 @@ def new_run(data: Path, out: Path, settings: Settings, console: Console) -> Run:
     )
     source, architecture = _weights_of(settings)
     named = dataclasses.replace(settings, model=architecture, weights=source)
-    resolved = fill_in(named, image_size=ARCHITECTURES[architecture].image_size)
+    resolved = fill_in(named, image_size=ARCHITECTURES[architecture].image_size, precision=best_precision(device))
     config = _resolve_data_settings(dataset, split, resolved)
     model, model_info = _new_model(config, console)
     manifest = _manifest(dataset, config, device, model_info) | {"requested": _requested(settings)}
@@ -93,7 +94,7 @@ def new_run(data: Path, out: Path, settings: Settings, console: Console) -> Run:
         config.write(out / run_folder.CONFIG)
         files.write_json(out / run_folder.SPLIT, split.to_json())
         files.write_json(out / run_folder.MANIFEST, manifest)
-        return _with_samples(out, config, split, dataset, model.to(device), device, console)
+        return _with_samples(out, config, split, dataset, model, device, console)
     except BaseException:
         shutil.rmtree(out)
         raise
@@ -122,7 +123,7 @@ def resumed_run(data: Path, out: Path, settings: Settings, console: Console) -> 
     # The weights of a run that has a state come from there; before its first checkpoint it starts from the source.
     has_state = (out / run_folder.STATE).exists()
     model = _empty_model(config) if has_state else _new_model(config, console)[0]
-    return _with_samples(out, config, split, dataset, model.to(device), device, console)
+    return _with_samples(out, config, split, dataset, model, device, console)
 
 
 def _requested(settings: Settings) -> dict[str, Any]:
@@ -185,11 +186,9 @@ def _resolve_data_settings(dataset: Dataset, split: Split, settings: ResolvedSet
 def _empty_model(config: RunConfig) -> KClassSam:
     settings = config.settings
     torch.manual_seed(settings.seed)
-    model = build_sam(
+    return build_sam(
         settings.model, classes=len(config.labels), image_size=settings.image_size, in_channels=config.in_channels
     )
-    model.checkpoint_blocks = settings.checkpoint_blocks
-    return model
 
 
 def _new_model(config: RunConfig, console: Console) -> tuple[KClassSam, dict[str, Any]]:
@@ -226,6 +225,7 @@ def _with_samples(
     console: Console,
 ) -> Run:
     settings = config.settings
+    set_precision(model, settings.precision)
 
     def samples(name: str, items: tuple[Item, ...]) -> Samples:
         return build_samples(
@@ -242,4 +242,4 @@ def _with_samples(
     train = samples("train", dataset.items_of(split.train))
     train.check_labelled()
     monitor = samples("validation", dataset.items_of(split.validation)) if split.validation else train
-    return Run(out, config, split, dataset, model, train, monitor, device)
+    return Run(out, config, split, dataset, model.to(device), train, monitor, device)

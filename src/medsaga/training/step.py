@@ -3,54 +3,120 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from medsaga.memory import TensorTracker
+from medsaga.data.augment import Augmentation, augment
+from medsaga.memory.meta import value_of
+from medsaga.memory.tracker import ELSEWHERE, TensorTracker
 from medsaga.models.sam import KClassSam
 from medsaga.optim.galore import GaLoreAdamW
 from medsaga.training.loss import dice_sums, segmentation_loss
+from medsaga.training.scaling import LossScale
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """The images of one step, in the host's memory as they were stored, and how they are changed at random.
+
+    Attributes:
+        images: (batch, channels, side, side) uint8.
+        labels: (batch, side, side) uint8 class indices.
+        seed: of the run.
+        step: of the run.
+        strength: of the augmentation.
+    """
+
+    images: Tensor
+    labels: Tensor
+    seed: int
+    step: int
+    strength: Augmentation
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def part(self, rows: slice, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return some images, float32 in 0..255, and their labels on the device, changed as their place decides."""
+        images, labels = self.images[rows].to(device), self.labels[rows].to(device)
+        return augment(images, labels, seed=self.seed, step=self.step, strength=self.strength, first=rows.start)
+
+
 class StepMeter:
-    """Follows the tensors of the first steps, when there is something new to see.
+    """Follows the tensors of the steps in which there is something new to see.
+
+    The first step makes the optimizer's state and the second has it; in the step before a change of subspace there are
+    sketches beside the projected gradients.
 
     Attributes:
         tracker: holds the peak and its breakdown.
-        steps_left: how many more steps are worth following: the first makes the state, the second has it.
     """
 
-    tracker: TensorTracker = field(default_factory=TensorTracker)
-    steps_left: int = 2
+    def __init__(self, device: torch.device, *, first: int, refresh_every: int) -> None:
+        """Follow step ``first``, the one after it, and the next one that ends in a change of subspace."""
+        self._device = device
+        self._refresh_every = refresh_every
+        self.restart(first)
+
+    def restart(self, first: int) -> None:
+        """Forget what has been seen: from step ``first`` on, the run is another one."""
+        self.tracker = TensorTracker(self._device.type)
+        self._followed = {first, first + 1, (first // self._refresh_every + 1) * self._refresh_every - 1}
 
     def phase(self, category: str) -> None:
         """Say what is made from now on."""
         self.tracker.phase = category
 
     @contextlib.contextmanager
-    def measuring(self, model: KClassSam, optimizer: GaLoreAdamW) -> Iterator[None]:
-        """Follow all tensors of one step."""
+    def measuring(self, model: KClassSam, optimizer: GaLoreAdamW, batch: Batch) -> Iterator[None]:
+        """Follow all tensors of one step, if it is worth following."""
+        if batch.step not in self._followed:
+            yield
+            return
+        self.tracker.assign([batch.images, batch.labels], ELSEWHERE)
         self.assign_known(model, optimizer)
         with self.tracker:
             yield
             self.assign_known(model, optimizer)
-        self.steps_left -= 1
 
     def assign_known(self, model: KClassSam, optimizer: GaLoreAdamW) -> None:
         """Tell the tracker which storages are weights, gradients and optimizer state."""
         self.tracker.assign([*model.parameters(), *model.buffers()], "weights")
         self.tracker.assign([p.grad for p in model.parameters()], "gradients")
         self.tracker.assign(optimizer.accumulators(), "gradients")
-        state = (value for entry in optimizer.state.values() for value in entry.values())
-        self.tracker.assign([value for value in state if isinstance(value, Tensor)], "optimizer")
+        # Without a GPU the host's memory is the device's too; what a GPU would not hold is not counted.
+        for tensors, on_host in optimizer.state_tensors():
+            self.tracker.assign(tensors, ELSEWHERE if on_host else "optimizer")
+
+
+def gather(
+    model: KClassSam,
+    optimizer: GaLoreAdamW,
+    batch: Batch,
+    *,
+    micro_batch_size: int,
+    scale: LossScale,
+    meter: StepMeter | None = None,
+) -> float:
+    """Gather the gradient of a step in the optimizer; no weight moves.
+
+    The first step of a run goes through twice: the first pass makes GaLore's bases.
+
+    Returns:
+        the loss of the batch.
+    """
+    if optimizer.needs_calibration():
+        backward(model, batch, micro_batch_size=micro_batch_size, scale=scale, meter=meter)
+        optimizer.calibrate()
+    return backward(model, batch, micro_batch_size=micro_batch_size, scale=scale, meter=meter)
 
 
 def backward(
-    model: KClassSam, images: Tensor, labels: Tensor, *, micro_batch_size: int, meter: StepMeter | None = None
+    model: KClassSam, batch: Batch, *, micro_batch_size: int, scale: LossScale, meter: StepMeter | None = None
 ) -> float:
     """Add the gradient of the batch's loss to the parameters, one micro-batch after the other.
 
@@ -59,44 +125,57 @@ def backward(
 
     Args:
         model: in training mode.
-        images: (batch, channels, side, side) float32 in 0..255, on the model's device.
-        labels: (batch, side, side) uint8 class indices.
+        batch: on the host; only a micro-batch of it is on the model's device at a time.
         micro_batch_size: images per backward pass.
+        scale: factor of the gradient.
         meter: tells the tracker the phase, while memory is measured.
 
     Returns:
-        the loss of the batch.
+        the loss of the batch, not scaled.
     """
-    parts = [slice(start, start + micro_batch_size) for start in range(0, len(images), micro_batch_size)]
+    device = model.pixel_mean.device
+    parts = [
+        slice(start, min(start + micro_batch_size, len(batch))) for start in range(0, len(batch), micro_batch_size)
+    ]
     sums: list[Tensor] = []
     if len(parts) > 1:
         if meter:
             meter.phase("temporary")
         with torch.no_grad():
-            sums = [dice_sums(model(images[part]), labels[part]) for part in parts]
-    total = torch.zeros(2, device=images.device)
+            for part in parts:
+                sums.append(dice_sums(*_through(model, batch, part)))
+    total = torch.zeros(2, device=device)
     for number, part in enumerate(parts):
         if meter:
             meter.phase("activations")
-        elsewhere = sum(sums[:number] + sums[number + 1 :], torch.zeros(3, 1, device=images.device))
-        share = len(labels[part]) / len(labels)
-        cross_entropy, dice = segmentation_loss(model(images[part]), labels[part], elsewhere)
+        elsewhere = sum(sums[:number] + sums[number + 1 :], torch.zeros(3, 1, device=device))
+        share = (part.stop - part.start) / len(batch)
+        cross_entropy, dice = segmentation_loss(*_through(model, batch, part), elsewhere)
         if meter:
             meter.phase("temporary")
-        (share * cross_entropy + dice).backward()
+        (scale.value * (share * cross_entropy + dice)).backward()
         # Every micro-batch sees the Dice of the whole batch.
         total += torch.stack([share * cross_entropy.detach(), dice.detach() / len(parts)])
-    return float(total.sum())
+    return value_of(total.sum(), otherwise=0.0)
 
 
-def update(optimizer: GaLoreAdamW, *, max_gradient_norm: float) -> bool:
+def _through(model: KClassSam, batch: Batch, rows: slice) -> tuple[Tensor, Tensor]:
+    """Some images through the model: their logits and their labels. The images themselves are not kept."""
+    images, labels = batch.part(rows, model.pixel_mean.device)
+    return model(images), labels
+
+
+def update(optimizer: GaLoreAdamW, *, max_gradient_norm: float, scale: LossScale) -> bool:
     """Clip the gathered gradient and make the step; skip it when the gradient is not finite.
 
     Returns:
-        whether the step was made.
+        whether the step was made. In a step that follows a failed calibration, bases are made and no weight moves.
     """
+    ready = not optimizer.needs_calibration()
+    optimizer.scale_gradients(1 / scale.value)
     norm = optimizer.clip_gradients(max_gradient_norm)
-    if finite := bool(torch.isfinite(norm)):
+    if finite := math.isfinite(value_of(norm, otherwise=1.0)):
         optimizer.step()
     optimizer.zero_grad()
-    return finite
+    scale.adapt(finite=finite)
+    return finite and ready

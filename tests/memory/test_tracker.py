@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from medsaga.memory import TensorTracker
+from medsaga.memory.tracker import TensorTracker
 
 
 def _step(tracker: TensorTracker, model: nn.Module, inputs: torch.Tensor) -> None:

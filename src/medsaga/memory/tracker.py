@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves
 
 CATEGORIES = ("weights", "gradients", "optimizer", "activations", "temporary")
+ELSEWHERE = "elsewhere"
+"""The category of storages that do not count: they lie in the host's memory, or would if there were a GPU."""
 
 
 class TensorTracker(TorchDispatchMode):
@@ -22,18 +24,22 @@ class TensorTracker(TorchDispatchMode):
 
     A storage made during ``phase`` counts as that category until ``assign`` says better.
 
+    Args:
+        device: count only tensors on devices of this type; None for all.
+
     Attributes:
         phase: the category of what is made from now on.
         peak_bytes: the largest sum so far.
         breakdown: bytes per category at that peak; it adds up to ``peak_bytes``.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: str | None = None) -> None:
         super().__init__()
         self.phase = "temporary"
         self.peak_bytes = 0
         self.breakdown = dict.fromkeys(CATEGORIES, 0)
-        self._now = dict.fromkeys(CATEGORIES, 0)
+        self._device = device
+        self._now = dict.fromkeys((*CATEGORIES, ELSEWHERE), 0)
         self._alive: dict[int, tuple[int, str]] = {}
 
     def assign(self, tensors: Iterable[Tensor | None], category: str) -> None:
@@ -53,7 +59,11 @@ class TensorTracker(TorchDispatchMode):
         return result
 
     def _follow(self, tensor: Tensor, category: str, *, reassign: bool) -> None:
-        storage = tensor.untyped_storage()
+        for part in _parts(tensor):
+            if self._device in (None, part.device.type):
+                self._follow_storage(part.untyped_storage(), category, reassign=reassign)
+
+    def _follow_storage(self, storage: torch.UntypedStorage, category: str, *, reassign: bool) -> None:
         key = storage._cdata
         if key in self._alive:
             size, old = self._alive[key]
@@ -72,10 +82,19 @@ class TensorTracker(TorchDispatchMode):
         self._now[category] -= size
 
     def _note_peak(self) -> None:
-        total = sum(self._now.values())
+        total = sum(self._now[category] for category in CATEGORIES)
         if total > self.peak_bytes:
             self.peak_bytes = total
-            self.breakdown = dict(self._now)
+            self.breakdown = {category: self._now[category] for category in CATEGORIES}
+
+
+def _parts(tensor: Tensor) -> Iterator[Tensor]:
+    """The tensors that hold the memory: a quantised weight has no storage of its own, only its codes and scales do."""
+    if not is_traceable_wrapper_subclass(tensor):
+        yield tensor
+        return
+    for name in tensor.__tensor_flatten__()[0]:
+        yield from _parts(getattr(tensor, name))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

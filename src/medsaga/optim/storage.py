@@ -1,0 +1,55 @@
+"""How the optimizer's state lies in memory between two steps: in 32 or 8 bits, on the device or on the host."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from medsaga.optim.quantise import dequantise, quantise
+
+KINDS = {"exp_avg": "signed", "exp_avg_sq": "root", "basis_left": "linear", "basis_right": "linear"}
+"""The code of each tensor in 8 bits: see `medsaga.optim.quantise`."""
+LEAST_QUANTISED = 4096
+"""Smaller tensors stay in float32: they cost nothing, and norms and biases are the most sensitive (8-bit optimizers,
+arXiv 2110.02861, do the same)."""
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Writes tensors into a state and reads them from it.
+
+    In 32 bits on the device, what is read is the stored tensor itself.
+
+    Attributes:
+        bits: 32 or 8.
+        on_host: keep them in the host's memory, and on the device only while they are used.
+    """
+
+    bits: int
+    on_host: bool
+
+    def read(self, state: dict[str, Any], name: str, device: torch.device) -> Tensor | None:
+        """Return a tensor of the state on ``device``, in the precision it was written in; None if it is not there."""
+        stored = state.get(name)
+        if stored is None:
+            return None
+        scales = state.get(_scales(name))
+        if scales is None:
+            return stored.to(device)
+        return dequantise(stored.to(device), scales.to(device), KINDS[name])
+
+    def write(self, state: dict[str, Any], name: str, value: Tensor, generator: torch.Generator | None = None) -> None:
+        """Put a tensor into the state; in 8 bits it is rounded, stochastically with a generator."""
+        home = torch.device("cpu") if self.on_host and not value.is_meta else value.device
+        if self.bits == 8 and value.numel() >= LEAST_QUANTISED:
+            codes, scales = quantise(value, KINDS[name], generator)
+            state[name], state[_scales(name)] = codes.to(home), scales.to(home)
+        else:
+            state[name] = value.to(home)
+
+
+def _scales(name: str) -> str:
+    return f"{name}_scales"
