@@ -10,7 +10,7 @@ import pytest
 from medsaga.config import RunConfig, Settings, read_config
 from medsaga.data.intensity import Intensity
 from medsaga.errors import InputError
-from medsaga.presets import RECIPES, fill_in
+from medsaga.presets import RECIPES, DeviceDefaults, fill_in
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ def test_round_trip_through_toml(tmp_path: Path) -> None:
         labels={"background": 0, "whole tumour": 4},
         channels=("T1", "FLAIR"),
         intensities=(Intensity("percentile"), Intensity("window", -160.0, 240.0)),
-        settings=fill_in(Settings(shots=3, window=(-1.0, 2.5)), image_size=256, precision="fp32"),
+        settings=fill_in(Settings(shots=3, window=(-1.0, 2.5)), image_size=256, defaults=DeviceDefaults("fp32", 32)),
     )
     config.write(tmp_path / "config.toml")
     assert read_config(tmp_path / "config.toml") == config
@@ -51,7 +51,7 @@ def test_a_damaged_configuration_is_one_clear_error(tmp_path: Path, text: str) -
 @pytest.mark.parametrize("preset", sorted(RECIPES))
 @pytest.mark.parametrize("steps", [1, 7, 1000])
 def test_every_preset_fills_in_all_that_a_run_needs(preset: Any, steps: int) -> None:
-    filled = fill_in(Settings(preset=preset, steps=steps), image_size=256, precision="fp32")
+    filled = fill_in(Settings(preset=preset, steps=steps), image_size=256, defaults=DeviceDefaults("fp32", 32))
     needed = ["image_size", "batch_size", "micro_batch_size", "encoder_lr", "decoder_lr", "rank", "refresh_every"]
     assert all(getattr(filled, name) is not None for name in [*needed, "evaluate_every", "augmentation"])
     assert filled.steps == steps
@@ -60,5 +60,5 @@ def test_every_preset_fills_in_all_that_a_run_needs(preset: Any, steps: int) -> 
 
 
 def test_what_the_user_says_wins() -> None:
-    filled = fill_in(Settings(preset="paper", rank=8, image_size=448), image_size=256, precision="fp32")
+    filled = fill_in(Settings(preset="paper", rank=8, image_size=448), image_size=256, defaults=DeviceDefaults("fp32", 32))
     assert (filled.rank, filled.image_size, filled.encoder_lr) == (8, 448, 5e-3)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from medsaga.config import Precision
 from medsaga.errors import InputError
+from medsaga.presets import DeviceDefaults
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -35,12 +35,13 @@ def choose_device(name: str = "auto") -> torch.device:
     return device
 
 
-def best_precision(device: torch.device) -> Precision:
-    """Return the precision of the weights that suits a device: the leanest that it computes fast.
+def defaults_for(device: torch.device) -> DeviceDefaults:
+    """Return the settings that suit a device when the user leaves them open.
 
-    Older GPUs (before Ampere) have float16 only; on CPUs and MPS, where half precision may be slower, float32.
+    On a GPU memory is scarce and half precision fast; GPUs before Ampere have float16 only. On CPUs and MPS float32
+    is the safe choice, and rounding the optimizer's state would cost more time than its memory is worth.
     """
     if device.type != "cuda":
-        return "fp32"
+        return DeviceDefaults("fp32", 32)
     with torch.cuda.device(device):
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+        return DeviceDefaults("bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16", 8)

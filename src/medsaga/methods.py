@@ -53,8 +53,13 @@ def full(model: KClassSam, settings: ResolvedSettings) -> Groups:
 METHODS: dict[str, Method] = {"medsaga": medsaga, "full": full}
 
 
-def new_optimizer(model: KClassSam, settings: ResolvedSettings) -> GaLoreAdamW:
+def new_optimizer(model: KClassSam, settings: ResolvedSettings, kind: type[GaLoreAdamW] = GaLoreAdamW) -> GaLoreAdamW:
     """Make the optimizer of the run's method; parameters that the method does not name are frozen.
+
+    Args:
+        model: with its weights in the precision of the run.
+        settings: of the run.
+        kind: the class to make; a prediction has one of its own.
 
     Raises:
         RunError: the method projects gradients, but no parameter would be.
@@ -63,12 +68,11 @@ def new_optimizer(model: KClassSam, settings: ResolvedSettings) -> GaLoreAdamW:
     trained = {id(parameter) for group in groups for parameter in group["params"]}
     for parameter in model.parameters():
         parameter.requires_grad_(id(parameter) in trained)
+    projects = any("rank" in group for group in groups)
     for group in groups:
         group["peak_lr"] = group["lr"]
-    optimizer = GaLoreAdamW(
-        groups, state_bits=settings.state_bits, state_on_host=settings.state_on_host, seed=settings.seed
-    )
-    if any("rank" in group for group in groups) and optimizer.projected_parameters() == 0:
+    optimizer = kind(groups, state_bits=settings.state_bits, state_on_host=settings.state_on_host, seed=settings.seed)
+    if projects and optimizer.projected_parameters() == 0:
         optimizer.close()
         raise RunError("No parameter would be projected: the image encoder has no weight matrix to train with GaLore.")
     return optimizer

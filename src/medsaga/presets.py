@@ -8,7 +8,8 @@ so that warm-up and the refresh of GaLore's subspace are tied to its length.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from medsaga.config import Precision, ResolvedSettings, Settings
 
@@ -20,7 +21,6 @@ RECIPES: dict[str, dict[str, Any]] = {
         "decoder_lr": 5e-4,
         "rank": 64,
         "augmentation": "fewshot",
-        "state_bits": 8,
     },
     "paper": {
         "steps": 3000,
@@ -45,20 +45,33 @@ RECOMPUTED = ("vit_b", "vit_l", "vit_h")
 """Models whose blocks are computed again in backward unless the user says otherwise: activations outweigh them."""
 
 
-def fill_in(settings: Settings, *, image_size: int, precision: Precision) -> ResolvedSettings:
+@dataclass(frozen=True)
+class DeviceDefaults:
+    """What suits the device of a run when neither the user nor the preset says.
+
+    Attributes:
+        precision: of the weights.
+        state_bits: of the optimizer's state.
+    """
+
+    precision: Precision
+    state_bits: Literal[8, 32]
+
+
+def fill_in(settings: Settings, *, image_size: int, defaults: DeviceDefaults) -> ResolvedSettings:
     """Return the settings with every open training field filled in from the preset.
 
     Args:
         settings: as the user gave them, with a model of `medsaga.models.sam.ARCHITECTURES`.
         image_size: the model's own side in pixels, used when neither the user nor the preset says.
-        precision: the one that suits the device, used when the user has not chosen.
+        defaults: what suits the device.
     """
     recipe = RECIPES[settings.preset]
     given = {name: value for name, value in dataclasses.asdict(settings).items() if value is not None}
     for name in ("precision", "checkpointing"):
         if given[name] == "auto":
             del given[name]
-    merged = {"image_size": image_size, "precision": precision, **recipe, **given}
+    merged = {"image_size": image_size, **dataclasses.asdict(defaults), **recipe, **given}
     steps = merged["steps"]
     merged.setdefault("refresh_every", max(1, steps // REFRESHES_PER_RUN))
     merged.setdefault("warmup", max(1, round(WARMUP_SHARE * steps)))

@@ -42,7 +42,7 @@ def stored(values: Tensor, kind: str) -> Tensor:
 
 
 def dynamic_from_bits(signed: bool) -> list[float]:
-    """Read each of the 256 bytes as the paper's figure 2 does.
+    """Read each of the 256 bytes as the paper describes (dynamic tree quantisation).
 
     From the left: a sign (signed only), zeros that count the decades below 1, a 1 that ends them, and the fraction.
     Unsigned numbers have one more bit of fraction. Without a 1, the two bytes that are left mean 0 and 1.
@@ -265,6 +265,12 @@ def test_no_second_moment_falls_to_zero_beside_a_huge_one() -> None:
         after = restored(values, "root", draw)
         lowest = 1e30 * levels("root")[1] ** 2
         torch.testing.assert_close(after, torch.tensor([1e30, lowest, lowest, 0.0]))
+
+
+def test_no_second_moment_falls_to_zero_below_the_range_of_the_scale() -> None:
+    after = restored(torch.tensor([1e-100, 1e-120, 0.0], dtype=torch.float64), "root")
+    assert (after[:2] > 0).all()
+    assert after[2] == 0
 
 
 def test_bases_stay_nearly_orthonormal() -> None:

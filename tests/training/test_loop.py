@@ -25,7 +25,7 @@ from medsaga.errors import InputError, Interrupted, OutOfMemoryError, RunError
 from medsaga.files import sha256
 from medsaga.models.sam import build_sam
 from medsaga.models.weights import save_model
-from medsaga.presets import fill_in
+from medsaga.presets import DeviceDefaults, fill_in
 from medsaga.run_folder import read_metrics
 from medsaga.training import loop, loss, shrink, step
 from medsaga.training.loop import train
@@ -233,7 +233,7 @@ def test_out_of_memory_names_the_next_smaller_setting(
     monkeypatch.setattr(shrink, "gather", exhausted)
     with pytest.raises(OutOfMemoryError, match="--precision bf16"):
         train(toy, tmp_path / "run", quick)
-    open_settings = fill_in(Settings(state_bits=32), image_size=256, precision="fp32")
+    open_settings = fill_in(Settings(state_bits=32), image_size=256, defaults=DeviceDefaults("fp32", 32))
     assert "--state-bits 8" in next_smaller(open_settings)
     assert "--precision bf16" in next_smaller(dataclasses.replace(open_settings, state_bits=8))
     least = dataclasses.replace(open_settings, state_bits=8, precision="bf16")

@@ -127,7 +127,14 @@ def _cost(run: Path) -> dict[str, Any]:
     lines = read_metrics(run)
     seconds = [line["seconds"] for line in lines if line["kind"] == "step"]
     facts: dict[str, Any] = {"steps": len(seconds), "seconds_per_step": median(seconds) if seconds else None}
-    wanted = ("trainable_parameters", "projected_parameters", "skipped_steps", "peak_memory_bytes", "memory_breakdown")
+    wanted = (
+        "trainable_parameters",
+        "projected_parameters",
+        "skipped_steps",
+        "predicted_peak_memory_bytes",
+        "peak_memory_bytes",
+        "memory_breakdown",
+    )
     for line in lines:
         facts.update({name: line[name] for name in wanted if name in line})
     return facts

@@ -6,9 +6,13 @@ Nothing is allocated and no GPU is needed: two steps of the real training step r
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from medsaga.config import ResolvedSettings
 from medsaga.data.augment import AUGMENTATIONS
@@ -18,6 +22,7 @@ from medsaga.memory.tracker import TensorTracker
 from medsaga.methods import new_optimizer
 from medsaga.models.precision import WEIGHT_TYPES, cast_parameters, set_precision
 from medsaga.models.sam import KClassSam, build_sam
+from medsaga.optim.galore import Arrived, GaLoreAdamW
 from medsaga.training.scaling import LossScale
 from medsaga.training.step import Batch, StepMeter, gather, update
 
@@ -39,6 +44,7 @@ class MemoryPrediction:
     inference_bytes: int
 
 
+@functools.lru_cache(maxsize=64)
 def predict_memory(settings: ResolvedSettings, *, classes: int, in_channels: int) -> MemoryPrediction:
     """Predict the memory of a run.
 
@@ -68,8 +74,42 @@ def _build(settings: ResolvedSettings, classes: int, in_channels: int) -> KClass
     return model
 
 
+class _GaLoreOnMeta(GaLoreAdamW):
+    """Updates one of the weights that are alike, and gives the others a state of the same sizes.
+
+    Weights are updated one after the other, so that the peak of an update is the same for all that are alike; a
+    model has hundreds of them and a prediction would take most of its time here.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._examples: dict[Any, Tensor] = {}
+
+    def _update(self, weight: Tensor, group: dict[str, Any]) -> None:
+        self._once("update", weight, group, super()._update)
+        weight.grad = None
+        self._arrived.pop(weight, None)
+
+    def _refresh_from_sketches(self, weight: Tensor, arrived: Arrived, group: dict[str, Any]) -> None:
+        def refresh(weight: Tensor, group: dict[str, Any]) -> None:
+            GaLoreAdamW._refresh_from_sketches(self, weight, arrived, group)
+
+        self._once("refresh", weight, group, refresh)
+
+    def _once(self, what: str, weight: Tensor, group: dict[str, Any], work: Callable[..., None]) -> None:
+        state = tuple(self.state[weight])
+        moved = weight.grad is not None or weight in self._arrived
+        alike = (what, group["peak_lr"], group["rank"], weight.shape, weight.dtype, type(weight), state, moved)
+        if alike not in self._examples:
+            self._examples[alike] = weight
+            work(weight, group)
+            return
+        for name, value in self.state[self._examples[alike]].items():
+            self.state[weight][name] = torch.empty_like(value) if isinstance(value, Tensor) else value
+
+
 def _follow_training(model: KClassSam, settings: ResolvedSettings) -> TensorTracker:
-    optimizer = new_optimizer(model, settings)
+    optimizer = new_optimizer(model, settings, _GaLoreOnMeta)
     meter = StepMeter(META, first=0, refresh_every=settings.refresh_every)
     side = settings.image_size
     for step in range(2):

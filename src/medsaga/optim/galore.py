@@ -39,11 +39,11 @@ from medsaga.optim.projection import (
     sketch_matrix,
     sketch_width,
 )
-from medsaga.optim.storage import Storage
+from medsaga.optim.storage import Storage, precision_of
 
 
 @dataclass
-class _Arrived:
+class Arrived:
     """What the hook has kept of a weight's gradients since the last step: sums over micro-batches."""
 
     low_rank: Tensor | None = None  # (64, 3072), P^T G Q
@@ -117,7 +117,7 @@ class GaLoreAdamW(torch.optim.Optimizer):
         subspace = {"rank": rank, "projection": projection, "scale": scale, "moments": moments}
         refreshing = {"refresh_every": refresh_every, "refresh": refresh, "seed": seed}
         storage = {"state_bits": state_bits, "state_on_host": state_on_host}
-        self._arrived: dict[Tensor, _Arrived] = {}
+        self._arrived: dict[Tensor, Arrived] = {}
         self._places: dict[Tensor, int] = {}
         self._factor: Tensor | float = 1.0
         self._hooks: list[RemovableHandle] = []
@@ -149,6 +149,11 @@ class GaLoreAdamW(torch.optim.Optimizer):
             tensors = [value for value in self.state.get(weight, {}).values() if isinstance(value, Tensor)]
             yield tensors, group["state_on_host"]
 
+    def arrived(self, weight: Tensor) -> list[Tensor]:
+        """Return what has been kept of one weight's gradients since the last step."""
+        kept = (weight.grad, *vars(self._arrived.get(weight, Arrived())).values())
+        return [tensor for tensor in kept if tensor is not None]
+
     def needs_calibration(self) -> bool:
         """Return whether there are weights to project by sketches and none of them has a basis yet."""
         sketched = [weight for group, weight in self._weights() if _is_sketched(group)]
@@ -175,7 +180,7 @@ class GaLoreAdamW(torch.optim.Optimizer):
         A weight without a basis counts with its sketch, whose norm estimates that of its gradient. A gradient that is
         not finite makes the norm so. In exact mode the norm of a refresh step is that of the full gradients.
         """
-        norms = [torch.linalg.vector_norm(gradient, dtype=_precision(gradient)) for gradient in self._gradients()]
+        norms = [torch.linalg.vector_norm(gradient, dtype=precision_of(gradient)) for gradient in self._gradients()]
         if not norms:
             return torch.zeros(())
         return torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms])) * self._factor
@@ -203,10 +208,7 @@ class GaLoreAdamW(torch.optim.Optimizer):
             self.calibrate()
             return
         for group, weight in self._weights():
-            if group["rank"] is not None:
-                self._step_projected(weight, group)
-            elif weight.grad is not None:
-                self._move(weight, weight.grad.to(_precision(weight)) * self._factor, group)
+            self._update(weight, group)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop gradients, accumulators and sketches."""
@@ -239,7 +241,7 @@ class GaLoreAdamW(torch.optim.Optimizer):
     def _gradients(self) -> Iterator[Tensor]:
         """What has arrived for each weight, in the order of the weights."""
         for _, weight in self._weights():
-            arrived = self._arrived.get(weight, _Arrived())
+            arrived = self._arrived.get(weight, Arrived())
             for gradient in (weight.grad, arrived.low_rank, arrived.sketch_left, arrived.sketch_right):
                 if gradient is not None:
                     yield gradient
@@ -255,8 +257,8 @@ class GaLoreAdamW(torch.optim.Optimizer):
             if not _is_sketched(group) and done % group["refresh_every"] == 0:
                 return  # the full gradient stays and accumulates: step() takes the basis from it
             assert weight.grad is not None
-            gradient = as_matrix(weight.grad).to(_precision(weight))
-            arrived = self._arrived.setdefault(weight, _Arrived())
+            gradient = as_matrix(weight.grad).to(precision_of(weight))
+            arrived = self._arrived.setdefault(weight, Arrived())
             if _has_basis(state):
                 low_rank = project(gradient, *self._bases(weight, group))
                 arrived.low_rank = _add(arrived.low_rank, low_rank)
@@ -266,11 +268,18 @@ class GaLoreAdamW(torch.optim.Optimizer):
 
         return project_on_arrival
 
+    def _update(self, weight: Tensor, group: dict[str, Any]) -> None:
+        """Update one weight, if its gradient has arrived."""
+        if group["rank"] is not None:
+            self._step_projected(weight, group)
+        elif weight.grad is not None:
+            self._move(weight, weight.grad.to(precision_of(weight)) * self._factor, group)
+
     def _step_projected(self, weight: Tensor, group: dict[str, Any]) -> None:
         """Update one projected weight, and change its basis when that is due."""
-        arrived = self._arrived.pop(weight, _Arrived())
+        arrived = self._arrived.pop(weight, Arrived())
         if weight.grad is not None:  # exact refresh: the basis comes before the update
-            gradient = as_matrix(weight.grad).to(_precision(weight))
+            gradient = as_matrix(weight.grad).to(precision_of(weight))
             weight.grad = None
             rank = min(group["rank"], *gradient.shape)
             bases = exact_bases(gradient, rank, projected_sides(*matrix_shape(weight.shape), group["projection"]))
@@ -285,13 +294,11 @@ class GaLoreAdamW(torch.optim.Optimizer):
         state, storage = self.state[weight], _storage(group)
         state["step"] = state.get("step", 0) + 1
         generator = _generator(weight.device, group["seed"], self._places[weight], state["step"], "update")
-        moments = []
-        for name in ("exp_avg", "exp_avg_sq"):
-            stored = storage.read(state, name, weight.device)
-            moments.append(torch.zeros_like(gradient) if stored is None else stored)
-        direction = adamw_direction(gradient, *moments, state["step"], group["betas"], group["eps"])
-        for name, moment in zip(("exp_avg", "exp_avg_sq"), moments, strict=True):
-            storage.write(state, name, moment, generator)
+        exp_avg, exp_avg_sq = (
+            torch.zeros_like(gradient) if moment is None else moment for moment in storage.read_moments(state, weight)
+        )
+        direction = adamw_direction(gradient, exp_avg, exp_avg_sq, state["step"], group["betas"], group["eps"])
+        storage.write_moments(state, exp_avg, exp_avg_sq, generator)
         scale = 1.0
         if group["rank"] is not None:
             direction = project_back(direction, *self._bases(weight, group))
@@ -301,9 +308,9 @@ class GaLoreAdamW(torch.optim.Optimizer):
     def _bases(self, weight: Tensor, group: dict[str, Any]) -> tuple[Tensor | None, Tensor | None]:
         """The left and the right basis of one weight, on its device."""
         state, storage = self.state[weight], _storage(group)
-        return storage.read(state, "basis_left", weight.device), storage.read(state, "basis_right", weight.device)
+        return storage.read(state, "basis_left", weight), storage.read(state, "basis_right", weight)
 
-    def _refresh_from_sketches(self, weight: Tensor, arrived: _Arrived, group: dict[str, Any]) -> None:
+    def _refresh_from_sketches(self, weight: Tensor, arrived: Arrived, group: dict[str, Any]) -> None:
         """Make the next bases of one weight from its sketches, if it has any."""
         rank = min(group["rank"], *matrix_shape(weight.shape))
         left = None if arrived.sketch_left is None else sketch_basis(arrived.sketch_left, rank)
@@ -319,17 +326,18 @@ class GaLoreAdamW(torch.optim.Optimizer):
             old_left, old_right = self._bases(weight, group)
             change_left = None if left is None or old_left is None else left.T @ old_left
             change_right = None if right is None or old_right is None else right.T @ old_right
-            before = [storage.read(state, name, weight.device) for name in ("exp_avg", "exp_avg_sq")]
-            after = rotate_moments(*before, change_left, change_right, state["step"], group["betas"])
-            for name, moment in zip(("exp_avg", "exp_avg_sq"), after, strict=True):
-                storage.write(state, name, moment, generator)
+            exp_avg, exp_avg_sq = storage.read_moments(state, weight)
+            assert exp_avg is not None
+            assert exp_avg_sq is not None
+            rotated = rotate_moments(exp_avg, exp_avg_sq, change_left, change_right, state["step"], group["betas"])
+            storage.write_moments(state, *rotated, generator)
         if left is not None:
             storage.write(state, "basis_left", left)
         if right is not None:
             storage.write(state, "basis_right", right)
 
 
-def _add_sketches(arrived: _Arrived, gradient: Tensor, group: dict[str, Any], key: tuple[int, int]) -> None:
+def _add_sketches(arrived: Arrived, gradient: Tensor, group: dict[str, Any], key: tuple[int, int]) -> None:
     """Add the sketches of an (m, n) gradient for each projected side.
 
     The random columns depend on the seed and the key (weight, step) alone, so that every micro-batch meets the same
@@ -369,8 +377,3 @@ def _is_sketched(group: dict[str, Any]) -> bool:
 
 def _has_basis(state: dict[str, Any]) -> bool:
     return "basis_left" in state or "basis_right" in state
-
-
-def _precision(tensor: Tensor) -> torch.dtype:
-    """The dtype of bases, moments and arithmetic: float32 at least."""
-    return torch.promote_types(tensor.dtype, torch.float32)

@@ -8,7 +8,7 @@ most 256 levels. What is stored differs in its distribution, so there are three 
     linear   orthonormal bases: 255 evenly spaced levels from -1 to 1
 
 Sources: 8-bit optimizers via block-wise quantization (arXiv 2110.02861) for blocks and dynamic levels, Q-GaLore
-(arXiv 2407.08296) for 8-bit bases. Ours: the root, the sign of the scale, the second moment that never falls to 0.
+(arXiv 2407.08296) for 8-bit bases. In neither: the root, the sign of the scale, a second moment that never falls to 0.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def levels(kind: str) -> tuple[float, ...]:
 
 
 def _dynamic_levels(fraction_bits: int) -> list[float]:
-    """Return the levels between 0 and 1 of the dynamic data type (arXiv 2110.02861, section 1.3).
+    """Return the levels between 0 and 1 of the dynamic data type (arXiv 2110.02861).
 
     Leading zero bits count the decade downwards, the next bit ends them, and the remaining ones are a linear fraction:
     every decade has twice the levels of the one below it. ``fraction_bits`` is how many the lowest decade has. A
@@ -69,6 +69,9 @@ def quantise(
     the square root of that element. 0 stays 0 in every kind. In ``root`` what is above 0 gets the lowest level above
     0 at least: a second moment that reads 0 would make Adam's update explode.
 
+    Moments need a generator. One step of Adam changes them by less than half the distance of two levels, and rounded
+    to the nearest one a second moment would never decay.
+
     Args:
         values: finite numbers in float32's range; computation is in float32, or float64 for float64 values. Nothing
             finite but 0 comes back of a block with a number that is not.
@@ -86,7 +89,7 @@ def quantise(
     scaled[:size].view(values.shape).copy_(values)
     if kind == "root":
         scaled.sqrt_()
-    scales = _scale(scaled.view(blocks, BLOCK), smallest=torch.finfo(torch.float32).tiny if kind == "root" else 0.0)
+    scales = _scale(scaled.view(blocks, BLOCK))
     scaled = scaled[:size]
     table = torch.tensor(levels(kind), dtype=scaled.dtype, device=scaled.device)
     if generator is None:
@@ -122,13 +125,11 @@ def dequantise(
 
 def _scale(
     blocks: Tensor,  # (768, 256), divided by the scales in place
-    smallest: float,  # what the scale of a block is at least, unless all of the block is 0
 ) -> Tensor:  # (768,) float32
     """Divide each block by its element of largest magnitude, and return these elements."""
     lowest, highest = blocks.amin(1), blocks.amax(1)
     extreme = torch.where(highest < -lowest, lowest, highest)
     scales = extreme.float()
-    scales = torch.where(extreme > 0, scales.clamp(min=smallest), scales)
     blocks.div_(torch.where(scales == 0, 1, scales)[:, None])
     return scales
 

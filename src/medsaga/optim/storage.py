@@ -31,15 +31,26 @@ class Storage:
     bits: int
     on_host: bool
 
-    def read(self, state: dict[str, Any], name: str, device: torch.device) -> Tensor | None:
-        """Return a tensor of the state on ``device``, in the precision it was written in; None if it is not there."""
+    def read(self, state: dict[str, Any], name: str, weight: Tensor) -> Tensor | None:
+        """Return a tensor of the state of a weight, on the weight's device; None if it is not there."""
         stored = state.get(name)
         if stored is None:
             return None
         scales = state.get(_scales(name))
         if scales is None:
-            return stored.to(device)
-        return dequantise(stored.to(device), scales.to(device), KINDS[name])
+            return stored.to(weight.device)
+        return dequantise(stored.to(weight.device), scales.to(weight.device), KINDS[name], precision_of(weight))
+
+    def read_moments(self, state: dict[str, Any], weight: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Return ``exp_avg`` and ``exp_avg_sq``."""
+        return self.read(state, "exp_avg", weight), self.read(state, "exp_avg_sq", weight)
+
+    def write_moments(
+        self, state: dict[str, Any], exp_avg: Tensor, exp_avg_sq: Tensor, generator: torch.Generator
+    ) -> None:
+        """Put both moments into the state, rounded at random: rounded to the nearest, they would not decay."""
+        self.write(state, "exp_avg", exp_avg, generator)
+        self.write(state, "exp_avg_sq", exp_avg_sq, generator)
 
     def write(self, state: dict[str, Any], name: str, value: Tensor, generator: torch.Generator | None = None) -> None:
         """Put a tensor into the state; in 8 bits it is rounded, stochastically with a generator."""
@@ -49,6 +60,11 @@ class Storage:
             state[name], state[_scales(name)] = codes.to(home), scales.to(home)
         else:
             state[name] = value.to(home)
+
+
+def precision_of(tensor: Tensor) -> torch.dtype:
+    """Return the dtype of all arithmetic with a weight and its gradients: float32 at least."""
+    return torch.promote_types(tensor.dtype, torch.float32)
 
 
 def _scales(name: str) -> str:

@@ -18,11 +18,12 @@ from medsaga.config import ResolvedSettings, RunConfig, Settings, flag, read_con
 from medsaga.data.dataset import check_items, fingerprint, labels_of_cases, raise_problems, read_dataset
 from medsaga.data.intensity import choose_intensity
 from medsaga.data.samples import Samples, build_samples
-from medsaga.data.slices import common_axis
+from medsaga.data.slices import common_axis, slice_view
 from medsaga.data.splits import Split, split_cases
 from medsaga.data.types import Dataset, Item
-from medsaga.device import best_precision, choose_device
+from medsaga.device import choose_device, defaults_for
 from medsaga.errors import InputError
+from medsaga.memory.plan import plan, useful_sizes
 from medsaga.methods import METHODS
 from medsaga.models.precision import set_precision
 from medsaga.models.sam import ARCHITECTURES, KClassSam, build_sam
@@ -71,8 +72,7 @@ def new_run(data: Path, out: Path, settings: Settings, console: Console) -> Run:
             found="one that does",
             do="Choose another --out, or continue that run with --resume.",
         )
-    if settings.method not in METHODS:
-        raise InputError("--method", expected=f"one of {', '.join(METHODS)}", found=settings.method, do="Choose one.")
+    check_method(settings)
     device = choose_device(settings.device)
     dataset = _checked_dataset(data, console)
     split = split_cases(
@@ -83,10 +83,7 @@ def new_run(data: Path, out: Path, settings: Settings, console: Console) -> Run:
         fold=settings.fold,
         labels_of=labels_of_cases(dataset),
     )
-    source, architecture = _weights_of(settings)
-    named = dataclasses.replace(settings, model=architecture, weights=source)
-    resolved = fill_in(named, image_size=ARCHITECTURES[architecture].image_size, precision=best_precision(device))
-    config = _resolve_data_settings(dataset, split, resolved)
+    config = _resolve(settings, dataset, split, device)
     model, model_info = _new_model(config, console)
     manifest = _manifest(dataset, config, device, model_info) | {"requested": _requested(settings)}
     out.mkdir(parents=True)
@@ -155,7 +152,13 @@ def _checked_dataset(data: Path, console: Console) -> Dataset:
     return dataset
 
 
-def _weights_of(settings: Settings) -> tuple[str | None, str]:
+def check_method(settings: Settings) -> None:
+    """Raise InputError unless the method is known."""
+    if settings.method not in METHODS:
+        raise InputError("--method", expected=f"one of {', '.join(METHODS)}", found=settings.method, do="Choose one.")
+
+
+def weights_of(settings: Settings) -> tuple[str | None, str]:
     """Return where the weights come from (None: random) and which architecture they fit."""
     if settings.model in ARCHITECTURES:
         return settings.weights, settings.model
@@ -169,18 +172,31 @@ def _weights_of(settings: Settings) -> tuple[str | None, str]:
     return settings.model, detect_architecture(settings.model)
 
 
-def _resolve_data_settings(dataset: Dataset, split: Split, settings: ResolvedSettings) -> RunConfig:
+def _resolve(settings: Settings, dataset: Dataset, split: Split, device: torch.device) -> RunConfig:
+    """Fill in all that the user has left open, from the preset, the budget, the device and the data."""
+    source, architecture = weights_of(settings)
     items = dataset.items_of(split.train)
     # One axis for the whole run: a volume with other spacing must not be cut another way at prediction.
     axis: Any = common_axis((item.header.grid for item in items), settings.axis)
-    intensities = choose_intensity(dataset, items, settings.intensity, settings.window)
-    return RunConfig(
+    settings = dataclasses.replace(settings, model=architecture, weights=source, axis=axis)
+    config = RunConfig(
         data=str(dataset.root.resolve()),
         labels=dataset.labels,
         channels=dataset.channels,
-        intensities=intensities,
-        settings=dataclasses.replace(settings, axis=axis),
+        intensities=choose_intensity(dataset, items, settings.intensity, settings.window),
+        settings=fill_in(settings, image_size=ARCHITECTURES[architecture].image_size, defaults=defaults_for(device)),
     )
+    if settings.budget is None:
+        return config
+    side = max(max(slice_view(item.header.grid, axis).slice_shape) for item in items)
+    fitting = plan(
+        settings,
+        sizes=useful_sizes(architecture, side),
+        classes=len(config.labels),
+        in_channels=config.in_channels,
+        defaults=defaults_for(device),
+    )
+    return dataclasses.replace(config, settings=fitting.settings)
 
 
 def _empty_model(config: RunConfig) -> KClassSam:

@@ -78,16 +78,24 @@ class StepMeter:
             yield
             return
         self.tracker.assign([batch.images, batch.labels], ELSEWHERE)
-        self.assign_known(model, optimizer)
-        with self.tracker:
-            yield
-            self.assign_known(model, optimizer)
-
-    def assign_known(self, model: KClassSam, optimizer: GaLoreAdamW) -> None:
-        """Tell the tracker which storages are weights, gradients and optimizer state."""
         self.tracker.assign([*model.parameters(), *model.buffers()], "weights")
-        self.tracker.assign([p.grad for p in model.parameters()], "gradients")
-        self.tracker.assign(optimizer.accumulators(), "gradients")
+        self._assign_state(optimizer)
+
+        def note_gradient(weight: Tensor) -> None:
+            self.tracker.assign(optimizer.arrived(weight), "gradients")
+
+        # These hooks come after the optimizer's own: what they see is what is kept.
+        trained = (weight for weight in model.parameters() if weight.requires_grad)
+        hooks = [weight.register_post_accumulate_grad_hook(note_gradient) for weight in trained]
+        try:
+            with self.tracker:
+                yield
+                self._assign_state(optimizer)
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _assign_state(self, optimizer: GaLoreAdamW) -> None:
         # Without a GPU the host's memory is the device's too; what a GPU would not hold is not counted.
         for tensors, on_host in optimizer.state_tensors():
             self.tracker.assign(tensors, ELSEWHERE if on_host else "optimizer")

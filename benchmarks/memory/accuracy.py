@@ -1,0 +1,114 @@
+"""What each step towards less memory costs in Dice: the same runs in several modes, on real data, over seeds.
+
+    python -m benchmarks.memory.accuracy FOLDER_OF_DATASETS --runs RUNS --out benchmarks/memory
+
+Only runs that are not in RUNS yet are made, and interrupted ones go on. Checkpointing and micro-batches are not among
+the modes: they give the same result (tests/training).
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import math
+import multiprocessing
+import os
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+from rich.console import Console
+from scipy import stats
+
+import medsaga
+from medsaga import files, run_folder
+
+DATASETS = {"hc18_fetal_us": 8, "dsb2018_nuclei": 8, "axondeepseg_sem": 4}
+"""Shots per dataset."""
+SEEDS = (0, 1, 2)
+REFERENCE = "full fp32"
+MODES: dict[str, dict[str, Any]] = {
+    REFERENCE: {"method": "full", "precision": "fp32", "state_bits": 32},
+    "galore fp32": {"precision": "fp32", "state_bits": 32},
+    "galore bf16": {"precision": "bf16", "state_bits": 32},
+    "galore bf16, 8-bit state": {"precision": "bf16", "state_bits": 8},
+    "galore int8 weights, 8-bit state": {"precision": "int8", "state_bits": 8},
+}
+COMMON: dict[str, Any] = {"model": "tiny", "steps": 300, "image_size": 128, "batch_size": 8}
+KEPT = ("dice_mean", "peak_memory_bytes", "predicted_peak_memory_bytes", "memory_breakdown", "seconds_per_step")
+
+
+def measure(data: Path, run: Path, settings: medsaga.Settings) -> dict[str, Any]:
+    """Make one run on one thread, unless it has been made, and return its numbers."""
+    torch.set_num_threads(1)
+    if not (run / run_folder.RESULT).exists():
+        quiet = Console(file=io.StringIO())
+        medsaga.train(data, run, settings, resume=(run / run_folder.CONFIG).exists(), console=quiet)
+    result = files.read_json(run / run_folder.RESULT)
+    return {name: result[name] for name in KEPT}
+
+
+def compare(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return a row per mode: mean Dice, and the paired difference to the reference with its 95 % t-interval."""
+    by_mode: dict[str, dict[tuple[str, int], float]] = {mode: {} for mode in MODES}
+    for cell in cells:
+        by_mode[cell["mode"]][cell["dataset"], cell["seed"]] = cell["dice_mean"]
+    rows = []
+    for mode, scores in by_mode.items():
+        differences = [100 * (dice - by_mode[REFERENCE][pair]) for pair, dice in scores.items()]
+        half = 0.0
+        if mode != REFERENCE:
+            half = stats.t.ppf(0.975, len(differences) - 1) * stdev(differences) / math.sqrt(len(differences))
+        of_mode = [cell for cell in cells if cell["mode"] == mode]
+        rows.append(
+            {
+                "mode": mode,
+                "dice_mean": mean(scores.values()),
+                "dice_per_dataset": {
+                    name: mean(dice for (dataset, _), dice in scores.items() if dataset == name) for name in DATASETS
+                },
+                "points_to_reference": mean(differences),
+                "interval": [mean(differences) - half, mean(differences) + half],
+                "peak_mib": mean(cell["peak_memory_bytes"] for cell in of_mode) / 2**20,
+            }
+        )
+    return rows
+
+
+def main() -> None:
+    """Do it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("datasets", type=Path)
+    parser.add_argument("--runs", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent)
+    arguments = parser.parse_args()
+    jobs = [(seed, name, mode) for seed in SEEDS for name in DATASETS for mode in MODES]
+    # Processes that are started afresh: torch's threads do not survive a fork.
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=multiprocessing.get_context("spawn")) as pool:
+        running = [
+            pool.submit(
+                measure,
+                arguments.datasets / name,
+                arguments.runs / name / mode.replace(" ", "_").replace(",", "") / str(seed),
+                medsaga.Settings(**COMMON, **MODES[mode], shots=DATASETS[name], seed=seed),
+            )
+            for seed, name, mode in jobs
+        ]
+        cells = []
+        for (seed, name, mode), future in zip(jobs, running, strict=True):
+            cells.append({"dataset": name, "mode": mode, "seed": seed, **future.result()})
+            print(f"{name}, {mode}, seed {seed}: {cells[-1]['dice_mean']:.3f}", flush=True)
+    rows = compare(cells)
+    document = {"torch": torch.__version__, "settings": COMMON, "shots": DATASETS, "modes": rows, "cells": cells}
+    files.write_json(arguments.out / "accuracy.json", document)
+    for row in rows:
+        low, high = row["interval"]
+        print(
+            f"{row['mode']}: Dice {row['dice_mean']:.4f}, {row['points_to_reference']:+.2f} [{low:+.2f}, {high:+.2f}]"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""What ``medsaga memory`` prints."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from rich.table import Table
+
+from medsaga.config import Settings, flag, parse_bytes
+from medsaga.device import choose_device, defaults_for
+from medsaga.memory.plan import Plan, plan, useful_sizes
+from medsaga.memory.predict import predict_memory
+from medsaga.models.sam import ARCHITECTURES, check_image_size
+from medsaga.presets import fill_in
+from medsaga.training.prepare import check_method, weights_of
+
+SHOWN = (
+    "model",
+    "method",
+    "image_size",
+    "batch_size",
+    "micro_batch_size",
+    "checkpointing",
+    "precision",
+    "state_bits",
+    "state_on_host",
+    "rank",
+)
+"""The settings that decide over memory."""
+
+
+def memory_document(settings: Settings, *, classes: int, channels: int) -> dict[str, Any]:
+    """Predict the memory of a run; with a budget in the settings, choose what is left open so that it fits.
+
+    Args:
+        settings: as for a training run; the device is the one that it is meant for.
+        classes: number of classes, background included.
+        channels: channels of the model's input.
+
+    Returns:
+        ``peak_bytes``, ``breakdown`` and ``inference_bytes``, ``settings``, and ``budget_bytes`` where there is one.
+
+    Raises:
+        InputError: the settings cannot be used, or nothing fits the budget.
+    """
+    check_method(settings)
+    source, architecture = weights_of(settings)
+    settings = dataclasses.replace(settings, model=architecture, weights=source)
+    if settings.image_size is not None:
+        check_image_size(settings.image_size)
+    defaults = defaults_for(choose_device(settings.device))
+    sizes = useful_sizes(architecture)
+    document: dict[str, Any] = {}
+    if settings.budget is None:
+        resolved = fill_in(settings, image_size=ARCHITECTURES[architecture].image_size, defaults=defaults)
+        chosen = Plan(resolved, predict_memory(resolved, classes=classes, in_channels=channels))
+    else:
+        chosen = plan(settings, sizes=sizes, classes=classes, in_channels=channels, defaults=defaults)
+        document["budget_bytes"] = parse_bytes(settings.budget)
+    shown = {name: getattr(chosen.settings, name) for name in SHOWN}
+    return {**dataclasses.asdict(chosen.prediction), **document, "settings": shown}
+
+
+def memory_tables(document: dict[str, Any]) -> list[Table]:
+    """Lay out what :func:`memory_document` returned: the bytes, and the options that lead to them."""
+    memory = Table(title="predicted memory")
+    memory.add_column("")
+    memory.add_column("MiB", justify="right")
+    for name, size in document["breakdown"].items():
+        memory.add_row(name, _mib(size))
+    memory.add_section()
+    memory.add_row("peak of a training step", _mib(document["peak_bytes"]), style="bold")
+    memory.add_row("peak of inference", _mib(document["inference_bytes"]))
+    if "budget_bytes" in document:
+        memory.add_row("budget", _mib(document["budget_bytes"]))
+    options = Table(title="options of `medsaga train`")
+    options.add_column("option")
+    options.add_column("value", justify="right")
+    for name, value in document["settings"].items():
+        options.add_row(flag(name), str(value).lower())
+    return [memory, options]
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:,.0f}"
