@@ -231,7 +231,7 @@ def test_out_of_memory_names_the_next_smaller_setting(
         return 0.0
 
     monkeypatch.setattr(shrink, "gather", exhausted)
-    with pytest.raises(OutOfMemoryError, match="--precision bf16"):
+    with pytest.raises(OutOfMemoryError, match="--state-bits 8"):
         train(toy, tmp_path / "run", quick)
     open_settings = fill_in(Settings(state_bits=32), image_size=256, defaults=DeviceDefaults("fp32", 32))
     assert "--state-bits 8" in next_smaller(open_settings)

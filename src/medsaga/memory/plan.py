@@ -93,15 +93,18 @@ def plan(settings: Settings, *, sizes: Sequence[int], classes: int, in_channels:
     sizes = [settings.image_size] if settings.image_size else sizes
     least = resolved(image_size=sizes[0], **qualities[-1], **slowest)
     # From large to small: it mostly is the largest that fits, and the others need not be looked at.
-    size = next((s for s in reversed(sizes) if fits(resolved(image_size=s, **qualities[-1], **slowest))), None)
-    if size is None:
+    pairs = ((size, quality) for size in reversed(sizes) for quality in (qualities[0], qualities[-1]))
+    found = next((pair for pair in pairs if fits(resolved(image_size=pair[0], **pair[1], **slowest))), None)
+    if found is None:
         raise InputError(
             "--budget",
             expected=f"at least {math.ceil(peak(least) / USABLE / 1e6)}MB for {least.model}",
             found=settings.budget,
             do=f"That would do for {least.image_size} px images one at a time. Name a smaller model, or more memory.",
         )
-    quality = next(q for q in qualities if fits(resolved(image_size=size, **q, **slowest)))
+    size, quality = found
+    if quality != qualities[0]:
+        quality = next(q for q in qualities[1:] if fits(resolved(image_size=size, **q, **slowest)))
     speed = next(s for s in speeds if fits(resolved(image_size=size, **quality, **s)))
     chosen = resolved(image_size=size, **quality, **speed)
     return Plan(chosen, predict_memory(chosen, classes=classes, in_channels=in_channels))

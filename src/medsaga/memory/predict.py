@@ -53,10 +53,7 @@ def predict_memory(settings: ResolvedSettings, *, classes: int, in_channels: int
         classes: number of classes, background included.
         in_channels: channels of the model's input.
     """
-    # A second micro-batch has to keep what the first has gathered; a third changes nothing. With a change of subspace
-    # after every second step, two steps show all that a run does.
-    images = min(settings.batch_size, 2 * settings.micro_batch_size)
-    short = replace(settings, budget=None, batch_size=images, refresh_every=2)
+    short = replace(settings, budget=None, refresh_every=1)
     with META:
         model = _build(short, classes, in_channels)
         set_precision(model, short.precision)
@@ -110,21 +107,28 @@ class _GaLoreOnMeta(GaLoreAdamW):
 
 def _follow_training(model: KClassSam, settings: ResolvedSettings) -> TensorTracker:
     optimizer = new_optimizer(model, settings, _GaLoreOnMeta)
-    meter = StepMeter(META, first=0, refresh_every=settings.refresh_every)
-    side = settings.image_size
-    for step in range(2):
-        batch = Batch(
-            torch.empty(settings.batch_size, model.in_channels, side, side, dtype=torch.uint8),
-            torch.empty(settings.batch_size, side, side, dtype=torch.uint8),
-            seed=settings.seed,
-            step=step,
-            strength=AUGMENTATIONS[settings.augmentation],
-        )
-        scale = LossScale()
+    meter = StepMeter(META, first=1, refresh_every=settings.refresh_every)
+    scale = LossScale()
+    # The first step makes the optimizer's state, for which one image will do; it takes less than the second, and is
+    # not followed. In the second, a second micro-batch has to keep what the first has gathered; a third would change
+    # nothing. Each step ends in a change of subspace.
+    for step, images in enumerate((1, min(settings.batch_size, 2 * settings.micro_batch_size))):
+        batch = _empty_batch(model, images, settings, step)
         with meter.measuring(model, optimizer, batch):
             gather(model, optimizer, batch, micro_batch_size=settings.micro_batch_size, scale=scale, meter=meter)
             update(optimizer, max_gradient_norm=settings.max_gradient_norm, scale=scale)
     return meter.tracker
+
+
+def _empty_batch(model: KClassSam, images: int, settings: ResolvedSettings, step: int) -> Batch:
+    square = (model.image_size, model.image_size)
+    return Batch(
+        torch.empty(images, model.in_channels, *square, dtype=torch.uint8),
+        torch.empty(images, *square, dtype=torch.uint8),
+        seed=settings.seed,
+        step=step,
+        strength=AUGMENTATIONS[settings.augmentation],
+    )
 
 
 @torch.no_grad()

@@ -133,7 +133,7 @@ def store(weight: Int8Weight, values: Tensor, generator: torch.Generator | None)
             the nearest code.
     """
     assert values.shape == weight.shape, f"{tuple(values.shape)} into {tuple(weight.shape)}"
-    rows = _rows_per_chunk(values)
+    rows = values.shape[0] if values.is_meta else _rows_per_chunk(values)
     parts = zip(weight.codes.split(rows), weight.scales.split(rows), values.split(rows), strict=True)
     for codes, scales, chunk in parts:
         _quantise_rows(codes, scales, chunk, generator)
@@ -247,6 +247,8 @@ def _device_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 def _dequantise(codes: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
     dense = torch.empty(codes.shape, dtype=dtype, device=codes.device)
+    if codes.is_meta:  # no values to compute, and a model has thousands of chunks
+        return dense
     rows = _rows_per_chunk(codes)
     for chunk, *stored in zip(dense.split(rows), codes.split(rows), scales.split(rows), strict=True):
         for floats, whole, scale in _blocks(stored[1], chunk, stored[0]):
