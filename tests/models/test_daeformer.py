@@ -15,6 +15,7 @@ from medsaga.models.daeformer import ChannelAttention, DAEFormer, PatchExpand, e
 
 
 @functools.cache
+@torch.enable_grad()
 def trained_model() -> DAEFormer:
     """A model with gradients; building one takes a while, and no test changes it."""
     torch.manual_seed(0)

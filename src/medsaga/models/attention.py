@@ -20,8 +20,12 @@ from torch.backends.cuda import SDPAParams, can_use_efficient_attention
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
+from medsaga.models.lean import inside_lean_block
+
 HEAD_ALIGNMENT = 8
 """The fused CUDA kernels want head sizes that are multiples of this in half precision."""
+GROUP_ELEMENTS = 2**20
+"""Elements of the queries of the heads that are attended to at a time in a lean block."""
 CHUNK_ELEMENTS = 2**24
 """Scores that exist at a time where no fused kernel can run (64 MiB in float32)."""
 
@@ -57,16 +61,31 @@ class FusedVisionAttention(nn.Module):
         batch, height, width, channels = hidden_states.shape
         heads = self.num_attention_heads
         qkv = self.qkv(hidden_states).reshape(batch, height * width, 3, heads, channels // heads)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        query, key = self._fold_positions(query, key, (height, width))
-        output = attend(query, key, value)
-        return self.proj(output.transpose(1, 2).reshape(batch, height, width, channels)), None
+        rows, columns = _distances(self.rel_pos_h, height), _distances(self.rel_pos_w, width)
+        size = batch * height * width * channels
+        if inside_lean_block() and size > GROUP_ELEMENTS:
+            group = max(1, heads * GROUP_ELEMENTS // size)
+            outputs = [
+                checkpoint(self._attend, part, rows, columns, use_reentrant=False, preserve_rng_state=False)
+                for part in qkv.split(group, dim=3)
+            ]
+            output = torch.cat(outputs, dim=2)
+        else:
+            output = self._attend(qkv, rows, columns)
+        return self.proj(output.reshape(batch, height, width, channels)), None
 
-    def _fold_positions(self, query: Tensor, key: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Widen ``(batch, heads, tokens, head size)`` queries and keys so that their product holds the bias."""
-        height, width = grid
-        rows = _distances(self.rel_pos_h, height)
-        columns = _distances(self.rel_pos_w, width)
+    def _attend(self, qkv: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        """Attend with some heads: ``(batch, tokens, 3, heads, size)`` to ``(batch, tokens, heads, size)``."""
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        query, key = self._fold_positions(query, key, rows, columns)
+        return attend(query, key, value).transpose(1, 2)
+
+    def _fold_positions(self, query: Tensor, key: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+        """Widen ``(batch, heads, tokens, head size)`` queries and keys so that their product holds the bias.
+
+        ``rows`` and ``columns`` are the relative positions: see :func:`_distances`.
+        """
+        grid = height, width = len(rows), len(columns)
         on_grid = query.unflatten(2, grid)
         row_bias = torch.einsum("bnhwc,hkc->bnhwk", on_grid, rows).flatten(2, 3)
         column_bias = torch.einsum("bnhwc,wkc->bnhwk", on_grid, columns).flatten(2, 3)

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers.models.sam.configuration_sam import (
     SamConfig,
     SamMaskDecoderConfig,
@@ -25,6 +24,7 @@ from transformers.models.sam.modeling_sam import SamMaskDecoder, SamPromptEncode
 
 from medsaga.errors import InputError
 from medsaga.models.attention import use_fused_attention
+from medsaga.models.lean import LeanMlp, lean_block
 
 PATCH_SIZE = 16
 """Side of a token in pixels, in every architecture."""
@@ -93,6 +93,8 @@ class KClassSam(nn.Module):
         config = _config(ARCHITECTURES[architecture], classes, image_size, in_channels)
         self.vision_encoder = SamVisionEncoder(config.vision_config)
         use_fused_attention(self.vision_encoder)
+        for layer in self.vision_encoder.layers:
+            layer.mlp = LeanMlp(layer.mlp)
         self.prompt_encoder = SamPromptEncoder(config)
         self.mask_decoder = SamMaskDecoder(config.mask_decoder_config)
         self._make_frequencies_constant()
@@ -130,12 +132,9 @@ class KClassSam(nn.Module):
         assert tuple(images.shape[1:]) == expected, f"images {tuple(images.shape)} are not (batch, *{expected})"
         encoder = self.vision_encoder
         hidden = encoder.patch_embed(self._normalise(images)) + encoder.pos_embed
+        lean = self.checkpoint_blocks and torch.is_grad_enabled()
         for layer in encoder.layers:
-            if self.checkpoint_blocks and torch.is_grad_enabled():
-                # The blocks draw no random numbers, so there is no generator state to keep.
-                hidden = checkpoint(layer, hidden, use_reentrant=False, preserve_rng_state=False)
-            else:
-                hidden = layer(hidden)
+            hidden = lean_block(layer, hidden) if lean else layer(hidden)
         return encoder.neck(hidden)
 
     def decode(self, embeddings: Tensor) -> Tensor:

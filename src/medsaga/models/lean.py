@@ -1,0 +1,121 @@
+"""A block of the image encoder that is computed twice and keeps next to nothing in between.
+
+Checkpointing keeps a block's input and computes the block again in backward. What the block then needs at its peak is
+cut down here: the hidden layer of its perceptron exists for a chunk of tokens at a time, its attention for a group of
+heads at a time (`medsaga.models.attention`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
+
+from medsaga.models.int8 import Int8Weight
+
+CHUNK_TOKENS = 1024
+"""Tokens of which the perceptron's hidden layer exists at a time."""
+
+_now = threading.local()
+
+
+def lean_block(layer: nn.Module, hidden: Tensor) -> Tensor:
+    """Compute a block of the encoder, ``(batch, height, width, channels)``, and keep only its input for backward."""
+    # The blocks draw no random numbers, so there is no generator state to keep.
+    output: Tensor = checkpoint(
+        layer,
+        hidden,
+        use_reentrant=False,
+        preserve_rng_state=False,
+        context_fn=lambda: (_inside(again=False), _inside(again=True)),
+    )
+    return output
+
+
+def inside_lean_block() -> bool:
+    """Whether the code runs as a part of a :func:`lean_block`, for the first or the second time."""
+    return getattr(_now, "inside", False)
+
+
+@contextlib.contextmanager
+def _inside(*, again: bool) -> Iterator[None]:
+    _now.inside, _now.again = True, again
+    try:
+        yield
+    finally:
+        _now.inside, _now.again = False, False
+
+
+class LeanMlp(nn.Module):
+    """The perceptron of an encoder block, linear - GELU - linear, over the layers of transformers' own."""
+
+    def __init__(self, mlp: nn.Module) -> None:
+        super().__init__()
+        reference: Any = mlp
+        self.lin1: nn.Linear = reference.lin1
+        self.lin2: nn.Linear = reference.lin2
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """Change ``(..., channels)`` token by token."""
+        if not inside_lean_block():
+            return self.lin2(F.gelu(self.lin1(hidden_states)))
+        tokens = hidden_states.flatten(0, -2)
+        output: Tensor = _Mlp.apply(
+            tokens, self.lin1.weight, self.lin1.bias, self.lin2.weight, self.lin2.bias, _now.again
+        )
+        return output.view_as(hidden_states)
+
+
+class _Mlp(torch.autograd.Function):
+    """Linear - GELU - linear over chunks of tokens; keeps its input only."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, tokens: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor, again: bool
+    ) -> Tensor:
+        ctx.save_for_backward(tokens, weight1, bias1, weight2)
+        output = torch.empty_like(tokens)
+        if again:  # this is the block's end: the second time, nobody reads it
+            return output
+        up, down = _dense(weight1, tokens), _dense(weight2, tokens)
+        for inputs, outputs in zip(tokens.split(CHUNK_TOKENS), output.split(CHUNK_TOKENS), strict=True):
+            outputs.copy_(F.linear(F.gelu(F.linear(inputs, up, bias1)), down, bias2))
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        tokens, weight1, bias1, weight2 = ctx.saved_tensors
+        up, down = _dense(weight1, tokens), _dense(weight2, tokens)
+        grad_tokens = torch.empty_like(tokens)
+        needed = ctx.needs_input_grad
+        grad_up, grad_bias1, grad_down, grad_bias2 = (
+            like.new_zeros(like.shape) if needs else None
+            for like, needs in zip((up, bias1, down, bias1.new_empty(len(down))), needed[1:5], strict=True)
+        )
+        parts = (tensor.split(CHUNK_TOKENS) for tensor in (tokens, grad_output, grad_tokens))
+        for inputs, grad, grad_inputs in zip(*parts, strict=True):
+            hidden = F.linear(inputs, up, bias1)
+            if grad_down is not None:
+                grad_down.addmm_(grad.T, F.gelu(hidden))
+            if grad_bias2 is not None:
+                grad_bias2 += grad.sum(0)
+            grad_hidden = torch.ops.aten.gelu_backward(grad @ down, hidden)
+            del hidden
+            if grad_up is not None:
+                grad_up.addmm_(grad_hidden.T, inputs)
+            if grad_bias1 is not None:
+                grad_bias1 += grad_hidden.sum(0)
+            torch.mm(grad_hidden, up, out=grad_inputs)
+        return grad_tokens, grad_up, grad_bias1, grad_down, grad_bias2, None
+
+
+def _dense(weight: Tensor, like: Tensor) -> Tensor:
+    return weight.dequantise(like.dtype) if isinstance(weight, Int8Weight) else weight
