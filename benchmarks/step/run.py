@@ -16,15 +16,15 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from torch import Tensor
 
 import medsaga
 from medsaga import files
-from medsaga.data.augment import AUGMENTATIONS, augment
+from medsaga.data.augment import AUGMENTATIONS
 from medsaga.data.samples import batch_indices
-from medsaga.training.loop import new_optimizer
+from medsaga.methods import new_optimizer
 from medsaga.training.prepare import new_run
-from medsaga.training.step import backward, update
+from medsaga.training.scaling import LossScale
+from medsaga.training.step import Batch, backward, update
 
 ROUNDS = 12
 MICRO_BATCHES = (8, 4, 2, 1)
@@ -45,18 +45,20 @@ def measure(data: Path, folder: Path) -> dict[str, Any]:
     times: dict[str, list[float]] = {name: [] for name in ("load", "augment", *(f"step_{n}" for n in MICRO_BATCHES))}
     strength = AUGMENTATIONS[settings.augmentation]
 
-    def one_step(images: Tensor, labels: Tensor, size: int) -> None:
-        backward(run.model, images, labels, micro_batch_size=size)
-        update(optimizer, max_gradient_norm=settings.max_gradient_norm)
+    scale = LossScale()
+
+    def one_step(batch: Batch, size: int) -> None:
+        backward(run.model, batch, micro_batch_size=size, scale=scale)
+        update(optimizer, max_gradient_norm=settings.max_gradient_norm, scale=scale)
 
     for step in range(ROUNDS):
         indices = batch_indices(run.train, settings.seed, step, settings.batch_size)
-        batch = run.train.batch(indices)
-        changed = augment(*batch, seed=0, step=step, strength=strength)
+        images, labels = run.train.batch(indices)
+        batch = Batch(images, labels, settings.seed, step, strength)
         times["load"].append(seconds(partial(run.train.batch, indices)))
-        times["augment"].append(seconds(partial(augment, *batch, seed=0, step=step, strength=strength)))
+        times["augment"].append(seconds(partial(batch.part, slice(0, len(batch)), run.device)))
         for size in MICRO_BATCHES:
-            times[f"step_{size}"].append(seconds(partial(one_step, *changed, size)))
+            times[f"step_{size}"].append(seconds(partial(one_step, batch, size)))
     optimizer.close()
     medians = {name: median(values[2:]) for name, values in times.items()}
     whole = medians[f"step_{settings.batch_size}"]

@@ -19,7 +19,7 @@ from tyro.conf import Positional
 
 from medsaga import run_folder
 from medsaga.config import Settings
-from medsaga.errors import Interrupted, MedsagaError, RunError
+from medsaga.errors import Interrupted, MedsagaError, OutOfMemoryError, RunError
 
 ABOUT = """Fine-tune SAM into a prompt-free, multi-class medical segmenter from a few labelled cases.
 
@@ -231,6 +231,11 @@ def _explain(error: BaseException) -> tuple[int, str]:
         return error.exit_code, str(error)
     if isinstance(error, KeyboardInterrupt):
         return Interrupted.exit_code, "interrupted"
+    if "torch" in sys.modules or isinstance(error, MemoryError):
+        from medsaga.memory.tracker import is_out_of_memory
+
+        if is_out_of_memory(error):
+            return OutOfMemoryError.exit_code, f"out of memory: {error}"
     return RunError.exit_code, f"{type(error).__name__}: {error} (unexpected; --debug shows where it happened)"
 
 

@@ -18,6 +18,7 @@ from medsaga.config import ResolvedSettings
 from medsaga.data.augment import AUGMENTATIONS
 from medsaga.data.letterbox import unletterbox
 from medsaga.inference import BATCH_SIZE
+from medsaga.memory.shapes import OncePerShape
 from medsaga.memory.tracker import TensorTracker
 from medsaga.methods import new_optimizer
 from medsaga.models.precision import WEIGHT_TYPES, cast_parameters, set_precision
@@ -54,7 +55,7 @@ def predict_memory(settings: ResolvedSettings, *, classes: int, in_channels: int
         in_channels: channels of the model's input.
     """
     short = replace(settings, budget=None, refresh_every=1)
-    with META:
+    with META, OncePerShape():
         model = _build(short, classes, in_channels)
         set_precision(model, short.precision)
         training = _follow_training(model, short)

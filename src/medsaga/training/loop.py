@@ -35,7 +35,7 @@ from medsaga.training.schedule import learning_rate_factor
 from medsaga.training.shrink import next_smaller, step_within_memory
 from medsaga.training.step import Batch, StepMeter
 
-MAX_SKIPPED_IN_A_ROW = 10
+MAX_SKIPPED_IN_A_ROW = 20
 MONITORED_SAMPLES = 64
 
 
