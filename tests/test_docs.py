@@ -47,7 +47,7 @@ def test_links_between_pages_and_to_files_exist(page: Path) -> None:
 
 def test_every_setting_and_verb_is_in_the_help_and_the_reference(capsys: pytest.CaptureFixture[str]) -> None:
     reference = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
-    for verb in ["demo", "info", "train", "evaluate", "predict"]:
+    for verb in ["demo", "info", "train", "evaluate", "predict", "memory"]:
         with pytest.raises(SystemExit) as stopped:
             main([verb, "--help"])
         assert stopped.value.code == 0

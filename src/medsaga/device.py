@@ -7,6 +7,9 @@ import torch
 from medsaga.errors import InputError
 from medsaga.presets import DeviceDefaults
 
+GPU = DeviceDefaults("bf16", 8)
+OLDER_GPU = DeviceDefaults("fp16", 8)
+
 
 def choose_device(name: str = "auto") -> torch.device:
     """Return the device for ``auto`` (CUDA, else Apple MPS, else the CPU) or for a name such as ``cuda:1``.
@@ -44,4 +47,15 @@ def defaults_for(device: torch.device) -> DeviceDefaults:
     if device.type != "cuda":
         return DeviceDefaults("fp32", 32)
     with torch.cuda.device(device):
-        return DeviceDefaults("bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16", 8)
+        return GPU if torch.cuda.is_bf16_supported(including_emulation=False) else OLDER_GPU
+
+
+def planned_defaults(name: str) -> DeviceDefaults:
+    """Return the settings that suit a device of another machine too: ``cuda`` where there is none is a GPU with bf16.
+
+    Raises:
+        InputError: the name is unknown.
+    """
+    if name.partition(":")[0] == "cuda" and not torch.cuda.is_available():
+        return GPU
+    return defaults_for(choose_device(name))

@@ -198,6 +198,8 @@ class Segmenter:
                 logits = None
             if logits is None:
                 self._batch_size = self._batch_size // 2
+                if self.device.type == "cuda":
+                    torch.cuda.empty_cache()
                 continue
             yield from logits
             done += len(logits)

@@ -8,7 +8,8 @@ from typing import Any
 from rich.table import Table
 
 from medsaga.config import Settings, flag, parse_bytes
-from medsaga.device import choose_device, defaults_for
+from medsaga.device import planned_defaults
+from medsaga.errors import InputError
 from medsaga.memory.plan import Plan, plan, useful_sizes
 from medsaga.memory.predict import predict_memory
 from medsaga.models.sam import ARCHITECTURES, check_image_size
@@ -34,7 +35,7 @@ def memory_document(settings: Settings, *, classes: int, channels: int) -> dict[
     """Predict the memory of a run; with a budget in the settings, choose what is left open so that it fits.
 
     Args:
-        settings: as for a training run; the device is the one that it is meant for.
+        settings: as for a training run; the device is the one that it is meant for, here or elsewhere.
         classes: number of classes, background included.
         channels: channels of the model's input.
 
@@ -44,12 +45,15 @@ def memory_document(settings: Settings, *, classes: int, channels: int) -> dict[
     Raises:
         InputError: the settings cannot be used, or nothing fits the budget.
     """
+    for name, number, least in (("classes", classes, 2), ("channels", channels, 1)):
+        if number < least:
+            raise InputError(flag(name), expected=f"at least {least}", found=str(number), do="Give a larger number.")
     check_method(settings)
     source, architecture = weights_of(settings)
     settings = dataclasses.replace(settings, model=architecture, weights=source)
     if settings.image_size is not None:
         check_image_size(settings.image_size)
-    defaults = defaults_for(choose_device(settings.device))
+    defaults = planned_defaults(settings.device)
     sizes = useful_sizes(architecture)
     document: dict[str, Any] = {}
     if settings.budget is None:

@@ -11,6 +11,7 @@ and q' . k' is the biased score. Any fused kernel for plain attention then compu
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,9 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.backends.cuda import SDPAParams, can_use_efficient_attention
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.checkpoint import checkpoint
 
-from medsaga.models.lean import inside_lean_block
+from medsaga.models.lean import computed_again, inside_lean_block
 
 HEAD_ALIGNMENT = 8
 """The fused CUDA kernels want head sizes that are multiples of this in half precision."""
@@ -65,10 +65,7 @@ class FusedVisionAttention(nn.Module):
         size = batch * height * width * channels
         if inside_lean_block() and size > GROUP_ELEMENTS:
             group = max(1, heads * GROUP_ELEMENTS // size)
-            outputs = [
-                checkpoint(self._attend, part, rows, columns, use_reentrant=False, preserve_rng_state=False)
-                for part in qkv.split(group, dim=3)
-            ]
+            outputs = [computed_again(self._attend, part, rows, columns) for part in qkv.split(group, dim=3)]
             output = torch.cat(outputs, dim=2)
         else:
             output = self._attend(qkv, rows, columns)
@@ -145,9 +142,7 @@ def attend_in_chunks(query: Tensor, key: Tensor, value: Tensor, elements: int) -
     if rows >= tokens:
         return F.scaled_dot_product_attention(query, key, value, scale=1.0)
     chunks = [
-        checkpoint(
-            F.scaled_dot_product_attention, part, key, value, scale=1.0, use_reentrant=False, preserve_rng_state=False
-        )
+        computed_again(partial(F.scaled_dot_product_attention, scale=1.0), part, key, value)
         for part in query.split(rows, dim=2)
     ]
     return torch.cat(chunks, dim=2)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -27,16 +27,18 @@ _now = threading.local()
 
 
 def lean_block(layer: nn.Module, hidden: Tensor) -> Tensor:
-    """Compute a block of the encoder, ``(batch, height, width, channels)``, and keep only its input for backward."""
-    # The blocks draw no random numbers, so there is no generator state to keep.
-    output: Tensor = checkpoint(
-        layer,
-        hidden,
-        use_reentrant=False,
-        preserve_rng_state=False,
-        context_fn=lambda: (_inside(again=False), _inside(again=True)),
-    )
+    """Compute a block of the encoder, ``(batch, height, width, channels)``, and keep only its input for backward.
+
+    Backward goes through it once: there is no ``retain_graph``.
+    """
+    contexts = {"context_fn": lambda: (_inside(again=False), _inside(again=True))}
+    output: Tensor = computed_again(layer, hidden, **contexts)
     return output
+
+
+def computed_again(function: Callable[..., Any], *inputs: Tensor, **options: Any) -> Any:
+    """Call a function, keep only its inputs for backward, and call it again there; it must draw no random numbers."""
+    return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False, **options)
 
 
 def inside_lean_block() -> bool:

@@ -24,7 +24,7 @@ from transformers.models.sam.modeling_sam import SamMaskDecoder, SamPromptEncode
 
 from medsaga.errors import InputError
 from medsaga.models.attention import use_fused_attention
-from medsaga.models.lean import LeanMlp, lean_block
+from medsaga.models.lean import LeanMlp, computed_again, lean_block
 
 PATCH_SIZE = 16
 """Side of a token in pixels, in every architecture."""
@@ -77,7 +77,8 @@ class KClassSam(nn.Module):
         classes: number of classes, background included.
         image_size: side of the square input in pixels.
         in_channels: channels of the input.
-        checkpoint_blocks: keep only the input of each encoder block for backward and compute the block again there.
+        checkpoint_blocks: keep only the input of each block for backward and compute the block again there; the
+            decoder counts as two.
     """
 
     pixel_mean: Tensor
@@ -132,13 +133,23 @@ class KClassSam(nn.Module):
         assert tuple(images.shape[1:]) == expected, f"images {tuple(images.shape)} are not (batch, *{expected})"
         encoder = self.vision_encoder
         hidden = encoder.patch_embed(self._normalise(images)) + encoder.pos_embed
-        lean = self.checkpoint_blocks and torch.is_grad_enabled()
+        lean = self._lean()
         for layer in encoder.layers:
             hidden = lean_block(layer, hidden) if lean else layer(hidden)
         return encoder.neck(hidden)
 
     def decode(self, embeddings: Tensor) -> Tensor:
         """The cheap part: embeddings of :meth:`encode` to ``low_res_logits``."""
+        if not self._lean():
+            return self._masks(*self._class_tokens(embeddings))
+        tokens, pixels = computed_again(self._class_tokens, embeddings)
+        return computed_again(self._masks, tokens, pixels)
+
+    def _lean(self) -> bool:
+        return self.checkpoint_blocks and torch.is_grad_enabled()
+
+    def _class_tokens(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
+        """Let classes and pixels look at each other: ``(batch, classes, 256)`` and ``(batch, 256, tokens, tokens)``."""
         decoder = self.mask_decoder
         batch, channels, *grid = embeddings.shape
         tokens = torch.cat((decoder.iou_token.weight, decoder.mask_tokens.weight))
@@ -149,11 +160,16 @@ class KClassSam(nn.Module):
             image_positional_embeddings=self._image_positions().to(embeddings.dtype),
             attention_similarity=None,
         )
-        upscaled = decoder.upscale_conv1(pixels.transpose(2, 3).reshape(batch, channels, *grid))
+        return tokens[:, 0, 1:], pixels.transpose(2, 3).reshape(batch, channels, *grid)
+
+    def _masks(self, tokens: Tensor, pixels: Tensor) -> Tensor:
+        """Upscale the pixels fourfold, and give each a score for each class: ``low_res_logits``."""
+        decoder = self.mask_decoder
+        upscaled = decoder.upscale_conv1(pixels)
         upscaled = decoder.activation(decoder.upscale_layer_norm(upscaled))
         upscaled = decoder.activation(decoder.upscale_conv2(upscaled))
         networks = decoder.output_hypernetworks_mlps
-        kernels = torch.stack([networks[c](tokens[:, 0, 1 + c]) for c in range(self.classes)], dim=1)
+        kernels = torch.stack([networks[c](tokens[:, c]) for c in range(self.classes)], dim=1)
         return (kernels @ upscaled.flatten(2)).unflatten(2, upscaled.shape[2:])
 
     def _normalise(self, images: Tensor) -> Tensor:

@@ -44,16 +44,18 @@ def dice_sums(low_res_logits: Tensor, labels: Tensor) -> Tensor:
 
 def hard_dice_sums(low_res_logits: Tensor, labels: Tensor) -> Tensor:
     """Return `dice_sums` of the labels that the logits stand for: each pixel counts for its likeliest class only."""
-    decided = functional.one_hot(low_res_logits.argmax(1), low_res_logits.shape[1]).movedim(-1, 1)
+    classes = torch.arange(low_res_logits.shape[1], device=low_res_logits.device)[:, None, None]
     # A logit far above the others is a probability of one.
-    return dice_sums(decided.float() * 1e4, labels)
+    return dice_sums((low_res_logits.argmax(1)[:, None] == classes).float() * 1e4, labels)
 
 
 def _sums(low_res_logits: Tensor, target: Tensor) -> Tensor:
     classes = low_res_logits.shape[1]
     probabilities = low_res_logits.float().softmax(1).movedim(1, 0).flatten(1)  # (classes, pixels of all images)
-    truth = functional.one_hot(target.flatten(), classes).T.to(probabilities.dtype)
-    return torch.stack([(probabilities * truth).sum(1), probabilities.sum(1), truth.sum(1)])
+    # A mask of one byte: one-hot numbers of eight would be the largest tensors of a step.
+    elsewhere = target.flatten() != torch.arange(classes, device=target.device)[:, None]
+    true = (~elsewhere).sum(1).to(probabilities.dtype)
+    return torch.stack([probabilities.masked_fill(elsewhere, 0).sum(1), probabilities.sum(1), true])
 
 
 def _at_low_resolution(labels: Tensor, low_res_logits: Tensor) -> Tensor:

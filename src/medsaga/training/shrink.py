@@ -9,7 +9,7 @@ from rich.console import Console
 
 from medsaga.config import ResolvedSettings
 from medsaga.errors import OutOfMemoryError
-from medsaga.memory.tracker import is_out_of_memory
+from medsaga.memory.tracker import is_out_of_memory, reset_device_peak
 from medsaga.models.sam import KClassSam
 from medsaga.optim.galore import GaLoreAdamW
 from medsaga.training.checkpoint import Counters
@@ -67,6 +67,7 @@ def step_within_memory(
         model.checkpoint_blocks = counters.checkpoint_blocks
         console.print(f"out of memory in step {batch.step + 1}; going on with {change}: the same result, more time")
         counters.peak_bytes = 0
+        reset_device_peak(model.pixel_mean.device)
         meter.restart(batch.step)
 
 
