@@ -28,9 +28,9 @@ from medsaga import files, run_folder
 DATASETS = {"hc18_fetal_us": 8, "dsb2018_nuclei": 8, "axondeepseg_sem": 4}
 """Shots per dataset."""
 SEEDS = (0, 1, 2)
-REFERENCE = "full fp32"
+REFERENCES = ("full fp32", "galore fp32")
 MODES: dict[str, dict[str, Any]] = {
-    REFERENCE: {"method": "full", "precision": "fp32", "state_bits": 32},
+    "full fp32": {"method": "full", "precision": "fp32", "state_bits": 32},
     "galore fp32": {"precision": "fp32", "state_bits": 32},
     "galore bf16": {"precision": "bf16", "state_bits": 32},
     "galore bf16, 8-bit state": {"precision": "bf16", "state_bits": 8},
@@ -51,16 +51,12 @@ def measure(data: Path, run: Path, settings: medsaga.Settings) -> dict[str, Any]
 
 
 def compare(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return a row per mode: mean Dice, and the paired difference to the reference with its 95 % t-interval."""
+    """Return a row per mode: mean Dice, and the paired differences to the references with their 95 % t-intervals."""
     by_mode: dict[str, dict[tuple[str, int], float]] = {mode: {} for mode in MODES}
     for cell in cells:
         by_mode[cell["mode"]][cell["dataset"], cell["seed"]] = cell["dice_mean"]
     rows = []
     for mode, scores in by_mode.items():
-        differences = [100 * (dice - by_mode[REFERENCE][pair]) for pair, dice in scores.items()]
-        half = 0.0
-        if mode != REFERENCE:
-            half = stats.t.ppf(0.975, len(differences) - 1) * stdev(differences) / math.sqrt(len(differences))
         of_mode = [cell for cell in cells if cell["mode"] == mode]
         rows.append(
             {
@@ -69,12 +65,22 @@ def compare(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "dice_per_dataset": {
                     name: mean(dice for (dataset, _), dice in scores.items() if dataset == name) for name in DATASETS
                 },
-                "points_to_reference": mean(differences),
-                "interval": [mean(differences) - half, mean(differences) + half],
+                "points_to": {
+                    name: difference(scores, by_mode[name])
+                    for name in REFERENCES
+                    if list(MODES).index(name) < list(MODES).index(mode)
+                },
                 "peak_mib": mean(cell["peak_memory_bytes"] for cell in of_mode) / 2**20,
             }
         )
     return rows
+
+
+def difference(scores: dict[tuple[str, int], float], reference: dict[tuple[str, int], float]) -> dict[str, float]:
+    """Return the mean paired difference in Dice points, and the ends of its 95 % t-interval."""
+    points = [100 * (dice - reference[pair]) for pair, dice in scores.items()]
+    half = stats.t.ppf(0.975, len(points) - 1) * stdev(points) / math.sqrt(len(points))
+    return {"mean": mean(points), "low": mean(points) - half, "high": mean(points) + half}
 
 
 def main() -> None:
@@ -104,10 +110,9 @@ def main() -> None:
     document = {"torch": torch.__version__, "settings": COMMON, "shots": DATASETS, "modes": rows, "cells": cells}
     files.write_json(arguments.out / "accuracy.json", document)
     for row in rows:
-        low, high = row["interval"]
-        print(
-            f"{row['mode']}: Dice {row['dice_mean']:.4f}, {row['points_to_reference']:+.2f} [{low:+.2f}, {high:+.2f}]"
-        )
+        print(f"{row['mode']}: Dice {row['dice_mean']:.4f}")
+        for name, points in row["points_to"].items():
+            print(f"    {points['mean']:+.2f} [{points['low']:+.2f}, {points['high']:+.2f}] points to {name}")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from medsaga import files
 from medsaga.config import Settings
-from medsaga.memory.predict import MemoryPrediction, predict_memory
+from medsaga.memory import predict as prediction
+from medsaga.memory.predict import MemoryPrediction
 from medsaga.memory.tracker import CATEGORIES
 from medsaga.models import attention, lean
 from medsaga.optim.groups import PRESETS
@@ -72,15 +73,16 @@ SWITCHES: dict[str, tuple[dict[str, Any], Any]] = {
 def predict(settings: Settings) -> MemoryPrediction:
     """Predict afresh: what is patched is no part of the settings."""
     resolved = fill_in(settings, image_size=1024, defaults=DeviceDefaults("bf16", 8))
-    return predict_memory.__wrapped__(resolved, classes=CLASSES, in_channels=3)
+    prediction._predict.cache_clear()
+    return prediction.predict_memory(resolved, classes=CLASSES, in_channels=3)
 
 
-def record(prediction: MemoryPrediction) -> dict[str, Any]:
+def record(predicted: MemoryPrediction) -> dict[str, Any]:
     """Return the numbers in MiB."""
     return {
-        "peak_mib": round(prediction.peak_bytes / MIB, 1),
-        "breakdown_mib": {name: round(size / MIB, 1) for name, size in prediction.breakdown.items()},
-        "inference_mib": round(prediction.inference_bytes / MIB, 1),
+        "peak_mib": round(predicted.peak_bytes / MIB, 1),
+        "breakdown_mib": {name: round(size / MIB, 1) for name, size in predicted.breakdown.items()},
+        "inference_mib": round(predicted.inference_bytes / MIB, 1),
     }
 
 

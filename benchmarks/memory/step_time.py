@@ -43,7 +43,7 @@ MODES: dict[str, dict[str, Any]] = {
 }
 WORKLOADS: dict[str, tuple[dict[str, Any], int]] = {
     "tiny, 256 px, batch 4": ({"model": "tiny", "image_size": 256, "batch_size": 4}, 12),
-    "vit_b, 224 px, batch 2": ({"model": "vit_b", "image_size": 224, "batch_size": 2}, 10),
+    "vit_b, 224 px, batch 2": ({"model": "vit_b", "image_size": 224, "batch_size": 2}, 7),
 }
 """Settings and rounds; the first two rounds do not count."""
 

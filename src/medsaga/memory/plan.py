@@ -7,17 +7,18 @@ encoder's blocks) is spent first, and taken back at the end as far as the memory
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-from medsaga.config import Precision, ResolvedSettings, Settings, parse_bytes
+from medsaga.config import ResolvedSettings, Settings, flag, parse_bytes
 from medsaga.errors import InputError
 from medsaga.memory.predict import MemoryPrediction, predict_memory
 from medsaga.models.sam import ARCHITECTURES, PATCH_SIZE
-from medsaga.presets import DeviceDefaults, fill_in
+from medsaga.presets import RECIPES, DeviceDefaults, fill_in
 
 USABLE = 0.9
 """Share of a budget that tensors may take: the allocator's rounding and the GPU's own context take the rest."""
@@ -76,6 +77,8 @@ def plan(settings: Settings, *, sizes: Sequence[int], classes: int, in_channels:
     """
     assert settings.budget is not None
     budget = parse_bytes(settings.budget)
+    if settings.preset != "default":
+        settings = _with_recipe(settings)
 
     def resolved(**changes: Any) -> ResolvedSettings:
         return fill_in(dataclasses.replace(settings, **changes), image_size=sizes[-1], defaults=defaults)
@@ -84,42 +87,86 @@ def plan(settings: Settings, *, sizes: Sequence[int], classes: int, in_channels:
         prediction = predict_memory(candidate, classes=classes, in_channels=in_channels)
         return max(prediction.peak_bytes, prediction.inference_bytes)
 
-    def fits(candidate: ResolvedSettings) -> bool:
-        return peak(candidate) <= USABLE * budget
+    def fits(**changes: Any) -> bool:
+        return peak(resolved(**changes)) <= USABLE * budget
 
-    qualities = list(_qualities(settings, defaults.precision))
+    ranks = _open(settings, [{"rank": rank} for rank in (RANKS if settings.method == "medsaga" else RANKS[:1])])
+    precisions = _open(settings, PRECISIONS[defaults.precision])
     speeds = _speeds(settings, resolved().batch_size)
-    slowest = speeds[-1]
     sizes = [settings.image_size] if settings.image_size else sizes
-    least = resolved(image_size=sizes[0], **qualities[-1], **slowest)
-    # From large to small: it mostly is the largest that fits, and the others need not be looked at.
-    pairs = ((size, quality) for size in reversed(sizes) for quality in (qualities[0], qualities[-1]))
-    found = next((pair for pair in pairs if fits(resolved(image_size=pair[0], **pair[1], **slowest))), None)
-    if found is None:
-        raise InputError(
-            "--budget",
-            expected=f"at least {math.ceil(peak(least) / USABLE / 1e6)}MB for {least.model}",
-            found=settings.budget,
-            do=f"That would do for {least.image_size} px images one at a time. Name a smaller model, or more memory.",
-        )
-    size, quality = found
-    if quality != qualities[0]:
-        quality = next(q for q in qualities[1:] if fits(resolved(image_size=size, **q, **slowest)))
-    speed = next(s for s in speeds if fits(resolved(image_size=size, **quality, **s)))
-    chosen = resolved(image_size=size, **quality, **speed)
+    quality = _best_quality(sizes, ranks, precisions, lambda quality: fits(**quality, **speeds[-1]))
+    if quality is None:
+        least = resolved(image_size=sizes[0], **ranks[-1], **precisions[-1], **speeds[-1])
+        raise _too_little(least, peak(least))
+    speed = _first(speeds, lambda speed: fits(**quality, **speed))
+    assert speed is not None, "the slowest way fits"
+    chosen = resolved(**quality, **speed)
     return Plan(chosen, predict_memory(chosen, classes=classes, in_channels=in_channels))
 
 
-def _qualities(settings: Settings, precision: Precision) -> Iterator[dict[str, Any]]:
-    """What may be given up, from nothing to everything, of what the user has left open."""
-    seen: list[dict[str, Any]] = []
-    for rank in RANKS:
-        for bits in PRECISIONS[precision]:
-            quality = {"rank": rank, **bits}
-            kept = {name: value for name, value in quality.items() if getattr(settings, name) in (None, "auto")}
-            if kept not in seen:
-                seen.append(kept)
-                yield kept
+def _best_quality(
+    sizes: Sequence[int],
+    ranks: Sequence[dict[str, Any]],
+    precisions: Sequence[dict[str, Any]],
+    fits: Callable[[dict[str, Any]], bool],
+) -> dict[str, Any] | None:
+    """Return the largest image size that fits, with the highest rank that does, with the best precision that does."""
+    size: int | None = sizes[-1]
+    best = {"image_size": size, **ranks[0], **precisions[0]}
+    if fits(best):
+        return best
+    leanest = precisions[-1]
+    if not fits({"image_size": size, **ranks[0], **leanest}):
+        size = _first(sizes[::-1], lambda size: fits({"image_size": size, **ranks[-1], **leanest}))
+        if size is None:
+            return None
+    rank = _first(ranks, lambda rank: fits({"image_size": size, **rank, **leanest}))
+    assert rank is not None, "the lowest fits"
+    precision = _first(precisions, lambda precision: fits({"image_size": size, **rank, **precision}))
+    assert precision is not None, "the leanest fits"
+    return {"image_size": size, **rank, **precision}
+
+
+T = TypeVar("T")
+
+
+def _first(candidates: Sequence[T], fits: Callable[[T], bool]) -> T | None:
+    """Return the first candidate that fits, of some that need less and less; None if not even the last one does."""
+    # A prediction takes seconds. It mostly is the first that fits, or else one of those in the middle.
+    if fits(candidates[0]):
+        return candidates[0]
+    if not fits(candidates[-1]):
+        return None
+    return candidates[bisect.bisect_left(candidates, True, 1, len(candidates) - 1, key=fits)]
+
+
+def _with_recipe(settings: Settings) -> Settings:
+    """Settings that keep to the preset: with another rank or image size, a published recipe would not be that one."""
+    recipe = RECIPES[settings.preset]
+    names = ("image_size", "rank", "precision", "state_bits")
+    kept: dict[str, Any] = {name: recipe[name] for name in names if name in recipe and _is_open(settings, name)}
+    return dataclasses.replace(settings, **kept)
+
+
+def _is_open(settings: Settings, name: str) -> bool:
+    return getattr(settings, name) in (None, "auto")
+
+
+def _open(settings: Settings, choices: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The choices, in their order, as far as the user has left them open."""
+    left = [{name: value for name, value in choice.items() if _is_open(settings, name)} for choice in choices]
+    return [choice for number, choice in enumerate(left) if choice not in left[:number]]
+
+
+def _too_little(least: ResolvedSettings, peak: int) -> InputError:
+    names = ("image_size", "micro_batch_size", "checkpointing", "precision", "state_bits", "rank")
+    return InputError(
+        flag("budget"),
+        expected=f"at least {math.ceil(peak / USABLE / 1e6)}MB for {least.model}",
+        found=str(least.budget),
+        do=f"Give as much, or name a smaller model. The least that could be chosen is "
+        f"{' '.join(f'{flag(name)} {getattr(least, name)}' for name in names)}.",
+    )
 
 
 def _speeds(settings: Settings, batch_size: int) -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ from medsaga.data.augment import AUGMENTATIONS
 from medsaga.data.letterbox import unletterbox
 from medsaga.inference import BATCH_SIZE
 from medsaga.memory.shapes import OncePerShape
-from medsaga.memory.tracker import TensorTracker
+from medsaga.memory.tracker import ELSEWHERE, TensorTracker
 from medsaga.methods import new_optimizer
 from medsaga.models.precision import WEIGHT_TYPES, cast_parameters, set_precision
 from medsaga.models.sam import KClassSam, build_sam
@@ -45,7 +45,6 @@ class MemoryPrediction:
     inference_bytes: int
 
 
-@functools.lru_cache(maxsize=64)
 def predict_memory(settings: ResolvedSettings, *, classes: int, in_channels: int) -> MemoryPrediction:
     """Predict the memory of a run.
 
@@ -54,15 +53,21 @@ def predict_memory(settings: ResolvedSettings, *, classes: int, in_channels: int
         classes: number of classes, background included.
         in_channels: channels of the model's input.
     """
-    short = replace(settings, budget=None, refresh_every=1)
+    # A second micro-batch has to keep what the first has gathered; a third would change nothing.
+    images = min(settings.batch_size, 2 * settings.micro_batch_size)
+    return _predict(replace(settings, budget=None, batch_size=images, refresh_every=1), classes, in_channels)
+
+
+@functools.lru_cache(maxsize=256)
+def _predict(settings: ResolvedSettings, classes: int, in_channels: int) -> MemoryPrediction:
     with META, OncePerShape():
-        model = _build(short, classes, in_channels)
-        set_precision(model, short.precision)
-        training = _follow_training(model, short)
+        model = _build(settings, classes, in_channels)
+        set_precision(model, settings.precision)
+        training = _follow_training(model, settings)
         # A model file holds no int8 codes.
-        model = _build(short, classes, in_channels)
-        cast_parameters(model, WEIGHT_TYPES[short.precision])
-        inference = _follow_inference(model, min(BATCH_SIZE, short.micro_batch_size))
+        model = _build(settings, classes, in_channels)
+        cast_parameters(model, WEIGHT_TYPES[settings.precision])
+        inference = _follow_inference(model, min(BATCH_SIZE, settings.micro_batch_size))
     return MemoryPrediction(training.peak_bytes, training.breakdown, inference.peak_bytes)
 
 
@@ -77,16 +82,24 @@ class _GaLoreOnMeta(GaLoreAdamW):
 
     Weights are updated one after the other, so that the peak of an update is the same for all that are alike; a
     model has hundreds of them and a prediction would take most of its time here.
+
+    Attributes:
+        tracker: is told which state lies on the host; a meta tensor does not know.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._examples: dict[Any, Tensor] = {}
+        self.tracker = TensorTracker("meta")
 
     def _update(self, weight: Tensor, group: dict[str, Any]) -> None:
         self._once("update", weight, group, super()._update)
-        weight.grad = None
-        self._arrived.pop(weight, None)
+        if group["rank"] is not None:  # used up by the update, as nothing else is
+            weight.grad = None
+            self._arrived.pop(weight, None)
+        if group["state_on_host"]:
+            written = [value for value in self.state[weight].values() if isinstance(value, Tensor)]
+            self.tracker.assign(written, ELSEWHERE)
 
     def _refresh_from_sketches(self, weight: Tensor, arrived: Arrived, group: dict[str, Any]) -> None:
         def refresh(weight: Tensor, group: dict[str, Any]) -> None:
@@ -109,11 +122,13 @@ class _GaLoreOnMeta(GaLoreAdamW):
 def _follow_training(model: KClassSam, settings: ResolvedSettings) -> TensorTracker:
     optimizer = new_optimizer(model, settings, _GaLoreOnMeta)
     meter = StepMeter(META, first=1, refresh_every=settings.refresh_every)
+    assert isinstance(optimizer, _GaLoreOnMeta)
+    optimizer.tracker = meter.tracker
     scale = LossScale()
     # The first step makes the optimizer's state, for which one image will do; it takes less than the second, and is
-    # not followed. In the second, a second micro-batch has to keep what the first has gathered; a third would change
-    # nothing. Each step ends in a change of subspace.
-    for step, images in enumerate((1, min(settings.batch_size, 2 * settings.micro_batch_size))):
+    # not followed. Each step ends in a change of subspace.
+    for step, images in enumerate((1, settings.batch_size)):
+        model.checkpoint_blocks = settings.checkpointing == "blocks" and step == 1
         batch = _empty_batch(model, images, settings, step)
         with meter.measuring(model, optimizer, batch):
             gather(model, optimizer, batch, micro_batch_size=settings.micro_batch_size, scale=scale, meter=meter)

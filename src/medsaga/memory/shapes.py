@@ -7,85 +7,94 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-Made = tuple[torch.Size, tuple[int, ...], torch.dtype]
-
-
-class _NoKey(Exception):
-    """Raised for arguments that do not decide alone over the sizes of a result."""
+NEW = -1
+"""In place of an argument's number: the operation makes new tensors and changes none."""
+Layout = tuple[torch.Size, tuple[int, ...], torch.dtype]
 
 
 class OncePerShape(TorchDispatchMode):
-    """While active, works out the sizes of each operation's result once for arguments of the same sizes.
+    """While active, works out the sizes of each operation's results once for arguments of the same sizes.
 
     torch's own rules for meta tensors are written in Python and take most of the time of a prediction. An operation
-    in place changes no size and does nothing the second time. Views, and all that has to do with tensors that are not
-    plain meta tensors, run as they are.
+    in place changes no size, and does nothing the second time. Views run as they are, and so does all that has to do
+    with other tensors than plain meta tensors.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self._made: dict[Any, Made | None] = {}
         self._kinds: dict[Any, int | None] = {}
+        self._known: dict[Any, tuple[Layout | None, ...]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the operation, or make a result like that of the time before."""
+        """Run the operation, or make results like those of the time before."""
         kwargs = kwargs or {}
         if func not in self._kinds:
             self._kinds[func] = _changed_argument(func)
         changed = self._kinds[func]
-        if changed is None:
+        key = None if changed is None else _key((func, *args, *kwargs.items()))
+        if key is None:
             return func(*args, **kwargs)
-        try:
-            key = (func, *map(_key, args), *((name, _key(value)) for name, value in kwargs.items()))
-        except _NoKey:
-            return func(*args, **kwargs)
-        if key in self._made:
-            made = self._made[key]
-            if made is None:
-                return args[changed]
-            return torch.empty_strided(made[0], made[1], dtype=made[2], device="meta")
-        before = _key(args[changed]) if changed >= 0 else None
-        result = func(*args, **kwargs)
-        if changed >= 0:
-            if result is args[changed] and _key(result) == before:
-                self._made[key] = None
-        elif _is_plain(result):
-            self._made[key] = (result.shape, result.stride(), result.dtype)
-        return result
+        known = self._known.get(key)
+        if known is None:
+            result = func(*args, **kwargs)
+            # An operation in place may change the size of its argument, and a few views do not say that they are.
+            as_declared = _key((func, *args, *kwargs.items())) == key if changed != NEW else _is_new(result, args)
+            layouts = _layouts(result if isinstance(result, tuple) else (result,))
+            if layouts and as_declared:
+                self._known[key] = layouts
+            return result
+        if changed != NEW:
+            return args[changed]
+        made = tuple([layout and torch.empty_strided(*layout[:2], dtype=layout[2], device="meta") for layout in known])
+        return made if len(func._schema.returns) > 1 else made[0]
 
 
 def _changed_argument(func: Any) -> int | None:
-    """The place of the one argument that an operation changes and returns, -1 if it makes a new tensor, else None."""
+    """The number of the one argument that an operation changes and returns; None for any other kind, as for views."""
     schema = func._schema
-    if len(schema.returns) != 1:
+    aliased = [number for number, argument in enumerate(schema.arguments) if argument.alias_info is not None]
+    if not aliased and all(result.alias_info is None for result in schema.returns):
+        return NEW
+    if len(aliased) != 1 or len(schema.returns) != 1:
         return None
-    places = [place for place, argument in enumerate(schema.arguments) if argument.alias_info is not None]
-    if not places and schema.returns[0].alias_info is None:
-        return -1
-    argument = schema.arguments[places[0]]
-    alone = len(places) == 1 and argument.alias_info.is_write and not argument.kwarg_only
-    return places[0] if alone and schema.returns[0].alias_info is not None else None
+    argument = schema.arguments[aliased[0]]
+    return aliased[0] if argument.alias_info.is_write and not argument.kwarg_only else None
 
 
 def _key(value: Any) -> Any:
-    """What an argument has to do with the sizes of a result."""
+    """What an argument has to do with the sizes of results; None if it holds a tensor that is no plain meta tensor."""
     if isinstance(value, Tensor):
-        if not value.is_meta or type(value) not in (Tensor, torch.nn.Parameter):
-            raise _NoKey
-        return value.shape, value.stride(), value.dtype
+        plain = value.is_meta and type(value) in (Tensor, torch.nn.Parameter)
+        return (value.shape, value.stride(), value.dtype) if plain else None
     if isinstance(value, list | tuple):
-        return tuple(map(_key, value))
+        keys = tuple([_key(entry) for entry in value])
+        return None if None in keys else keys
     if isinstance(value, torch.Generator):
-        return None
+        return torch.Generator
     return type(value), value
 
 
-def _is_plain(result: Any) -> bool:
-    """Whether a result is a tensor that a new one of its sizes can stand for, in memory of its own size."""
-    if not isinstance(result, Tensor) or not result.is_meta or type(result) is not Tensor:
-        return False
-    if result.storage_offset() or 0 in result.shape:
-        return False
-    extent = 1 + sum((size - 1) * stride for size, stride in zip(result.shape, result.stride(), strict=True))
-    return result.untyped_storage().nbytes() == extent * result.element_size()
+def _is_new(result: Any, args: Any) -> bool:
+    """Whether results share no memory with each other or with arguments, as those of ``_unsafe_view`` do."""
+    storages = [leaf.untyped_storage()._cdata for leaf in tree_leaves((result, args)) if isinstance(leaf, Tensor)]
+    made = sum(isinstance(leaf, Tensor) for leaf in tree_leaves(result))
+    return all(storages.count(storage) == 1 for storage in storages[:made])
+
+
+def _layouts(results: tuple[Any, ...]) -> tuple[Layout | None, ...]:
+    """The layouts of results, if new tensors can stand for all of them, each in memory of its own size; else none."""
+    layouts: list[Layout | None] = []
+    for result in results:
+        if result is None:  # a gradient that is not needed
+            layouts.append(None)
+            continue
+        if not isinstance(result, Tensor) or _key(result) is None or result.storage_offset():
+            return ()
+        reach = [(size - 1) * stride for size, stride in zip(result.shape, result.stride(), strict=True)]
+        elements = 1 + sum(reach) if result.numel() else 0
+        if result.untyped_storage().nbytes() != elements * result.element_size():
+            return ()
+        layouts.append((result.shape, result.stride(), result.dtype))
+    return tuple(layouts)

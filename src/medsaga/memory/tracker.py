@@ -52,14 +52,14 @@ class TensorTracker(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operation and follow the storages of its results."""
         result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
+        for leaf in (result,) if isinstance(result, Tensor) else tree_leaves(result):
             if isinstance(leaf, Tensor):
                 self._follow(leaf, self.phase, reassign=False)
         self._note_peak()
         return result
 
     def _follow(self, tensor: Tensor, category: str, *, reassign: bool) -> None:
-        for part in _parts(tensor):
+        for part in (tensor,) if type(tensor) is Tensor else _parts(tensor):
             if self._device in (None, part.device.type):
                 self._follow_storage(part.untyped_storage(), category, reassign=reassign)
 
@@ -82,7 +82,7 @@ class TensorTracker(TorchDispatchMode):
         self._now[category] -= size
 
     def _note_peak(self) -> None:
-        total = sum(self._now[category] for category in CATEGORIES)
+        total = sum(self._now.values()) - self._now[ELSEWHERE]
         if total > self.peak_bytes:
             self.peak_bytes = total
             self.breakdown = {category: self._now[category] for category in CATEGORIES}

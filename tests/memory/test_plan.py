@@ -1,0 +1,179 @@
+"""The planner keeps what matters most, never touches what the user has fixed, and stays within the budget."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from real_steps import measure
+
+from medsaga.config import ResolvedSettings, Settings
+from medsaga.errors import InputError
+from medsaga.memory import plan as planning
+from medsaga.memory.plan import USABLE, plan, useful_sizes
+from medsaga.memory.predict import MemoryPrediction, predict_memory
+from medsaga.presets import DeviceDefaults
+
+MB = 10**6
+
+
+def choose(budget: int | str, *, precision: Any = "fp32", sizes: tuple[int, ...] = (128, 256), **given: Any) -> Any:
+    """The settings that a budget in bytes leads to, for three classes and three channels."""
+    amount = f"{budget}B" if isinstance(budget, int) else budget
+    open_settings = Settings(**{"budget": amount, "augmentation": "none", **given})
+    chosen = plan(open_settings, sizes=sizes, classes=3, in_channels=3, defaults=DeviceDefaults(precision, 32))
+    if isinstance(budget, int):
+        assert _bytes(chosen.prediction) <= USABLE * budget
+    return chosen.settings
+
+
+def _bytes(prediction: MemoryPrediction) -> int:
+    return max(prediction.peak_bytes, prediction.inference_bytes)
+
+
+def just_enough_for(settings: ResolvedSettings, **changes: Any) -> int:
+    """The smallest budget in bytes in which a variant of some settings fits."""
+    wanted = dataclasses.replace(settings, **changes)
+    return math.ceil(_bytes(predict_memory(wanted, classes=3, in_channels=3)) / USABLE)
+
+
+@pytest.fixture(scope="module")
+def best() -> ResolvedSettings:
+    """What an ample budget leads to, in the slowest way."""
+    ample = choose("100GB")
+    assert (ample.image_size, ample.rank, ample.precision, ample.state_bits) == (256, 64, "fp32", 32)
+    assert (ample.checkpointing, ample.micro_batch_size) == ("none", ample.batch_size)
+    return dataclasses.replace(ample, checkpointing="blocks", micro_batch_size=1)
+
+
+def test_time_is_given_up_before_anything_else(best: ResolvedSettings) -> None:
+    whole = just_enough_for(best, checkpointing="none", micro_batch_size=8)
+    blocks = just_enough_for(best, micro_batch_size=8)
+    four, one = just_enough_for(best, micro_batch_size=4), just_enough_for(best)
+    assert one < four < blocks < whole
+    expected = [(whole, "none", 8), (whole - 1, "blocks", 8), (blocks, "blocks", 8), (blocks - 1, "blocks", 4)]
+    for budget, checkpointing, micro_batch_size in [*expected, (four, "blocks", 4), (one, "blocks", 1)]:
+        chosen = choose(budget)
+        assert (chosen.checkpointing, chosen.micro_batch_size) == (checkpointing, micro_batch_size)
+        assert (chosen.image_size, chosen.rank, chosen.precision, chosen.state_bits) == (256, 64, "fp32", 32)
+
+
+def test_precision_goes_first_then_rank_then_image_size(best: ResolvedSettings) -> None:
+    precisions = [("fp32", 32), ("bf16", 32), ("bf16", 8), ("int8", 8)]
+    budget = just_enough_for(best)
+    for precision, bits in precisions[1:]:
+        chosen = choose(budget - 1)
+        assert (chosen.image_size, chosen.rank, chosen.precision, chosen.state_bits) == (256, 64, precision, bits)
+        budget = just_enough_for(best, precision=precision, state_bits=bits)
+    for rank in (16, 4):
+        chosen = choose(budget - 1)
+        assert (chosen.image_size, chosen.rank) == (256, rank)
+        # At a lower rank there is room for a better precision again, and the one above it does not fit.
+        place = precisions.index((chosen.precision, chosen.state_bits))
+        better = dict(zip(("precision", "state_bits"), precisions[place - 1], strict=True))
+        assert place > 0
+        assert just_enough_for(best, rank=rank, **better) > budget - 1
+        budget = just_enough_for(best, rank=rank, precision="int8", state_bits=8)
+    assert choose(budget - 1).image_size == 128
+
+
+@pytest.mark.parametrize(
+    "fixed",
+    [
+        {"image_size": 192},
+        {"rank": 32},
+        {"rank": 8, "image_size": 256},
+        {"precision": "fp32", "state_bits": 32},
+        {"precision": "fp16"},
+        {"state_bits": 32},
+        {"micro_batch_size": 4},
+        {"checkpointing": "none"},
+        {"checkpointing": "blocks"},
+        {"batch_size": 6, "micro_batch_size": 3, "state_on_host": True},
+    ],
+    ids=str,
+)
+def test_what_the_user_has_fixed_is_not_changed(fixed: dict[str, Any]) -> None:
+    try:
+        chosen = choose(120 * MB, **fixed)
+    except InputError as error:
+        for name in set(fixed) - {"state_on_host", "batch_size"}:
+            assert f"--{name.replace('_', '-')} {fixed[name]}" in str(error)
+        return
+    assert {name: getattr(chosen, name) for name in fixed} == fixed
+
+
+def test_a_published_recipe_stays_what_it_is() -> None:
+    ample = choose("100GB", preset="paper")
+    assert (ample.image_size, ample.rank, ample.precision, ample.state_bits) == (240, 4, "fp32", 32)
+    tight = choose(130 * MB, preset="paper")
+    assert tight == dataclasses.replace(
+        ample, micro_batch_size=tight.micro_batch_size, checkpointing="blocks", budget=tight.budget
+    )
+    assert tight.micro_batch_size < 12
+    assert choose("100GB", preset="paper", rank=8).rank == 8
+
+
+@pytest.mark.parametrize("given", [{}, {"image_size": 256, "rank": 64}, {"method": "full"}], ids=str)
+def test_the_smallest_budget_that_is_named_would_do_and_no_less(given: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="at least") as refused:
+        choose("1KB", **given)
+    named = re.search(r"at least (\d+)MB", str(refused.value))
+    assert named is not None
+    least = int(named[1])
+    assert choose(least * MB, **given).model == "tiny"
+    with pytest.raises(InputError, match=f"at least {least}MB for tiny; found {least - 1}MB"):
+        choose(f"{least - 1}MB", **given)
+
+
+@pytest.mark.parametrize("budget", [60, 100, 400])
+def test_a_real_step_stays_within_the_budget(budget: int) -> None:
+    chosen = choose(budget * MB)
+    assert measure(chosen, classes=3, in_channels=3).peak_bytes <= budget * MB
+
+
+@pytest.mark.parametrize(("precision", "leanest"), [("fp16", "fp16"), ("bf16", "int8"), ("fp32", "int8")])
+def test_what_the_device_cannot_do_is_not_chosen(precision: str, leanest: str) -> None:
+    sizes = (128,)
+    assert choose("100GB", precision=precision, sizes=sizes).precision == precision
+    with pytest.raises(InputError, match=f"--precision {leanest} --state-bits 8 --rank 4") as refused:
+        choose("1B", precision=precision, sizes=sizes)
+    assert "--image-size 128" in str(refused.value)
+
+
+def test_useful_sizes_waste_nothing_of_a_window_and_do_not_enlarge_for_nothing() -> None:
+    assert useful_sizes("vit_b") == [224, 448, 672, 896, 1024]
+    assert useful_sizes("tiny") == [128, 256]
+    assert useful_sizes("vit_h", 512) == [224, 448, 672]
+    assert useful_sizes("vit_h", 448) == [224, 448]
+    assert useful_sizes("vit_h", 5000) == [224, 448, 672, 896, 1024]
+    assert useful_sizes("tiny", 64) == [128]
+
+
+@pytest.fixture
+def predicted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[ResolvedSettings]]:
+    """What the planner has predicted, each once."""
+    asked: list[ResolvedSettings] = []
+
+    def note(settings: ResolvedSettings, **given: Any) -> MemoryPrediction:
+        if settings not in asked:
+            asked.append(settings)
+        return predict_memory(settings, **given)
+
+    monkeypatch.setattr(planning, "predict_memory", note)
+    yield asked
+    assert torch.get_default_device() == torch.device("cpu")
+
+
+@pytest.mark.parametrize(("budget", "at_most"), [("100GB", 2), ("100MB", 8), ("50MB", 9), ("1KB", 5)])
+def test_few_predictions_lead_to_the_choice(predicted: list[ResolvedSettings], budget: str, at_most: int) -> None:
+    try:
+        choose(budget)
+    except InputError:
+        assert budget == "1KB"
+    assert len(predicted) <= at_most

@@ -1,0 +1,139 @@
+"""`medsaga memory` and `medsaga train --budget` as a user meets them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from medsaga.cli import main
+from medsaga.config import read_config
+from medsaga.memory.tracker import CATEGORIES
+from medsaga.models.sam import build_sam
+from medsaga.models.weights import save_model
+
+SMALL = ["memory", "--image-size", "64", "--rank", "4", "--batch-size", "2", "--device", "cpu"]
+
+
+def test_json_is_one_document_and_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*SMALL, "--classes", "3", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert set(document) == {"peak_bytes", "breakdown", "inference_bytes", "settings"}
+    assert set(document["breakdown"]) == set(CATEGORIES)
+    assert sum(document["breakdown"].values()) == document["peak_bytes"]
+    shown = {"model": "tiny", "method": "medsaga", "image_size": 64, "batch_size": 2, "micro_batch_size": 2, "rank": 4}
+    assert shown.items() <= document["settings"].items()
+
+
+def test_json_with_a_budget_names_it_and_settings_that_fit(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*SMALL, "--budget", "80MB", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["budget_bytes"] == 80 * 10**6
+    assert max(document["peak_bytes"], document["inference_bytes"]) <= document["budget_bytes"]
+    assert document["settings"]["rank"] == 4
+
+
+def test_tables_show_the_peak_and_options_that_train_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*SMALL, "--budget", "200MB"]) == 0
+    printed = capsys.readouterr().out
+    for expected in [*CATEGORIES, "peak of a training step", "peak of inference", "budget"]:
+        assert expected in printed
+    for option, value in [
+        ("--image-size", "64"),
+        ("--rank", "4"),
+        ("--micro-batch-size", "2"),
+        ("--precision", "fp32"),
+    ]:
+        assert any(option in line and value in line for line in printed.splitlines())
+
+
+def test_a_budget_for_a_published_size(capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["memory", "--model", "vit_b", "--budget", "4GB", "--device", "cpu", "--json"]
+    assert main(given) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["settings"]["image_size"] == 1024
+    assert document["settings"]["rank"] == 64
+    assert max(document["peak_bytes"], document["inference_bytes"]) <= 4 * 10**9
+
+
+@pytest.mark.parametrize("budget", ["4", "GB", "-1GB", "0MB", "1e3GB", "", "4 TB"])
+def test_a_budget_that_is_none_says_how_to_write_it(budget: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["memory", f"--budget={budget}"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "--budget: expected an amount of memory, such as 4GB" in captured.err
+    assert "unit" in captured.err
+
+
+@pytest.mark.parametrize(
+    ("argv", "named"),
+    [
+        (["--model", "no-such-model"], "no-such-model"),
+        (["--method", "lora"], "--method"),
+        (["--image-size", "100"], "--image-size"),
+        (["--classes", "1"], "--classes"),
+        (["--channels", "0"], "--channels"),
+        (["--budget", "1GB", "--micro-batch-size", "3"], "--micro-batch-size"),
+    ],
+)
+def test_what_cannot_be_predicted_exits_with_2(argv: list[str], named: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["memory", *argv]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith(f"medsaga: {named}: expected")
+
+
+def test_an_impossible_budget_names_one_that_would_do(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*SMALL, "--budget", "1MB"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "--image-size 64" in captured.err
+    least = int(captured.err.split("at least ")[1].split("MB")[0])
+    assert main([*SMALL, "--budget", f"{least}MB"]) == 0
+    assert main([*SMALL, "--budget", f"{least - 1}MB"]) == 2
+
+
+def test_a_file_of_weights_says_its_architecture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_model(tmp_path / "weights.safetensors", build_sam("tiny", classes=3, image_size=64))
+    assert main([*SMALL, "--model", str(tmp_path / "weights.safetensors"), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert main([*SMALL, "--json"]) == 0
+    assert document == json.loads(capsys.readouterr().out)
+
+
+def test_training_within_a_budget(toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    train = [
+        "train",
+        str(toy),
+        "--out",
+        str(run),
+        "--shots",
+        "3",
+        "--steps",
+        "2",
+        "--device",
+        "cpu",
+        "--budget",
+        "60MB",
+    ]
+    assert main([*train, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert 0 < result["peak_memory_bytes"] <= 60 * 10**6
+    chosen = read_config(run / "config.toml").settings
+    # Images of 64 x 48 pixels gain nothing from tiny's own 256.
+    assert (chosen.image_size, chosen.budget) == (128, "60MB")
+    assert main([*train, "--resume", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == result
+    assert main([*train[:-1], "61MB", "--resume"]) == 2
+    assert "--budget" in capsys.readouterr().err
+
+
+def test_training_within_too_little_writes_nothing(
+    toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert main(["train", str(toy), "--out", str(run), "--shots", "3", "--budget", "5MB", "--device", "cpu"]) == 2
+    assert "at least" in capsys.readouterr().err
+    assert not run.exists()
