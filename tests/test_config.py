@@ -60,5 +60,8 @@ def test_every_preset_fills_in_all_that_a_run_needs(preset: Any, steps: int) -> 
 
 
 def test_what_the_user_says_wins() -> None:
-    filled = fill_in(Settings(preset="paper", rank=8, image_size=448), image_size=256, defaults=DeviceDefaults("fp32", 32))
+    filled = fill_in(
+        Settings(preset="paper", rank=8, image_size=448), image_size=256, defaults=DeviceDefaults("fp32", 32)
+    )
     assert (filled.rank, filled.image_size, filled.encoder_lr) == (8, 448, 5e-3)
+    assert (filled.precision, filled.state_bits) == ("fp32", 32), "the paper's recipe comes before the device's"

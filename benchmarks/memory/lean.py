@@ -20,11 +20,11 @@ from torch import Tensor
 
 from medsaga import files
 from medsaga.config import Settings
-from medsaga.memory import predict as prediction
-from medsaga.memory.predict import MemoryPrediction
 from medsaga.memory.tracker import CATEGORIES
 from medsaga.models import attention, lean
 from medsaga.optim.groups import PRESETS
+from medsaga.planning import predict as prediction
+from medsaga.planning.predict import MemoryPrediction
 from medsaga.presets import DeviceDefaults, fill_in
 
 CLASSES = 9

@@ -21,11 +21,11 @@ from medsaga import files
 from medsaga.config import ResolvedSettings, Settings
 from medsaga.data.augment import AUGMENTATIONS
 from medsaga.device import choose_device
-from medsaga.memory.predict import predict_memory
 from medsaga.memory.tracker import device_peak, reset_device_peak
 from medsaga.methods import new_optimizer
 from medsaga.models.precision import set_precision
 from medsaga.models.sam import build_sam
+from medsaga.planning.predict import predict_memory
 from medsaga.presets import DeviceDefaults, fill_in
 from medsaga.training.scaling import loss_scale_for
 from medsaga.training.step import Batch, StepMeter, gather, update

@@ -174,7 +174,7 @@ class Memory:
 
     def run(self) -> None:
         """Do it."""
-        from medsaga.memory.report import memory_document, memory_tables
+        from medsaga.planning.report import memory_document, memory_tables
 
         document = memory_document(self.settings, classes=self.classes, channels=self.channels)
         if self.json:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from medsaga.config import Settings
-from medsaga.memory.predict import MemoryPrediction
 from medsaga.optim.galore import GaLoreAdamW
+from medsaga.planning.predict import MemoryPrediction
 from medsaga.run_folder import read_metrics
 from medsaga.training import loop, scaling
 from medsaga.training.loop import train

@@ -24,9 +24,9 @@ from medsaga.data.intensity import Intensity
 from medsaga.errors import Interrupted, OutOfMemoryError
 from medsaga.files import sha256
 from medsaga.inference import Segmenter
-from medsaga.memory.predict import MemoryPrediction
 from medsaga.models.sam import KClassSam, build_sam
 from medsaga.optim.galore import GaLoreAdamW
+from medsaga.planning.predict import MemoryPrediction
 from medsaga.presets import DeviceDefaults, fill_in
 from medsaga.run_folder import read_metrics
 from medsaga.training import loop, loss, shrink, step

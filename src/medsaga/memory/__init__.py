@@ -1,1 +1,1 @@
-"""How much memory a run takes: counting it while it runs, predicting it before, and choosing settings that fit."""
+"""Counting memory while code runs, and running it on tensors that have none."""

@@ -20,12 +20,12 @@ from medsaga.data.augment import AUGMENTATIONS
 from medsaga.data.samples import Prefetcher, Samples
 from medsaga.errors import Interrupted, OutOfMemoryError, RunError
 from medsaga.evaluation.run import evaluate_run
-from medsaga.memory.predict import predict_memory
 from medsaga.memory.tracker import device_peak, is_out_of_memory, reset_device_peak
 from medsaga.methods import new_optimizer
 from medsaga.models.sam import KClassSam
 from medsaga.models.weights import save_model
 from medsaga.optim.galore import GaLoreAdamW
+from medsaga.planning.predict import predict_memory
 from medsaga.progress import RunProgress
 from medsaga.run_folder import MetricsLog
 from medsaga.training.checkpoint import Counters, load_state, save_state

@@ -23,11 +23,11 @@ from medsaga.data.splits import Split, split_cases
 from medsaga.data.types import Dataset, Item
 from medsaga.device import choose_device, defaults_for
 from medsaga.errors import InputError
-from medsaga.memory.plan import plan, useful_sizes
 from medsaga.methods import METHODS
 from medsaga.models.precision import set_precision
 from medsaga.models.sam import ARCHITECTURES, KClassSam, build_sam
 from medsaga.models.weights import detect_architecture, load_pretrained
+from medsaga.planning.plan import plan, useful_sizes
 from medsaga.presets import fill_in
 from medsaga.progress import counting
 

@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 
 from medsaga.config import ResolvedSettings, Settings, flag, parse_bytes
 from medsaga.errors import InputError
-from medsaga.memory.predict import MemoryPrediction, predict_memory
 from medsaga.models.sam import ARCHITECTURES, PATCH_SIZE
+from medsaga.planning.predict import MemoryPrediction, predict_memory
 from medsaga.presets import RECIPES, DeviceDefaults, fill_in
 
 USABLE = 0.9

@@ -10,9 +10,9 @@ from rich.table import Table
 from medsaga.config import Settings, flag, parse_bytes
 from medsaga.device import planned_defaults
 from medsaga.errors import InputError
-from medsaga.memory.plan import Plan, plan, useful_sizes
-from medsaga.memory.predict import predict_memory
 from medsaga.models.sam import ARCHITECTURES, check_image_size
+from medsaga.planning.plan import Plan, plan, useful_sizes
+from medsaga.planning.predict import predict_memory
 from medsaga.presets import fill_in
 from medsaga.training.prepare import check_method, weights_of
 

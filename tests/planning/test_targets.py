@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from medsaga.config import Settings
-from medsaga.memory.predict import predict_memory
+from medsaga.planning.predict import predict_memory
 from medsaga.presets import DeviceDefaults, fill_in
 
 MIB = 2**20

@@ -13,10 +13,10 @@ from real_steps import measure
 from medsaga.config import ResolvedSettings, RunConfig, Settings
 from medsaga.data.intensity import Intensity
 from medsaga.inference import Segmenter
-from medsaga.memory.predict import MemoryPrediction, predict_memory
-from medsaga.memory.shapes import OncePerShape
 from medsaga.memory.tracker import CATEGORIES, TensorTracker
 from medsaga.models.sam import build_sam
+from medsaga.planning.predict import MemoryPrediction, predict_memory
+from medsaga.planning.shapes import OncePerShape
 from medsaga.presets import DeviceDefaults, fill_in
 
 CPU = torch.device("cpu")

@@ -18,12 +18,12 @@ from medsaga.config import ResolvedSettings
 from medsaga.data.augment import AUGMENTATIONS
 from medsaga.data.letterbox import unletterbox
 from medsaga.inference import BATCH_SIZE
-from medsaga.memory.shapes import OncePerShape
 from medsaga.memory.tracker import ELSEWHERE, TensorTracker
 from medsaga.methods import new_optimizer
 from medsaga.models.precision import WEIGHT_TYPES, cast_parameters, set_precision
 from medsaga.models.sam import KClassSam, build_sam
 from medsaga.optim.galore import Arrived, GaLoreAdamW
+from medsaga.planning.shapes import OncePerShape
 from medsaga.training.scaling import LossScale
 from medsaga.training.step import Batch, StepMeter, gather, update
 
