@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,3 +44,20 @@ def quick() -> Settings:
     return Settings(
         shots=3, image_size=64, steps=6, batch_size=2, evaluate_every=2, refresh_every=3, rank=8, device="cpu"
     )
+
+
+def interrupt_in(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Press Ctrl-C in a step of the training; the first is 1."""
+    # Only those who train have to wait for torch.
+    from medsaga.training import shrink
+
+    original, updates = shrink.update, 0
+
+    def interrupted(*args: Any, **kwargs: Any) -> bool:
+        nonlocal updates
+        updates += 1
+        if updates == number:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(shrink, "update", interrupted)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import interrupt_in
 from PIL import Image
 from torch import Tensor
 
@@ -115,16 +115,7 @@ def test_ctrl_c_saves_and_the_run_goes_on_to_the_same_bits(
     toy: Path, tmp_path: Path, quick: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train(toy, tmp_path / "whole", quick)
-    original, calls = step.update, 0
-
-    def interrupt(*args: Any, **kwargs: Any) -> bool:
-        nonlocal calls
-        calls += 1
-        if calls == 3:  # between two evaluations: the state must be saved for its own sake
-            os.kill(os.getpid(), signal.SIGINT)
-        return original(*args, **kwargs)
-
-    monkeypatch.setattr(shrink, "update", interrupt)
+    interrupt_in(monkeypatch, 3)  # between two evaluations: the state must be saved for its own sake
     with pytest.raises(Interrupted, match="--resume"):
         train(toy, tmp_path / "run", quick)
     monkeypatch.undo()

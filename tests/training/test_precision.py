@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from conftest import interrupt_in
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -25,26 +24,12 @@ from medsaga.models.int8 import BLOCK
 from medsaga.models.precision import WEIGHT_TYPES, set_precision
 from medsaga.models.sam import build_sam
 from medsaga.run_folder import read_metrics
-from medsaga.training import loop, shrink, step
+from medsaga.training import loop
 from medsaga.training.loop import train
 
 
 def _losses(run: Path) -> list[float]:
     return [line["loss"] for line in read_metrics(run) if line["kind"] == "step"]
-
-
-def _interrupt_in(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    """Press Ctrl-C in a step; the first is 1."""
-    original, updates = step.update, 0
-
-    def interrupted(*args: Any, **kwargs: Any) -> bool:
-        nonlocal updates
-        updates += 1
-        if updates == number:
-            os.kill(os.getpid(), signal.SIGINT)
-        return original(*args, **kwargs)
-
-    monkeypatch.setattr(shrink, "update", interrupted)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "int8"])
@@ -60,7 +45,7 @@ def test_a_narrow_run_learns_resumes_and_predicts(
     assert result["predicted_peak_memory_bytes"] == pytest.approx(result["peak_memory_bytes"], rel=0.02)
 
     with monkeypatch.context() as patch:
-        _interrupt_in(patch, 2)
+        interrupt_in(patch, 2)
         with pytest.raises(Interrupted, match="--resume"):
             train(toy, run, settings)
     saved = torch.load(run / "state.pt", weights_only=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
-import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import interrupt_in
 from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor
@@ -65,20 +65,6 @@ def _exhaust(monkeypatch: pytest.MonkeyPatch, fails: Callable[[int, Tensor], boo
 
 def _run_out_at(monkeypatch: pytest.MonkeyPatch, call: int) -> None:
     _exhaust(monkeypatch, lambda number, _: number == call)
-
-
-def _interrupt_in(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    """Press Ctrl-C in a step; the first is 1."""
-    original, updates = step.update, 0
-
-    def interrupted(*args: Any, **kwargs: Any) -> bool:
-        nonlocal updates
-        updates += 1
-        if updates == number:
-            os.kill(os.getpid(), signal.SIGINT)
-        return original(*args, **kwargs)
-
-    monkeypatch.setattr(shrink, "update", interrupted)
 
 
 def _counters(run: Path) -> dict[str, Any]:
@@ -186,7 +172,7 @@ def test_in_the_middle_of_a_run_only_rounding_changes(
 
     # To the bit it is the run that was stopped before step 4, and went on with the smaller parts.
     with monkeypatch.context() as patch:
-        _interrupt_in(patch, 3)
+        interrupt_in(patch, 3)
         with pytest.raises(Interrupted):
             train(toy, resumed, settings)
     state = torch.load(resumed / "state.pt", weights_only=True)
@@ -221,7 +207,7 @@ def test_an_interrupted_run_goes_on_with_the_smaller_parts(
     assert [key for key, _ in itertools.groupby(seen)] == [(2, False), (1, False), (1, True)]
     with monkeypatch.context() as patch:
         _exhaust(patch, lambda call, _: call in too_much)
-        _interrupt_in(patch, 3)
+        interrupt_in(patch, 3)
         with pytest.raises(Interrupted):
             train(toy, run, settings)
     saved = _counters(run)

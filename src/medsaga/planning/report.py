@@ -10,7 +10,7 @@ from rich.table import Table
 from medsaga.config import Settings, flag, parse_bytes
 from medsaga.device import planned_defaults
 from medsaga.errors import InputError
-from medsaga.models.sam import ARCHITECTURES, check_image_size
+from medsaga.models.sam import ARCHITECTURES
 from medsaga.planning.plan import Plan, plan, useful_sizes
 from medsaga.planning.predict import predict_memory
 from medsaga.presets import fill_in
@@ -51,16 +51,15 @@ def memory_document(settings: Settings, *, classes: int, channels: int) -> dict[
     check_method(settings)
     source, architecture = weights_of(settings)
     settings = dataclasses.replace(settings, model=architecture, weights=source)
-    if settings.image_size is not None:
-        check_image_size(settings.image_size)
     defaults = planned_defaults(settings.device)
-    sizes = useful_sizes(architecture)
     document: dict[str, Any] = {}
     if settings.budget is None:
         resolved = fill_in(settings, image_size=ARCHITECTURES[architecture].image_size, defaults=defaults)
         chosen = Plan(resolved, predict_memory(resolved, classes=classes, in_channels=channels))
     else:
-        chosen = plan(settings, sizes=sizes, classes=classes, in_channels=channels, defaults=defaults)
+        chosen = plan(
+            settings, sizes=useful_sizes(architecture), classes=classes, in_channels=channels, defaults=defaults
+        )
         document["budget_bytes"] = parse_bytes(settings.budget)
     shown = {name: getattr(chosen.settings, name) for name in SHOWN}
     return {**dataclasses.asdict(chosen.prediction), **document, "settings": shown}
