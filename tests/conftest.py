@@ -49,9 +49,9 @@ def quick() -> Settings:
 def interrupt_in(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     """Press Ctrl-C in a step of the training; the first is 1."""
     # Only those who train have to wait for torch.
-    from medsaga.training import shrink
+    from medsaga.training import shrink, step
 
-    original, updates = shrink.update, 0
+    original, updates = step.update, 0
 
     def interrupted(*args: Any, **kwargs: Any) -> bool:
         nonlocal updates

@@ -10,7 +10,8 @@ import pytest
 from medsaga.config import RunConfig, Settings, read_config
 from medsaga.data.intensity import Intensity
 from medsaga.errors import InputError
-from medsaga.presets import RECIPES, DeviceDefaults, fill_in
+from medsaga.presets import DeviceDefaults, fill_in
+from medsaga.recipes import recipe_names
 
 
 @pytest.mark.parametrize(
@@ -48,10 +49,10 @@ def test_a_damaged_configuration_is_one_clear_error(tmp_path: Path, text: str) -
         read_config(tmp_path / "config.toml")
 
 
-@pytest.mark.parametrize("preset", sorted(RECIPES))
+@pytest.mark.parametrize("recipe", [None, *recipe_names()])
 @pytest.mark.parametrize("steps", [1, 7, 1000])
-def test_every_preset_fills_in_all_that_a_run_needs(preset: Any, steps: int) -> None:
-    filled = fill_in(Settings(preset=preset, steps=steps), image_size=256, defaults=DeviceDefaults("fp32", 32))
+def test_every_recipe_fills_in_all_that_a_run_needs(recipe: str | None, steps: int) -> None:
+    filled = fill_in(Settings(recipe=recipe, steps=steps), image_size=256, defaults=DeviceDefaults("fp32", 32))
     needed = ["image_size", "batch_size", "micro_batch_size", "encoder_lr", "decoder_lr", "rank", "refresh_every"]
     assert all(getattr(filled, name) is not None for name in [*needed, "evaluate_every", "augmentation"])
     assert filled.steps == steps
@@ -61,7 +62,7 @@ def test_every_preset_fills_in_all_that_a_run_needs(preset: Any, steps: int) -> 
 
 def test_what_the_user_says_wins() -> None:
     filled = fill_in(
-        Settings(preset="paper", rank=8, image_size=448), image_size=256, defaults=DeviceDefaults("fp32", 32)
+        Settings(recipe="medsaga-paper", rank=8, image_size=448), image_size=256, defaults=DeviceDefaults("fp32", 32)
     )
     assert (filled.rank, filled.image_size, filled.encoder_lr) == (8, 448, 5e-3)
     assert (filled.precision, filled.state_bits) == ("fp32", 32), "the paper's recipe comes before the device's"

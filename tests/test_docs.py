@@ -28,7 +28,7 @@ def test_every_block_runs(page: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(tmp_path)
     # The commands are the docs'; only the length of the run and the size of the images are cut down.
     quick: dict[str, Any] = {"steps": 2, "batch_size": 2, "image_size": 64}
-    monkeypatch.setitem(presets.RECIPES, "default", {**presets.RECIPES["default"], **quick})
+    monkeypatch.setattr(presets, "DEFAULTS", {**presets.DEFAULTS, **quick})
     for kind, text in _runnable(page):
         if kind == "python":
             exec(compile(text, page.name, "exec"), {})
@@ -47,7 +47,7 @@ def test_links_between_pages_and_to_files_exist(page: Path) -> None:
 
 def test_every_setting_and_verb_is_in_the_help_and_the_reference(capsys: pytest.CaptureFixture[str]) -> None:
     reference = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
-    for verb in ["demo", "info", "train", "evaluate", "predict", "memory"]:
+    for verb in ["demo", "info", "train", "evaluate", "predict", "compare", "memory"]:
         with pytest.raises(SystemExit) as stopped:
             main([verb, "--help"])
         assert stopped.value.code == 0

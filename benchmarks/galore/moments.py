@@ -19,7 +19,7 @@ from torch import Tensor
 
 from benchmarks.galore.sketch_quality import batches
 from medsaga.files import write_json
-from medsaga.methods import weight_matrices
+from medsaga.methods.base import weight_matrices
 from medsaga.models.sam import build_sam
 from medsaga.optim import GaLoreAdamW
 from medsaga.optim.projection import project_back, rotate_moments
@@ -63,9 +63,9 @@ def losses(args: argparse.Namespace, treatment: str, rank: int, seed: int) -> li
         for _ in range(args.steps):
             images, labels = next(stream)
             if optimizer.needs_calibration():
-                segmentation_loss(model(images), labels).backward()
+                segmentation_loss(model(images), labels, dice_weight=0.8).sum().backward()
                 optimizer.calibrate()
-            loss = segmentation_loss(model(images), labels)
+            loss = segmentation_loss(model(images), labels, dice_weight=0.8).sum()
             loss.backward()
             optimizer.clip_gradients(1.0)
             optimizer.step()

@@ -33,6 +33,7 @@ from torch.optim import SGD, AdamW, Optimizer
 from medsaga import files
 from medsaga.memory.tracker import TensorTracker
 from medsaga.models.daeformer import DAEFormer
+from medsaga.models.lora import LoraQkv
 from medsaga.models.sam import build_sam
 
 CLASSES = 9
@@ -136,7 +137,7 @@ class PlainSam(nn.Module):
         for layer in encoder.layers:
             layer.attn = PlainVisionAttention(layer.attn)
             if lora:
-                layer.attn.qkv = LoraQkv(layer.attn.qkv)
+                layer.attn.qkv = LoraQkv(layer.attn.qkv, RANK)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return the low-resolution logits, and those of the image's size that SAMed's trainer keeps for pictures."""
@@ -171,24 +172,6 @@ class PlainVisionAttention(nn.Module):
         attended = scores.view(-1, tokens, tokens).softmax(-1) @ value
         attended = attended.unflatten(0, (batch, self.heads)).transpose(1, 2)
         return self.proj(attended.reshape(batch, height, width, channels)), None
-
-
-class LoraQkv(nn.Module):
-    """SAMed's low-rank update of the query and value parts of a fused projection."""
-
-    def __init__(self, qkv: nn.Linear) -> None:
-        super().__init__()
-        self.qkv = qkv
-        self.down = nn.ModuleList(nn.Linear(qkv.in_features, RANK, bias=False) for _ in range(2))
-        self.up = nn.ModuleList(nn.Linear(RANK, qkv.in_features, bias=False) for _ in range(2))
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """``(batch, height, width, channels)`` to ``(batch, height, width, 3 * channels)``."""
-        channels = hidden.shape[-1]
-        qkv = self.qkv(hidden)
-        qkv[..., :channels] += self.up[0](self.down[0](hidden))
-        qkv[..., -channels:] += self.up[1](self.down[1](hidden))
-        return qkv
 
 
 class Logits(nn.Module):

@@ -48,7 +48,7 @@ def measure(data: Path, folder: Path) -> dict[str, Any]:
     scale = LossScale()
 
     def one_step(batch: Batch, size: int) -> None:
-        backward(run.model, batch, micro_batch_size=size, scale=scale)
+        backward(run.model, batch, micro_batch_size=size, dice_weight=run.config.settings.dice_weight, scale=scale)
         update(optimizer, max_gradient_norm=settings.max_gradient_norm, scale=scale)
 
     for step in range(ROUNDS):

@@ -26,27 +26,21 @@ Precision = Literal["auto", "fp32", "bf16", "fp16", "int8"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What a training run can be told. The docstring of a field is its help on the command line."""
+class SharedSettings:
+    """What the runs of a comparison have in common. The docstring of a field is its help on the command line."""
 
-    model: str = "tiny"
-    """Architecture (tiny, vit_b, vit_l, vit_h), a checkpoint file or folder, or a Hugging Face hub id."""
+    model: str | None = None
+    """Architecture (tiny, vit_b, vit_l, vit_h), a checkpoint file or folder, or a Hugging Face hub id; default tiny."""
     weights: str | None = None
     """Pre-trained weights for MODEL: official or MedSAM .pth, .safetensors, Hugging Face folder or hub id."""
-    method: str = "medsaga"
-    """How the model is fine-tuned."""
-    preset: Literal["default", "paper"] = "default"
-    """`default` is our own recipe; `paper` is that of arXiv 2407.15042 and its public code."""
-    shots: int | None = None
-    """Number of labelled cases (patients) to train on, drawn by SEED; all others are held out for the test."""
-    seed: int = 0
-    """Chooses the cases, the initial weights, the batches and the augmentation."""
     fold: int = 0
     """Fold of an existing splits_final.json."""
     validation_cases: int | None = None
     """Training cases put aside to choose the best checkpoint; by default a fifth of 10 or more, else none."""
     image_size: int | None = None
     """Side in pixels of the square that the model sees; a multiple of 16."""
+    channels: tuple[str, ...] | None = None
+    """Names of the image channels to use, where each is a file of its own; by default all."""
     axis: Axis = "auto"
     """Axis along which volumes are cut into slices; `auto` is the axis of coarsest spacing."""
     neighbours: int = 0
@@ -61,8 +55,6 @@ class Settings:
     """Optimizer steps."""
     batch_size: int | None = None
     """Images per optimizer step."""
-    budget: str | None = None
-    """Memory that the run may take, such as 4GB: what is left open below and the image size are chosen to fit."""
     micro_batch_size: int | None = None
     """Images per backward pass: a smaller number needs less memory and more time, and gives the same result."""
     checkpointing: Checkpointing = "auto"
@@ -73,20 +65,8 @@ class Settings:
     """Bits of each number of the optimizer's state."""
     state_on_host: bool = False
     """Keep the optimizer's state in the host's memory: less memory on the GPU, more time."""
-    encoder_lr: float | None = None
-    """Peak learning rate of the image encoder."""
-    decoder_lr: float | None = None
-    """Peak learning rate of the prompt encoder and the mask decoder."""
-    weight_decay: float = 0.1
-    """Decoupled weight decay of the weight matrices."""
-    warmup: int | None = None
-    """Steps over which the learning rate rises."""
-    max_gradient_norm: float = 1.0
-    """The gradient, as projected, is clipped to this norm."""
-    rank: int | None = None
-    """Rank of GaLore's gradient projection."""
-    refresh_every: int | None = None
-    """Optimizer steps between two choices of the projection's subspace."""
+    dice_weight: float | None = None
+    """Share of Dice in the loss, from 0 to 1; cross-entropy has the rest."""
     evaluate_every: int | None = None
     """Steps between two evaluations, each of which saves a checkpoint."""
     patience: int | None = None
@@ -95,6 +75,42 @@ class Settings:
     """Metric protocol of the final evaluation."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(SharedSettings):
+    """What a training run can be told."""
+
+    method: str | None = None
+    """medsaga (default), samed, full, frozen; daeformer and unet train models of their own from scratch."""
+    recipe: str | None = None
+    """A publication's settings: medsaga-paper, samed-paper, daeformer-paper, or a TOML file; other options override."""
+    shots: int | None = None
+    """Number of labelled cases (patients) to train on, drawn by SEED; all others are held out for the test."""
+    test_cases: int | None = None
+    """Test on so many of the other cases only; with one SEED they are the same for every number of shots."""
+    seed: int = 0
+    """Chooses the cases, the initial weights, the batches and the augmentation."""
+    budget: str | None = None
+    """Memory that the run may take, such as 4GB: what is left open below and the image size are chosen to fit."""
+    encoder_lr: float | None = None
+    """Peak learning rate of the image encoder."""
+    decoder_lr: float | None = None
+    """Peak learning rate of the prompt encoder and the mask decoder."""
+    weight_decay: float | None = None
+    """Weight decay of the weight matrices."""
+    optimizer: Literal["adamw", "sgd"] | None = None
+    """AdamW, or stochastic gradient descent with a momentum of 0.9."""
+    warmup: int | None = None
+    """Steps over which the learning rate rises."""
+    max_gradient_norm: float | None = None
+    """The gradient, as projected, is clipped to this norm; inf leaves it as it is."""
+    rank: int | None = None
+    """Rank of GaLore's gradient projection, or of LoRA's update."""
+    refresh_every: int | None = None
+    """Optimizer steps between two choices of the projection's subspace."""
+    galore: Literal["default", "reference"] | None = None
+    """`reference` does what GaLore's authors do: exact SVD, moments kept as they are, updates scaled by 0.25."""
 
     def __post_init__(self) -> None:
         """Reject contradictions before anything is read.
@@ -107,16 +123,18 @@ class Settings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(flag(name), expected="at least 1", found=str(value), do="Give a larger number.")
-        for name in ["neighbours", "seed", "fold", "validation_cases", "warmup", "weight_decay"]:
+        for name in ["neighbours", "seed", "fold", "validation_cases", "test_cases", "warmup", "weight_decay"]:
             value = getattr(self, name)
             if value is not None and value < 0:
                 raise InputError(flag(name), expected="0 or more", found=str(value), do="Give a larger number.")
-        for name in ["encoder_lr", "decoder_lr", "max_gradient_norm"]:
+        for name, most in (("encoder_lr", 1e3), ("decoder_lr", 1e3), ("max_gradient_norm", float("inf"))):
             value = getattr(self, name)
-            if value is not None and not 0 < value < float("inf"):
+            if value is not None and not 0 < value <= most:
                 raise InputError(
                     flag(name), expected="a positive number", found=str(value), do="Give a positive number."
                 )
+        if self.dice_weight is not None and not 0 <= self.dice_weight <= 1:
+            raise InputError(flag("dice_weight"), expected="0 to 1", found=str(self.dice_weight), do="Give a share.")
         if self.window is not None and self.window[0] >= self.window[1]:
             raise InputError(
                 flag("window"),
@@ -146,6 +164,8 @@ class Settings:
 class ResolvedSettings(Settings):
     """Settings of a run that can start: nothing that training needs is left open."""
 
+    model: str = field()
+    method: str = field()
     image_size: int = field()
     augmentation: Augmentations = field()
     steps: int = field()
@@ -154,9 +174,14 @@ class ResolvedSettings(Settings):
     state_bits: Literal[8, 32] = field()
     encoder_lr: float = field()
     decoder_lr: float = field()
+    weight_decay: float = field()
+    optimizer: Literal["adamw", "sgd"] = field()
+    dice_weight: float = field()
     warmup: int = field()
+    max_gradient_norm: float = field()
     rank: int = field()
     refresh_every: int = field()
+    galore: Literal["default", "reference"] = field()
     evaluate_every: int = field()
 
 
@@ -226,8 +251,9 @@ def read_config(path: Path) -> RunConfig:
     try:
         document: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
         settings = dict(document["settings"])
-        if "window" in settings:
-            settings["window"] = tuple(settings["window"])
+        for name in ("window", "channels"):
+            if name in settings:
+                settings[name] = tuple(settings[name])
         return RunConfig(
             data=str(document["data"]),
             labels={str(k): int(v) for k, v in document["labels"].items()},

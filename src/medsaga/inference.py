@@ -22,8 +22,9 @@ from medsaga.data.types import Array, Grid, Item, Labels, to_label_values
 from medsaga.device import choose_device
 from medsaga.errors import InputError, OutOfMemoryError
 from medsaga.memory.tracker import is_out_of_memory
+from medsaga.methods import loading
+from medsaga.models.base import SegmentationModel
 from medsaga.models.precision import cast_parameters
-from medsaga.models.sam import KClassSam
 from medsaga.models.weights import load_model
 
 # A slice is mapped back to its own size one at a time: the probabilities of a large slice outweigh the model.
@@ -57,7 +58,7 @@ class Segmenter:
         device: where it runs.
     """
 
-    def __init__(self, model: KClassSam, config: RunConfig, device: torch.device) -> None:
+    def __init__(self, model: SegmentationModel, config: RunConfig, device: torch.device) -> None:
         self.model = model.to(device).eval()
         if device.type == "cpu":
             # A file may hold half precision: CPUs compute it slowly, or at least not as exactly.
@@ -80,7 +81,7 @@ class Segmenter:
         """
         folder = Path(run)
         config = read_config(folder / run_folder.CONFIG)
-        model = load_model(folder / run_folder.MODEL)
+        model = load_model(folder / run_folder.MODEL, loading(config.settings))
         made = (model.architecture, model.classes, model.image_size, model.in_channels)
         wanted = (config.settings.model, len(config.labels), config.settings.image_size, config.in_channels)
         if made != wanted:

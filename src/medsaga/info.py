@@ -11,7 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from medsaga.data.dataset import check_items, read_dataset
-from medsaga.data.types import Item
+from medsaga.data.items import overlap
+from medsaga.data.labels import listed
+from medsaga.data.types import Dataset, Item
 from medsaga.errors import InputError
 from medsaga.progress import counting
 
@@ -37,6 +39,9 @@ def describe(data: Path, console: Console) -> tuple[dict[str, Any], tuple[InputE
         ],
         "channels": list(dataset.channels),
         "labels": dataset.labels,
+        "test_cases": list(dataset.test),
+        "value_range": dataset.value_range,
+        "overlapping_structures": None if problems else _overlaps(dataset),
         "problems": [str(problem) for problem in problems],
     }
     return document, problems
@@ -56,10 +61,25 @@ def info_table(document: dict[str, Any]) -> Table:
     table.add_row("labels", ", ".join(f"{value} {name}" for name, value in document["labels"].items()))
     table.add_row("shape", _most_common(shapes))
     table.add_row("spacing", _most_common(spacings))
+    if document["test_cases"]:
+        table.add_row("kept for the test", f"{len(document['test_cases'])} cases: {listed(document['test_cases'], 4)}")
+    if document["value_range"] is not None:
+        table.add_row("values", "{:g} to {:g}, by the layout".format(*document["value_range"]))
+    overlaps = document["overlapping_structures"]
+    if overlaps is not None:
+        found = f"{overlaps['pixels']:,} pixels in {overlaps['images']} images; the label with the higher number wins"
+        table.add_row("structures overlap", found if overlaps["pixels"] else "nowhere")
     table.add_row("problems", "none" if not problems else f"{len(problems)}")
     for problem in problems[:SHOWN_PROBLEMS]:
         table.add_row("", Text(problem))
     return table
+
+
+def _overlaps(dataset: Dataset) -> dict[str, int] | None:
+    """Count where binary masks of several structures overlap; None where masks are label maps."""
+    items = [item for item in dataset.items if item.structures]
+    counts = [overlap(item) for item in items]
+    return {"images": sum(count > 0 for count in counts), "pixels": sum(counts)} if items else None
 
 
 def _image(item: Item) -> dict[str, Any]:

@@ -1,8 +1,7 @@
-"""The recipes that fill in what a user leaves open.
+"""The values that fill in what the user and the recipe leave open.
 
-``default`` is our own; ``benchmarks/few_shot`` has what it gives from random weights, and a sweep is still to come.
-``paper`` is the recipe of MedSAGa (arXiv 2407.15042) and its public code. A run has few steps when the cases are few,
-so that warm-up and the refresh of GaLore's subspace are tied to its length.
+``benchmarks/few_shot`` has what they give from random weights. A run has few steps when the cases are few, so that
+warm-up and the refresh of GaLore's subspace are tied to its length.
 """
 
 from __future__ import annotations
@@ -12,30 +11,24 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from medsaga.config import Precision, ResolvedSettings, Settings
+from medsaga.methods import method_named
+from medsaga.recipes import with_recipe
 
-RECIPES: dict[str, dict[str, Any]] = {
-    "default": {
-        "steps": 400,
-        "batch_size": 8,
-        "encoder_lr": 5e-4,
-        "decoder_lr": 5e-4,
-        "rank": 64,
-        "augmentation": "fewshot",
-    },
-    "paper": {
-        "steps": 3000,
-        "batch_size": 12,
-        "encoder_lr": 5e-3,
-        "decoder_lr": 5e-3,
-        "rank": 4,
-        "refresh_every": 200,
-        "warmup": 250,
-        "augmentation": "samed",
-        "precision": "fp32",
-        "state_bits": 32,
-        "image_size": 240,
-    },
+METHOD = "medsaga"
+DEFAULTS: dict[str, Any] = {
+    "steps": 400,
+    "batch_size": 8,
+    "encoder_lr": 5e-4,
+    "decoder_lr": 5e-4,
+    "weight_decay": 0.1,
+    "optimizer": "adamw",
+    "dice_weight": 0.8,
+    "max_gradient_norm": 1.0,
+    "rank": 64,
+    "galore": "default",
+    "augmentation": "fewshot",
 }
+"""For every method that has no value of its own."""
 REFRESHES_PER_RUN = 20
 EVALUATIONS_PER_RUN = 10
 WARMUP_SHARE = 0.1
@@ -47,7 +40,7 @@ RECOMPUTED = ("vit_b", "vit_l", "vit_h")
 
 @dataclass(frozen=True)
 class DeviceDefaults:
-    """What suits the device of a run when neither the user nor the preset says.
+    """What suits the device of a run when neither the user nor the recipe says.
 
     Attributes:
         precision: of the weights.
@@ -58,20 +51,28 @@ class DeviceDefaults:
     state_bits: Literal[8, 32]
 
 
-def fill_in(settings: Settings, *, image_size: int, defaults: DeviceDefaults) -> ResolvedSettings:
-    """Return the settings with every open training field filled in from the preset.
+def fill_in(settings: Settings, *, defaults: DeviceDefaults, image_size: int | None = None) -> ResolvedSettings:
+    """Return the settings with every open training field filled in.
+
+    What the user gives comes first, then the recipe, then the method's own values, then the common ones.
 
     Args:
-        settings: as the user gave them, with a model of `medsaga.models.sam.ARCHITECTURES`.
-        image_size: the model's own side in pixels, used when neither the user nor the preset says.
+        settings: as the user gave them, with the name of an architecture as the model, or none.
         defaults: what suits the device.
+        image_size: side in pixels, used when neither the user nor the recipe says; None is the model's own.
+
+    Raises:
+        InputError: there is no such method or recipe.
     """
-    recipe = RECIPES[settings.preset]
+    settings = with_recipe(settings)
     given = {name: value for name, value in dataclasses.asdict(settings).items() if value is not None}
     for name in ("precision", "checkpointing"):
         if given[name] == "auto":
             del given[name]
-    merged = {"image_size": image_size, **dataclasses.asdict(defaults), **recipe, **given}
+    method = method_named(given.setdefault("method", METHOD))
+    model = given.setdefault("model", method.architectures[0])
+    own_size = image_size or method.image_sizes(model)[-1]
+    merged = {"image_size": own_size, **dataclasses.asdict(defaults), **DEFAULTS, **method.defaults, **given}
     steps = merged["steps"]
     merged.setdefault("refresh_every", max(1, steps // REFRESHES_PER_RUN))
     merged.setdefault("warmup", max(1, round(WARMUP_SHARE * steps)))

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import h5py
 import nibabel as nib
 import numpy as np
 import pytest
@@ -44,6 +45,20 @@ def nifti_bytes(voxels: np.ndarray, affine: np.ndarray | None = None) -> bytes:
     return nib.Nifti1Image(voxels, np.diag([2.0, 2, 5, 1]) if affine is None else affine).to_bytes()
 
 
+def npz_bytes(**arrays: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]  # its stub wants allow_pickle here
+    return stream.getvalue()
+
+
+def hdf5_bytes(**arrays: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    with h5py.File(stream, "w") as file:
+        for name, values in arrays.items():
+            file.create_dataset(name, data=values, compression="gzip")
+    return stream.getvalue()
+
+
 PIXELS = np.random.default_rng(0).integers(0, 256, (24, 20), dtype=np.uint8)
 MASK = (np.indices((24, 20)).sum(axis=0) // 4 % 3).astype(np.uint8)
 VOXELS = np.random.default_rng(1).integers(-1000, 1000, (8, 7, 6)).astype(np.int16)
@@ -59,6 +74,9 @@ IMAGES: dict[str, tuple[bytes, bytes]] = {
         encoded(Image.fromarray(MASK), "TIFF", compression="tiff_lzw"),
     ),
     ".bmp": (encoded(Image.fromarray(PIXELS), "BMP"), encoded(Image.fromarray(MASK), "BMP")),
+    ".gif": (encoded(Image.fromarray(PIXELS), "GIF"), encoded(Image.fromarray(MASK), "GIF")),
+    ".npz": (npz_bytes(image=PIXELS / np.float32(255), label=MASK),) * 2,
+    ".npy.h5": (hdf5_bytes(image=VOXELS.astype(np.float32), label=VOXEL_MASK),) * 2,
     ".nii": (nifti_bytes(VOXELS.astype(np.float32)), nifti_bytes(VOXEL_MASK)),
     ".nii.gz": (gzip.compress(nifti_bytes(VOXELS), mtime=0), gzip.compress(nifti_bytes(VOXEL_MASK), mtime=0)),
 }
@@ -156,11 +174,11 @@ def assert_usable_or_reported(root: Path) -> bool:
     assert dataset.items
     assert len(fingerprint(dataset)) == 64
     for item in dataset.items:
-        assert item.mask is not None
+        assert item.masks
         parts = [format_of(path).read_image(path) for path in item.images]
         assert (sum(map(len, parts)), *parts[0].shape[1:]) == (item.header.channels, *item.header.grid.shape)
         assert all(np.isfinite(part).all() for part in parts)
-        labels = format_of(item.mask).read_labels(item.mask)
+        labels = format_of(item.masks[0]).read_labels(item.masks[0])
         assert labels.shape == item.header.grid.shape
         assert set(np.unique(labels).tolist()) <= set(dataset.labels.values())
     return True

@@ -21,6 +21,7 @@ from medsaga.data.dataset import (
     read_dataset,
 )
 from medsaga.data.labels import values_in
+from medsaga.data.layouts import LAYOUTS
 from medsaga.errors import InputError
 
 AFFINE = np.diag([2.0, 2.0, 5.0, 1.0])
@@ -106,7 +107,7 @@ def test_a_plain_folder_is_read_whole(folder: Path) -> None:
     assert dataset.layout == "folder"
     assert list(dataset.labels.items()) == [("background", 0), ("liver", 1), ("tumour", 2)]
     assert [(item.name, item.case) for item in dataset.items] == [("a", "p1"), ("b", "p1"), ("c", "p2"), ("d", "p3")]
-    assert dataset.items[0].mask == folder / "masks" / "a.png"
+    assert dataset.items[0].masks == (folder / "masks" / "a.png",)
     assert dataset.items[0].header.grid.shape == (12, 10)
     assert dataset.channels == ("channel_0",)
     assert labels_of_cases(dataset) == {case: frozenset({0, 1, 2}) for case in ("p1", "p2", "p3")}
@@ -158,7 +159,7 @@ def test_masks_may_be_missing_only_when_they_are_not_required(folder: Path) -> N
     assert the_problem_of(folder).startswith(str(folder / "masks" / "b") + ": expected a mask of this name")
     dataset = read_dataset(folder, masks_required=False)
     assert dataset.problems == ()
-    assert [item.mask is None for item in dataset.items] == [False, True, False, False]
+    assert [item.masks == () for item in dataset.items] == [False, True, False, False]
     shutil.rmtree(folder / "masks")
     assert read_dataset(folder, masks_required=False).problems == ()
     assert "masks: expected a folder of image files" in the_problem_of(folder)
@@ -438,9 +439,9 @@ def test_all_problems_are_collected_and_one_error_tells_of_them(folder: Path) ->
 
 def test_what_is_no_dataset_says_which_layouts_there_are(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    for root, found in ((tmp_path, "neither"), (tmp_path / "file", "a file"), (tmp_path / "none", "nothing")):
+    for root, found in ((tmp_path, "none of these"), (tmp_path / "file", "a file"), (tmp_path / "none", "nothing")):
         problem = the_problem_of(root)
-        assert "images/ and masks/, or nnU-Net's imagesTr/" in problem
+        assert all(layout.EXPECTED in problem for layout in LAYOUTS)
         assert f"found {found}" in problem or f"with {found}" in problem
 
 
@@ -484,7 +485,7 @@ def test_the_fingerprint_is_of_content_and_names_not_of_place(folder: Path, tmp_
 
 def test_inputs_are_a_file_or_the_images_of_a_folder(folder: Path, nnunet: Path) -> None:
     (item,) = find_inputs(folder / "images" / "a.png")
-    assert (item.name, item.mask, item.header.channels) == ("a", None, 1)
+    assert (item.name, item.masks, item.header.channels) == ("a", (), 1)
     assert [item.name for item in find_inputs(folder / "images")] == ["a", "b", "c", "d"]
     cases = find_inputs(nnunet / "imagesTr")
     assert [(item.name, len(item.images), item.header.channels) for item in cases] == [

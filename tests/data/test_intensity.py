@@ -30,7 +30,7 @@ def dataset_of(root: Path, images: list[npt.NDArray], masks: list[npt.NDArray], 
                 Image.fromarray(array).save(path)
             else:
                 nib.save(nib.Nifti1Image(array, np.eye(4)), path)
-        items.append(Item(f"image{n}", f"case{n}", (paths[0],), paths[1], format_of(paths[0]).read_header(paths[0])))
+        items.append(Item(f"image{n}", f"case{n}", (paths[0],), (paths[1],), format_of(paths[0]).read_header(paths[0])))
     return Dataset(root, "folder", {"background": 0, "organ": 1}, (channel,), tuple(items))
 
 

@@ -1,4 +1,4 @@
-"""PNG, JPEG, TIFF and BMP: what is read is what was stored, and what cannot be read says so."""
+"""PNG, JPEG, TIFF, BMP and GIF: what is read is what was stored, and what cannot be read says so."""
 
 from __future__ import annotations
 
@@ -51,6 +51,23 @@ def assert_header_agrees(path: Path, image: np.ndarray) -> None:
     assert header.grid.affine is None
 
 
+def test_of_a_gif_the_grey_that_is_seen_counts_however_its_palette_is_numbered(tmp_path: Path) -> None:
+    shown = np.array([[0, 255, 0], [255, 0, 0]], np.uint8)
+    grey = save(tmp_path / "grey.gif", shown)
+    white_first = Image.fromarray((shown == 0).astype(np.uint8)).convert("P")
+    white_first.putpalette([255, 255, 255, 0, 0, 0])
+    for path in (grey, save(tmp_path / "white_first.gif", white_first, optimize=False)):
+        assert np.array_equal(raster.read_labels(path), shown)
+        assert_header_agrees(path, raster.read_image(path))
+    assert np.array_equal(raster.read_image(grey)[0], shown)
+    white_first.putpalette([255, 255, 255, 200, 0, 0])
+    with pytest.raises(InputError, match=r"found colours \(RGB\)"):
+        raster.read_labels(save(tmp_path / "red.gif", white_first))
+    frames = [Image.fromarray(GREY), Image.fromarray(GREY[::-1])]
+    with pytest.raises(InputError, match="several pages or frames"):
+        raster.read_labels(save(tmp_path / "film.gif", frames[0], save_all=True, append_images=frames[1:]))
+
+
 @pytest.mark.parametrize("suffix", [".png", ".bmp", ".tif", ".TIFF"])
 @pytest.mark.parametrize("pixels", [GREY, COLOUR], ids=["grey", "rgb"])
 def test_lossless_images_come_back_as_stored(tmp_path: Path, suffix: str, pixels: np.ndarray) -> None:
@@ -99,7 +116,7 @@ def test_opaque_alpha_is_dropped_and_transparency_refused(tmp_path: Path) -> Non
 
 
 def palette_image() -> Image.Image:
-    image = Image.fromarray(GREY % 3, mode=None).convert("P")
+    image = Image.fromarray(GREY % 3).convert("P")
     image.putdata((GREY % 3).ravel().tolist())
     image.putpalette([0, 0, 0, 200, 10, 10, 10, 200, 10])
     return image
@@ -188,9 +205,9 @@ def test_images_of_other_kinds_are_refused(tmp_path: Path) -> None:
     pages = save(tmp_path / "a.tif", Image.fromarray(GREY), save_all=True, append_images=[Image.fromarray(GREY)])
     with pytest.raises(InputError, match="several pages"):
         raster.read_image(pages)
-    gif = save(tmp_path / "gif.png", GREY, format="GIF")
+    webp = save(tmp_path / "webp.png", GREY, format="WEBP")
     with pytest.raises(InputError, match="found something else"):
-        raster.read_image(gif)
+        raster.read_image(webp)
 
 
 def test_damaged_and_missing_files_say_what_is_wrong(tmp_path: Path) -> None:

@@ -25,8 +25,8 @@ from medsaga.errors import InputError
 SIZE = 32
 
 
-def item_of(path: Path, mask: Path | None) -> Item:
-    return Item(path.name, path.name, (path,), mask, format_of(path).read_header(path))
+def item_of(path: Path, mask: Path) -> Item:
+    return Item(path.name, path.name, (path,), (mask,), format_of(path).read_header(path))
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def test_every_slice_is_what_inference_would_see(dataset: Dataset, tmp_path: Pat
         view = slice_view(item.header.grid, "axial")
         volume = nib.load(item.images[0]).get_fdata()
         picture = view.view(np.rint(np.clip((volume + 160) / 400, 0, 1) * 255).astype(np.uint8)[None])
-        mask = view.view(np.searchsorted([0, 2, 5], nib.load(item.mask).get_fdata()).astype(np.uint8)[None])[:, 0]
+        mask = view.view(np.searchsorted([0, 2, 5], nib.load(item.masks[0]).get_fdata()).astype(np.uint8)[None])[:, 0]
         for index in range(view.slices):
             square, content = letterbox(slice_channels(picture, index, 1), SIZE)
             difference = images[n].numpy().astype(int) - square
@@ -105,7 +105,7 @@ def test_pictures_of_several_channels_and_files(tmp_path: Path) -> None:
         Image.fromarray(channel).save(path)
     Image.fromarray((pixels[0] > 9).astype(np.uint8)).save(tmp_path / "mask.png")
     header = dataclasses.replace(format_of(paths[0]).read_header(paths[0]), channels=2)
-    item = Item("x", "x", tuple(paths), tmp_path / "mask.png", header)
+    item = Item("x", "x", tuple(paths), (tmp_path / "mask.png",), header)
     dataset = Dataset(tmp_path, "folder", {"background": 0, "a": 1}, ("0", "1"), (item,))
     identity = Intensity("identity", 0, 255)
     samples = build_samples(
@@ -144,8 +144,7 @@ def test_a_cache_is_used_again_until_something_changes(dataset: Dataset, tmp_pat
     assert not rebuilt(neighbours=2)
     assert rebuilt(low=-150)
     assert rebuilt(size=16)
-    mask = dataset.items[0].mask
-    assert mask is not None
+    mask = dataset.items[0].masks[0]
     image = nib.load(mask)
     nib.save(nib.Nifti1Image(np.zeros(image.shape, np.uint8), image.affine), mask)
     assert rebuilt()
@@ -178,10 +177,10 @@ def test_bad_items_are_named(dataset: Dataset, tmp_path: Path) -> None:
     few = dataclasses.replace(dataset, labels={"background": 0, "liver": 2})
     with pytest.raises(InputError, match=r"a_mask\.nii\.gz.*also 5"):
         build(few, tmp_path / "cache")
-    item = dataclasses.replace(dataset.items[0], mask=None)
+    item = dataclasses.replace(dataset.items[0], masks=())
     with pytest.raises(InputError, match="expected a mask"):
         build(dataclasses.replace(dataset, items=(item,)), tmp_path / "cache")
-    swapped = dataclasses.replace(dataset.items[0], mask=dataset.items[1].mask)
+    swapped = dataclasses.replace(dataset.items[0], masks=dataset.items[1].masks)
     with pytest.raises(InputError, match=r"b_mask\.nii\.gz.*\(4, 40, 24\)"):
         build(dataclasses.replace(dataset, items=(swapped,)), tmp_path / "cache")
 

@@ -20,7 +20,7 @@ HEADER = Header(Grid((4, 4)), 1, np.dtype(np.uint8))
 
 def dataset_of(cases: int, root: Path = Path("nowhere"), items_per_case: int = 2) -> Dataset:
     items = tuple(
-        Item(f"c{case:02d}_{index}", f"c{case:02d}", (Path("x"),), None, HEADER)
+        Item(f"c{case:02d}_{index}", f"c{case:02d}", (Path("x"),), (), HEADER)
         for case in range(cases)
         for index in range(items_per_case)
     )
@@ -111,6 +111,35 @@ def test_impossible_counts_are_refused(changes: dict[str, Any], message: str) ->
         split(dataset_of(6), **changes)
 
 
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 1000), data=st.data())
+def test_so_many_test_cases_are_the_same_for_all_numbers_of_shots(seed: int, data: st.DataObject) -> None:
+    dataset = dataset_of(12)
+    labels = st.frozensets(st.integers(0, 6))
+    labels_of = data.draw(st.none() | st.fixed_dictionaries(dict.fromkeys(dataset.cases, labels)))
+    tested = data.draw(st.integers(1, 11))
+    everything = split(dataset, seed=seed, labels_of=labels_of, test_cases=tested)
+    assert len(everything.test) == tested
+    assert sorted(everything.train + everything.validation + everything.test) == list(dataset.cases)
+    for shots in range(1, 13 - tested):
+        result = split(dataset, seed=seed, labels_of=labels_of, shots=shots, test_cases=tested)
+        assert result.test == everything.test
+        # The draw itself is that without the option.
+        without = split(dataset, seed=seed, labels_of=labels_of, shots=shots)
+        assert (result.train, result.validation) == (without.train, without.validation)
+        assert set(result.test) <= set(without.test)
+
+
+@pytest.mark.parametrize(
+    ("shots", "tested", "found"),
+    [(5, 2, "2 beside 5"), (None, 6, "6 beside 1"), (3, 0, "0 beside 3"), (7, 1, "1 beside 7")],
+)
+def test_more_test_cases_than_there_are_left_are_refused(shots: int | None, tested: int, found: str) -> None:
+    message = rf"--test-cases: expected at least 1, .* at most the 6 cases; found {found}"
+    with pytest.raises(InputError, match=message):
+        split(dataset_of(6), shots=shots, test_cases=tested)
+
+
 def test_all_cases_as_shots_leave_no_test() -> None:
     assert split(dataset_of(3), shots=3).test == ()
     with pytest.raises(InputError, match="at least one case"):
@@ -145,6 +174,7 @@ def test_folds_are_honoured(tmp_path: Path) -> None:
         (FOLDS, {"fold": 2}, "--fold: expected 0 to 1"),
         (FOLDS, {"fold": -1}, "--fold: expected 0 to 1"),
         (FOLDS, {"shots": 5}, "--shots: expected 1 to 4"),
+        (FOLDS, {"test_cases": 1}, r"--test-cases: .*found 2 that are settled by splits_final\.json"),
         ([{"train": ["c00", "../x"], "val": ["y"]}], {}, r"splits_final\.json: .*found '\.\./x' and 1 more"),
         ([{"train": ["c00"], "val": ["c00"]}], {}, "'c00' in train and in val"),
         ([{"train": [], "val": ["c00"]}], {}, "at least one case"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 
 import pytest
@@ -11,6 +12,7 @@ from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.nn import functional
 
 from medsaga.errors import InputError
+from medsaga.memory.tracker import TensorTracker
 from medsaga.models.daeformer import ChannelAttention, DAEFormer, PatchExpand, efficient_attention
 
 
@@ -160,6 +162,64 @@ def test_learns_a_tiny_problem() -> None:
         losses.append(loss.item())
     assert losses[-1] < 0.25 * losses[0]
     assert losses[-1] < 0.2
+
+
+def test_computing_again_changes_no_result_no_gradient_and_no_name() -> None:
+    plain = trained_model()
+    again = copy.deepcopy(plain)
+    again.zero_grad()
+    again.checkpoint_blocks = True
+    assert list(again.state_dict()) == list(plain.state_dict())
+    batch = images(2, 1, 64, 64)
+    logits = again(batch)
+    with torch.no_grad():
+        assert torch.equal(logits, again(batch))
+    (logits * random(2, 4, 64, 64)).sum().backward()
+    for (name, ours), theirs in zip(again.named_parameters(), plain.parameters(), strict=True):
+        if theirs.grad is None:
+            assert ours.grad is None, name
+            continue
+        assert ours.grad is not None, name
+        # Keys' biases have no effect: what they get is rounding.
+        assert (ours.grad - theirs.grad).norm() <= 1e-5 * theirs.grad.norm() + 1e-4 * name.endswith("keys.bias"), name
+
+
+def test_computing_again_goes_through_each_stage_twice_and_never_without_gradients() -> None:
+    model = DAEFormer(classes=2, image_size=32, in_channels=1)
+    passed: list[str] = []
+    stages: dict[str, nn.Module] = dict(model.encoder.named_children())
+    stages |= {name: model.decoder[name] for name in ("middle", "fine")}
+    for name, stage in stages.items():
+        stage.register_forward_pre_hook(lambda *_, name=name: passed.append(name))
+    model.checkpoint_blocks = True
+    with torch.no_grad():
+        model(images(1, 1, 32, 32))
+    assert passed == ["0", "1", "2", "middle", "fine"]
+    passed.clear()
+    model(images(1, 1, 32, 32)).sum().backward()
+    assert passed == ["0", "1", "2", "middle", "fine", "fine", "middle", "2", "1", "0"]
+
+
+def kept_and_peak(*, checkpoint_blocks: bool) -> tuple[int, int]:
+    """Bytes that forward leaves behind, and the peak of both passes, of four images; without weights and images."""
+    with torch.device("meta"):
+        model = DAEFormer(classes=9, in_channels=1)
+        model.checkpoint_blocks = checkpoint_blocks
+        batch = torch.zeros(4, 1, 224, 224)
+        tracker = TensorTracker()
+        tracker.assign([batch, *model.parameters()], "elsewhere")
+        with tracker:
+            logits = model(batch)
+            kept = sum(tracker._now[name] for name in tracker.breakdown)
+            logits.sum().backward()
+    return kept, tracker.peak_bytes
+
+
+def test_computing_again_keeps_a_tenth() -> None:
+    kept, peak = kept_and_peak(checkpoint_blocks=False)
+    kept_again, peak_again = kept_and_peak(checkpoint_blocks=True)
+    assert kept_again < kept / 10
+    assert peak_again < peak / 3
 
 
 @torch.no_grad()

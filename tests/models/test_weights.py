@@ -275,7 +275,7 @@ def test_a_saved_model_comes_back_the_same(tmp_path: Path, in_channels: int, dty
     logits = loaded(batch)
     assert torch.equal(logits, model(batch))
     logits.float().sum().backward()
-    assert loaded.vision_encoder.pos_embed.grad is not None
+    assert loaded.get_parameter("vision_encoder.pos_embed").grad is not None
 
 
 def test_a_saved_model_is_a_source_of_weights(tmp_path: Path) -> None:

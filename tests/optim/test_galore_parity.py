@@ -79,7 +79,7 @@ def galore_in_numpy(
 def test_reference_mode_is_algorithm_2_of_the_paper(shape: tuple[int, int], projection: str) -> None:
     each = gradients(*shape, steps=25)
     weight = nn.Parameter(torch.ones(shape, dtype=torch.float64))
-    settings = PRESETS["paper"] | {"rank": 4, "refresh_every": 6, "projection": projection}
+    settings = PRESETS["reference"] | {"rank": 4, "refresh_every": 6, "projection": projection}
     optimizer = GaLoreAdamW([weight], lr=0.05, weight_decay=0.1, **settings)
     ours = run(optimizer, weight, each)
     theirs = galore_in_numpy(
@@ -113,7 +113,7 @@ def test_reference_mode_is_the_galore_of_pytorch_optimizer(
     # It adds epsilon before the bias correction, torch and the paper after it; and it decays the weight after the
     # step. With a vanishing epsilon and no decay there is no difference.
     common: dict[str, Any] = {"lr": 0.01, "eps": 1e-30, "weight_decay": 0.0}
-    ours = GaLoreAdamW([mine], **common, **(PRESETS["paper"] | {"rank": 4, "refresh_every": 6, "projection": name}))
+    ours = GaLoreAdamW([mine], **common, **(PRESETS["reference"] | {"rank": 4, "refresh_every": 6, "projection": name}))
     group = {"params": [other], "rank": 4, "update_proj_gap": 6, "scale": 0.25, "projection_type": theirs}
     reference = GaLore([group], betas=(0.9, 0.999), **common)
     for a, b in zip(run(ours, mine, each), run(reference, other, each), strict=True):

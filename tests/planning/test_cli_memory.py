@@ -73,7 +73,7 @@ def test_a_budget_that_is_none_says_how_to_write_it(budget: str, capsys: pytest.
         (["--method", "lora"], "--method"),
         (["--image-size", "100"], "--image-size"),
         (["--classes", "1"], "--classes"),
-        (["--channels", "0"], "--channels"),
+        (["--in-channels", "0"], "--in-channels"),
         (["--budget", "1GB", "--micro-batch-size", "3"], "--micro-batch-size"),
     ],
 )

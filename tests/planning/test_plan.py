@@ -108,14 +108,14 @@ def test_what_the_user_has_fixed_is_not_changed(fixed: dict[str, Any]) -> None:
 
 
 def test_a_published_recipe_stays_what_it_is() -> None:
-    ample = choose("100GB", preset="paper")
+    ample = choose("100GB", recipe="medsaga-paper")
     assert (ample.image_size, ample.rank, ample.precision, ample.state_bits) == (240, 4, "fp32", 32)
-    tight = choose(130 * MB, preset="paper")
+    tight = choose(130 * MB, recipe="medsaga-paper")
     assert tight == dataclasses.replace(
         ample, micro_batch_size=tight.micro_batch_size, checkpointing="blocks", budget=tight.budget
     )
     assert tight.micro_batch_size < 12
-    assert choose("100GB", preset="paper", rank=8).rank == 8
+    assert choose("100GB", recipe="medsaga-paper", rank=8).rank == 8
 
 
 @pytest.mark.parametrize("given", [{}, {"image_size": 256, "rank": 64}, {"method": "full"}], ids=str)
@@ -146,12 +146,12 @@ def test_what_the_device_cannot_do_is_not_chosen(precision: str, leanest: str) -
 
 
 def test_useful_sizes_waste_nothing_of_a_window_and_do_not_enlarge_for_nothing() -> None:
-    assert useful_sizes("vit_b") == [224, 448, 672, 896, 1024]
-    assert useful_sizes("tiny") == [128, 256]
-    assert useful_sizes("vit_h", 512) == [224, 448, 672]
-    assert useful_sizes("vit_h", 448) == [224, 448]
-    assert useful_sizes("vit_h", 5000) == [224, 448, 672, 896, 1024]
-    assert useful_sizes("tiny", 64) == [128]
+    assert useful_sizes(Settings(method="medsaga", model="vit_b")) == [224, 448, 672, 896, 1024]
+    assert useful_sizes(Settings(method="medsaga", model="tiny")) == [128, 256]
+    assert useful_sizes(Settings(method="medsaga", model="vit_h"), 512) == [224, 448, 672]
+    assert useful_sizes(Settings(method="medsaga", model="vit_h"), 448) == [224, 448]
+    assert useful_sizes(Settings(method="medsaga", model="vit_h"), 5000) == [224, 448, 672, 896, 1024]
+    assert useful_sizes(Settings(method="medsaga", model="tiny"), 64) == [128]
 
 
 @pytest.fixture

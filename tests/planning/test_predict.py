@@ -41,9 +41,9 @@ def settings(**given: Any) -> ResolvedSettings:
         ({"method": "full", "micro_batch_size": 2}, 5, 3),
         ({"method": "full", "precision": "bf16", "state_bits": 8, "checkpointing": "blocks"}, 2, 3),
         ({"method": "full", "precision": "int8", "state_bits": 8, "micro_batch_size": 1, "batch_size": 2}, 2, 3),
-        ({"preset": "paper", "rank": 4}, 5, 3),
-        ({"preset": "paper", "micro_batch_size": 2, "checkpointing": "blocks"}, 2, 3),
-        ({"preset": "paper", "precision": "bf16", "state_bits": 8}, 2, 1),
+        ({"galore": "reference", "rank": 4}, 5, 3),
+        ({"galore": "reference", "micro_batch_size": 2, "checkpointing": "blocks"}, 2, 3),
+        ({"galore": "reference", "precision": "bf16", "state_bits": 8}, 2, 1),
     ],
     ids=str,
 )

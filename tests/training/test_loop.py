@@ -163,9 +163,9 @@ def _spoil(monkeypatch: pytest.MonkeyPatch, calls: set[int] | None) -> None:
     """Make the loss NaN at these calls of it; at all of them for None."""
     original, count = loss.segmentation_loss, 0
 
-    def spoiled(logits: Tensor, labels: Tensor, elsewhere: Tensor | None = None) -> Tensor:
+    def spoiled(logits: Tensor, labels: Tensor, elsewhere: Tensor, *, dice_weight: float) -> Tensor:
         nonlocal count
-        value = original(logits, labels, elsewhere)
+        value = original(logits, labels, elsewhere, dice_weight=dice_weight)
         if logits.is_meta:  # the prediction of the run's memory
             return value
         count += 1
@@ -197,10 +197,12 @@ def test_too_many_in_a_row_end_the_run_with_the_last_good_checkpoint(
 def test_a_run_that_projects_nothing_is_an_error(
     toy: Path, tmp_path: Path, quick: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def without_rank(model: Any, settings: ResolvedSettings) -> Any:
-        return [{**group, "rank": None} for group in methods.medsaga(model, settings)]
+    medsaga = methods.METHODS["medsaga"]
 
-    monkeypatch.setitem(methods.METHODS, "medsaga", without_rank)
+    def without_rank(model: Any, settings: ResolvedSettings) -> Any:
+        return [{**group, "rank": None} for group in medsaga.groups(model, settings)]
+
+    monkeypatch.setitem(methods.METHODS, "medsaga", dataclasses.replace(medsaga, groups=without_rank))
     with pytest.raises(RunError, match="No parameter would be projected"):
         train(toy, tmp_path / "run", quick)
 

@@ -29,7 +29,7 @@ def test_agrees_with_monai() -> None:
         to_onehot_y=True, softmax=True, smooth_nr=1.0, smooth_dr=1.0, lambda_dice=0.8, lambda_ce=0.2, batch=True
     )
     expected = oracle(logits, _at_low_resolution(labels)[:, None].long())
-    loss = segmentation_loss(logits, labels).sum()
+    loss = segmentation_loss(logits, labels, dice_weight=0.8).sum()
     torch.testing.assert_close(loss, expected)
     (ours,) = torch.autograd.grad(loss, logits)
     (theirs,) = torch.autograd.grad(expected, logits)
@@ -43,19 +43,19 @@ def test_a_class_that_is_nowhere_in_the_batch_has_no_dice() -> None:
     labels[labels == 3] = 0
     oracle = DiceLoss(to_onehot_y=True, softmax=True, smooth_nr=1.0, smooth_dr=1.0, batch=True, reduction="none")
     per_class = oracle(logits, _at_low_resolution(labels)[:, None].long()).flatten()
-    torch.testing.assert_close(segmentation_loss(logits, labels)[1], 0.8 * per_class[:3].mean())
+    torch.testing.assert_close(segmentation_loss(logits, labels, dice_weight=0.8)[1], 0.8 * per_class[:3].mean())
 
 
 @pytest.mark.parametrize("cuts", [[1, 2], [2, 1], [1, 1, 1]])
 def test_micro_batches_that_know_of_each_other_give_the_gradient_of_the_batch(cuts: list[int]) -> None:
     logits, labels = _batch()
-    (whole,) = torch.autograd.grad(segmentation_loss(logits, labels).sum(), logits)
+    (whole,) = torch.autograd.grad(segmentation_loss(logits, labels, dice_weight=0.8).sum(), logits)
     parts = list(zip(logits.detach().split(cuts), labels.split(cuts), strict=True))
     everything = dice_sums(logits.detach(), labels)
     gradients = []
     for part, truth in parts:
         part.requires_grad_()
-        cross_entropy, dice = segmentation_loss(part, truth, everything - dice_sums(part.detach(), truth))
+        cross_entropy, dice = segmentation_loss(part, truth, everything - dice_sums(part.detach(), truth), dice_weight=0.8)
         gradients += torch.autograd.grad(len(part) / 3 * cross_entropy + dice, part)
     torch.testing.assert_close(torch.cat(gradients), whole)
 
@@ -63,8 +63,8 @@ def test_micro_batches_that_know_of_each_other_give_the_gradient_of_the_batch(cu
 def test_is_nearly_zero_for_a_sure_and_right_answer() -> None:
     _, labels = _batch()
     right = torch.nn.functional.one_hot(_at_low_resolution(labels).long(), 4).movedim(-1, 1).float() * 50
-    assert segmentation_loss(right, labels).sum() < 1e-3
-    assert segmentation_loss(-right, labels).sum() > 1
+    assert segmentation_loss(right, labels, dice_weight=0.8).sum() < 1e-3
+    assert segmentation_loss(-right, labels, dice_weight=0.8).sum() > 1
 
 
 def test_hard_sums_count_pixels() -> None:

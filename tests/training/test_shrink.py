@@ -53,12 +53,12 @@ def _exhaust(monkeypatch: pytest.MonkeyPatch, fails: Callable[[int, Tensor], boo
     """Let memory run out in the loss of a micro-batch, where ``fails(call, logits)``; the first call is 1."""
     original, calls = loss.segmentation_loss, 0
 
-    def exhausted(logits: Tensor, labels: Tensor, elsewhere: Tensor | None = None) -> Tensor:
+    def exhausted(logits: Tensor, labels: Tensor, elsewhere: Tensor, *, dice_weight: float) -> Tensor:
         nonlocal calls
         calls += 1
         if fails(calls, logits):
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return original(logits, labels, elsewhere)
+        return original(logits, labels, elsewhere, dice_weight=dice_weight)
 
     monkeypatch.setattr(step, "segmentation_loss", exhausted)
 

@@ -7,20 +7,27 @@ import itertools
 import json
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from medsaga.data.formats import format_of, stem
-from medsaga.data.labels import unknown_labels, values_in
-from medsaga.data.layouts import collecting, grouped_inputs, image_files, joint_header, read_folder, read_nnunet, shown
+from medsaga.data.items import read_mask
+from medsaga.data.labels import listed, unknown_labels, values_in
+from medsaga.data.layouts import LAYOUTS
+from medsaga.data.layouts.nnunet import grouped_inputs
+from medsaga.data.layouts.shared import collecting, image_files, joint_header, shown
 from medsaga.data.types import Array, Dataset, Item
 from medsaga.errors import InputError
 from medsaga.files import sha256
 
+_RANGE_SLACK = 1e-3
+"""By how much of a fixed range a value may lie outside of it, for rounding."""
+
 
 def read_dataset(root: Path, *, masks_required: bool = True) -> Dataset:
-    """Find the images and masks of a folder in either layout by their names and headers.
+    """Find the images and masks of a folder in any of the layouts by their names and headers.
 
     What is wrong is collected in the dataset's ``problems``; `raise_problems` turns them into an error. A plain
     folder without ``dataset.json`` has its masks decoded, because nothing else tells its labels.
@@ -29,18 +36,54 @@ def read_dataset(root: Path, *, masks_required: bool = True) -> Dataset:
         root: the folder.
         masks_required: whether an image without a mask is a problem.
     """
-    if (root / "imagesTr").is_dir():
-        return read_nnunet(root, masks_required=masks_required)
-    if (root / "images").is_dir():
-        return read_folder(root, masks_required=masks_required)
-    found = "a folder with neither" if root.is_dir() else "a file" if root.exists() else "nothing of this name"
+    for layout in LAYOUTS:
+        if layout.recognises(root):
+            return layout.read(root, masks_required=masks_required)
+    found = "a folder with none of these" if root.is_dir() else "a file" if root.exists() else "nothing of this name"
     problem = InputError(
         root,
-        expected="a dataset: images/ and masks/, or nnU-Net's imagesTr/, labelsTr/ and dataset.json",
+        expected=f"a dataset: {'; '.join(layout.EXPECTED for layout in LAYOUTS)}",
         found=found,
-        do="Put the images and masks into two folders of these names, or name the folder that holds them.",
+        do="Put the images and masks into two folders images and masks, or name the folder that holds them.",
     )
     return Dataset(root, "folder", {"background": 0}, (), (), (problem,))
+
+
+def select_channels(dataset: Dataset, names: Sequence[str] | None) -> Dataset:
+    """Return a dataset with some of its channels, in the order in which they are named.
+
+    Args:
+        dataset: usable, from `read_dataset`.
+        names: of its channels; None keeps all as they are.
+
+    Raises:
+        InputError: a name is unknown or given twice, or the channels lie in one file.
+    """
+    if names is None or tuple(names) == dataset.channels:
+        return dataset
+    known = listed(dataset.channels, 12)
+    wrong = [name for name in names if name not in dataset.channels]
+    if wrong or not names or len(set(names)) < len(names):
+        raise InputError(
+            "--channels",
+            expected=f"some of the dataset's channels, each once: {known}",
+            found=listed(wrong or names) or "none",
+            do="Correct the names.",
+        )
+    together = next((item for item in dataset.items if len(item.images) != len(dataset.channels)), None)
+    if together is not None:
+        raise InputError(
+            "--channels",
+            expected="a dataset in which each channel is a file of its own",
+            found=f"all of {known} in {listed(path.name for path in together.images)}",
+            do="Leave it out, or save the channels as separate files, as in nnU-Net's layout.",
+        )
+    places = [dataset.channels.index(name) for name in names]
+    items = []
+    for item in dataset.items:
+        paths = tuple(item.images[place] for place in places)
+        items.append(replace(item, images=paths, header=joint_header(paths)))
+    return replace(dataset, channels=tuple(names), items=tuple(items))
 
 
 def check_items(dataset: Dataset, progress: Callable[[int, int], None] | None = None) -> tuple[InputError, ...]:
@@ -55,13 +98,16 @@ def check_items(dataset: Dataset, progress: Callable[[int, int], None] | None = 
     problems: list[InputError] = []
     reported = {problem.where for problem in dataset.problems}
     for done, item in enumerate(dataset.items, start=1):
+        before = len(problems)
         for path in item.images:
             if str(path) not in reported:
                 with collecting(problems):
-                    _check_image(path, item)
-        if item.mask is not None and str(item.mask) not in reported:
+                    _check_image(path, item, dataset)
+        # A file that holds image and label map is damaged only once.
+        reported.update(problem.where for problem in problems[before:])
+        if item.masks and reported.isdisjoint(map(str, item.masks)):
             with collecting(problems):
-                _check_mask(item.mask, item, dataset)
+                _check_mask(item, dataset)
         if progress is not None:
             progress(done, len(dataset.items))
     return tuple(problems)
@@ -86,14 +132,14 @@ def labels_of_cases(dataset: Dataset) -> dict[str, frozenset[int]]:
     """Decode every mask and return the label values that each case holds."""
     values: dict[str, frozenset[int]] = defaultdict(frozenset)
     for item in dataset.items:
-        if item.mask is not None:
-            values[item.case] |= values_in(format_of(item.mask).read_labels(item.mask))
+        if item.masks:
+            values[item.case] |= values_in(read_mask(item))
     return dict(values)
 
 
 def fingerprint(dataset: Dataset) -> str:
     """Return a SHA-256 of the names and contents of all images and masks, whatever folder they lie in."""
-    paths = {path for item in dataset.items for path in (*item.images, *([item.mask] if item.mask else []))}
+    paths = {path for item in dataset.items for path in (*item.images, *item.masks)}
     entries = [(path.relative_to(dataset.root).as_posix(), path.stat().st_size, sha256(path)) for path in paths]
     return hashlib.sha256(json.dumps(sorted(entries)).encode()).hexdigest()
 
@@ -132,12 +178,18 @@ def find_inputs(path: Path, *, channels: int | None = None) -> list[Item]:
 
 
 def _input(name: str, paths: tuple[Path, ...]) -> Item:
-    return Item(name, name, paths, None, joint_header(paths))
+    return Item(name, name, paths, (), joint_header(paths))
 
 
-def _check_image(path: Path, item: Item) -> None:
+def _check_image(path: Path, item: Item, dataset: Dataset) -> None:
     image = format_of(path).read_image(path)
-    _check_shape(path, image[0], item)
+    if image.shape[1:] != item.header.grid.shape:
+        raise InputError(
+            path,
+            expected=f"the size {shown(item.header.grid.shape)}",
+            found=shown(image.shape[1:]),
+            do="Export the file again.",
+        )
     if image.dtype.kind == "f" and not (finite := np.isfinite(image)).all():
         raise InputError(
             path,
@@ -152,23 +204,26 @@ def _check_image(path: Path, item: Item) -> None:
             found=f"the value {image.min()} everywhere",
             do="Export the image again, or remove it and its mask.",
         )
+    if dataset.value_range is not None:
+        _check_range(path, image, *dataset.value_range)
 
 
-def _check_mask(path: Path, item: Item, dataset: Dataset) -> None:
-    labels = format_of(path).read_labels(path)
-    _check_shape(path, labels, item)
-    # Labels that could not be read have been reported; every value would be unknown now.
-    if len(dataset.labels) > 1:
-        problem = unknown_labels(path, values_in(labels), dataset.labels)
-        if problem is not None:
-            raise problem
-
-
-def _check_shape(path: Path, decoded: Array, item: Item) -> None:
-    if decoded.shape != item.header.grid.shape:
+def _check_range(path: Path, image: Array, low: float, high: float) -> None:
+    lowest, highest = float(image.min()), float(image.max())
+    slack = _RANGE_SLACK * (high - low)
+    if lowest < low - slack or highest > high + slack:
         raise InputError(
             path,
-            expected=f"the size {shown(item.header.grid.shape)}",
-            found=shown(decoded.shape),
-            do="Export the file again.",
+            expected=f"values from {low:g} to {high:g}, as all images of this layout have",
+            found=f"values from {lowest:g} to {highest:g}",
+            do="Preprocess the images as the others were, or save them in another layout, such as images/ and masks/.",
         )
+
+
+def _check_mask(item: Item, dataset: Dataset) -> None:
+    labels = read_mask(item)
+    # Labels that could not be read have been reported; every value would be unknown now.
+    if len(dataset.labels) > 1 and not item.structures:
+        problem = unknown_labels(item.masks[0], values_in(labels), dataset.labels)
+        if problem is not None:
+            raise problem

@@ -76,7 +76,8 @@ def choose_intensity(
         items: the training items; decoded one at a time, and only where their values decide.
         requested: one of `REQUESTS`. ``auto`` keeps uint8 images as they are, gives CT a window, and everything else
             percentiles of each image. CT is a channel of that name, or whole numbers that reach -500 in every item;
-            its window is the 0.5 to 99.5 percentile of the labelled voxels, at least 400 HU wide.
+            its window is the 0.5 to 99.5 percentile of the labelled voxels, at least 400 HU wide. Where the dataset
+            fixes the range of its values, that is the window, for ``auto`` and for ``window``.
         window: lower and upper end in the file's units, for all channels; None to find it.
 
     Raises:
@@ -97,6 +98,8 @@ def choose_intensity(
                 do="Leave one of the two out.",
             )
         return (Intensity("window", *window),) * channels
+    if dataset.value_range is not None and requested in ("auto", "window"):
+        return (Intensity("window", *dataset.value_range),) * channels
     other = next((item for item in items if item.header.dtype != np.uint8), None)
     if requested == "identity" and other is not None:
         raise _not_uint8(other.images[0].name, other.header.dtype)

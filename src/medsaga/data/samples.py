@@ -267,7 +267,7 @@ def _classes(item: Item, labels: Labels, values: npt.NDArray[np.int64]) -> npt.N
     known = np.isin(labels, values)
     if not known.all():
         raise InputError(
-            item.mask or item.name,
+            item.masks[0] if item.masks else item.name,
             expected=f"the labels {', '.join(map(str, values))}",
             found=f"also {', '.join(map(str, np.unique(labels[~known])[:10]))}",
             do="Correct the mask, or name the label in dataset.json.",
@@ -291,7 +291,7 @@ def _key(
         "intensities": [dataclasses.asdict(intensity) for intensity in intensities],
         "size": image_size,
         "items": [
-            [item.name, *[stamp(path) for path in (*item.images, item.mask) if path is not None]] for item in items
+            [item.name, [stamp(path) for path in (*item.images, *item.masks)], list(item.structures)] for item in items
         ],
     }
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()

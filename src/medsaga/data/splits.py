@@ -51,32 +51,40 @@ def split_cases(
     validation: int | None,
     fold: int,
     labels_of: Mapping[str, frozenset[int]] | None = None,
+    test_cases: int | None = None,
 ) -> Split:
     """Draw the cases of a run.
 
-    Cases are drawn from all cases, or from the ``train`` list of a fold where ``splits_final.json`` gives folds; its
-    ``val`` list is the test set then. The draw is nested: with one seed, k shots are among the k+1 shots.
+    Cases are drawn from all cases that the dataset does not keep for the test, or from the ``train`` list of a fold
+    where ``splits_final.json`` gives folds; its ``val`` list is the test set then. The draw is nested: with one seed,
+    k shots are among the k+1 shots.
 
     Args:
         dataset: usable, from `medsaga.data.dataset.read_dataset`.
-        shots: how many cases are labelled; None takes the fold's whole ``train`` list, else four fifths.
+        shots: how many cases are labelled; None takes all where the test cases are settled, else four fifths.
         seed: of the draw.
         validation: how many of the labelled cases choose the checkpoint instead of being trained on; None takes a
             fifth, rounded down, of 10 or more.
         fold: which fold of ``splits_final.json``.
         labels_of: label values of each case. With it, cases that show labels not yet seen are drawn first.
+        test_cases: test on the last so many cases of the draw only, which with one seed are the same for every
+            number of shots; None tests on all that are not drawn.
 
     Returns:
         The split. ``test`` is empty when the shots take every case.
 
     Raises:
-        InputError: more shots or validation cases than there are cases, or folds that do not fit the dataset.
+        InputError: more shots, validation or test cases than there are cases, folds that do not fit the dataset, or
+            ``test_cases`` where folds or the dataset settle them.
     """
-    pool, test = _fold(dataset, fold)
+    pool, test = pool_and_test(dataset, fold)
     if not pool:
         where, do = dataset.root, "Add labelled cases."
         raise InputError(where, expected="at least one case to train on", found="none", do=do)
     order = _drawn(pool, seed, labels_of or {})
+    if test_cases is not None:
+        _check_test_cases(dataset, test_cases, test, len(order), max(1, shots or 1))
+        order, test = order[:-test_cases], tuple(order[-test_cases:])
     if shots is None:
         # Of two or more cases at least one is left for the test.
         labelled = len(order) if test is not None else max(1, min(round(0.8 * len(order)), len(order) - 1))
@@ -96,9 +104,16 @@ def split_cases(
     )
 
 
-def _fold(dataset: Dataset, fold: int) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
-    """Return the cases to draw from, and the test cases where a file of folds names them."""
+def pool_and_test(dataset: Dataset, fold: int) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
+    """Return the cases to draw from, and the test cases where the layout or a file of folds settles them."""
     path = dataset.root / SPLITS_NAME
+    if dataset.test and path.exists():
+        raise InputError(
+            path,
+            expected="no folds beside test cases that the dataset's layout settles",
+            found="a file of folds",
+            do="Remove the file.",
+        )
     if not path.exists():
         if fold != 0:
             raise InputError(
@@ -107,6 +122,8 @@ def _fold(dataset: Dataset, fold: int) -> tuple[tuple[str, ...], tuple[str, ...]
                 found="none",
                 do="Add the file, or draw cases with --shots and --seed.",
             )
+        if dataset.test:
+            return tuple(case for case in dataset.cases if case not in dataset.test), dataset.test
         return dataset.cases, None
     folds = _read_folds(path)
     if not 0 <= fold < len(folds):
@@ -167,6 +184,25 @@ def _drawn(pool: Iterable[str], seed: int, labels_of: Mapping[str, frozenset[int
         waiting.remove(best)
         drawn.append(best)
     return drawn + waiting
+
+
+def _check_test_cases(
+    dataset: Dataset, test_cases: int, settled: tuple[str, ...] | None, cases: int, shots: int
+) -> None:
+    if settled is not None:
+        raise InputError(
+            "--test-cases",
+            expected="a dataset that leaves the test cases open",
+            found=f"{len(settled)} that are settled by {'its layout' if dataset.test else SPLITS_NAME}",
+            do="Leave it out: they are the same for every number of shots.",
+        )
+    if test_cases < 1 or test_cases + shots > cases:
+        raise InputError(
+            "--test-cases",
+            expected=f"at least 1, and together with the shots at most the {cases} cases",
+            found=f"{test_cases} beside {shots}",
+            do="Choose fewer of one of them, or add labelled cases.",
+        )
 
 
 def _check_count(flag: str, count: int, least: int, most: int, noun: str, do: str) -> None:

@@ -65,29 +65,35 @@ class Item:
         name: the name under which predictions of it are written; unique in its dataset.
         case: the patient, animal or examination it belongs to; splits never divide a case.
         images: one file with all channels, or one file per channel in channel order.
-        mask: the label map; None when there is none.
+        masks: the file of the label map, or one file per structure; empty when there is none. Read them with
+            `medsaga.data.items.read_mask`.
         header: grid and channels of the whole image.
+        structures: the label value of each of ``masks``, ascending, where each is the binary mask of a structure;
+            empty where the one file is the label map.
     """
 
     name: str
     case: str
     images: tuple[Path, ...]
-    mask: Path | None
+    masks: tuple[Path, ...]
     header: Header
+    structures: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A folder of labelled images, in either of the two layouts.
+    """A folder of labelled images, in one of the layouts.
 
     Attributes:
         root: the folder.
-        layout: ``nnunet`` or ``folder``.
+        layout: the name of its module in `medsaga.data.layouts`.
         labels: label name to label value, background (0) first, then by value. The position in this order is the
             class index that the model predicts; values may have gaps (BraTS: 0, 1, 2, 4).
         channels: one name per image channel, as ``dataset.json`` gives them, else ``channel_0`` and so on.
         items: sorted by name.
         problems: what is wrong with the folder, one message each; empty when it can be used.
+        test: the cases that the layout itself keeps for the test, sorted; empty where it keeps none.
+        value_range: lowest and highest value of all images, where the layout fixes them; None where it does not.
     """
 
     root: Path
@@ -96,6 +102,8 @@ class Dataset:
     channels: tuple[str, ...]
     items: tuple[Item, ...]
     problems: tuple[InputError, ...] = field(default=())
+    test: tuple[str, ...] = ()
+    value_range: tuple[float, float] | None = None
 
     @property
     def cases(self) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -14,11 +15,10 @@ from rich.console import Console
 
 from medsaga import files, run_folder
 from medsaga.config import RunConfig, read_config
-from medsaga.data.dataset import check_items, raise_problems, read_dataset
+from medsaga.data.dataset import check_items, raise_problems, read_dataset, select_channels
 from medsaga.data.items import read_mask
-from medsaga.data.slices import SliceView
 from medsaga.data.splits import Split
-from medsaga.data.types import Dataset, Item, to_class_indices
+from medsaga.data.types import Dataset, Item, Labels, to_class_indices
 from medsaga.errors import InputError
 from medsaga.evaluation.protocols import LabelScore, protocol_named
 from medsaga.evaluation.summary import ItemScores, summarise
@@ -50,6 +50,7 @@ def evaluate_run(
     segmenter = Segmenter.load(run, device)
     dataset = read_dataset(Path(config.data) if data is None else data)
     raise_problems(dataset.problems)
+    dataset = select_channels(dataset, config.settings.channels)
     _check_labels(config, dataset)
     split = Split.from_json(files.read_json(run / run_folder.SPLIT))
     items = dataset.items_of(split.test) if data is None else dataset.items
@@ -104,22 +105,43 @@ def _examples(segmenter: Segmenter, dataset: Dataset, items: Sequence[Item], res
     examples = []
     for role, name in choose_examples(list(means.items())).items():
         item = by_name[name]
-        prediction = segmenter.predict_item(item)
-        picture = _picture(prediction, to_class_indices(read_mask(item), dataset.label_values), dataset)
+        shown = most_labelled_slice(segmenter.predict_item(item), read_mask(item), dataset.label_values)
+        picture = triptych(shown.image, shown.truth, shown.prediction, spacing=shown.spacing)
         examples.append(Example(name=name, case=item.case, dice=means[name], picture=picture, role=role))
     return examples
 
 
-def _picture(prediction: Prediction, truth: npt.NDArray[np.uint8], dataset: Dataset) -> npt.NDArray[np.uint8]:
-    """Draw image, truth and prediction of the slice that holds most of the truth."""
-    true = _slices(prediction.view, truth)
-    guess = _slices(prediction.view, to_class_indices(prediction.labels, dataset.label_values))
+@dataclass(frozen=True, eq=False)
+class ShownSlice:
+    """One slice of an item, as it is drawn.
+
+    Attributes:
+        image: (channels, height, width) uint8, what the model looked at.
+        truth: (height, width) uint8 class indices.
+        prediction: likewise.
+        spacing: height and width of a pixel in mm; None where it is not known.
+    """
+
+    image: npt.NDArray[np.uint8]
+    truth: npt.NDArray[np.uint8]
+    prediction: npt.NDArray[np.uint8]
+    spacing: tuple[float, float] | None
+
+
+def most_labelled_slice(prediction: Prediction, truth: Labels, label_values: npt.NDArray[np.int64]) -> ShownSlice:
+    """Return the slice that holds most of the truth.
+
+    Args:
+        prediction: of an item.
+        truth: its label map, (*shape) label values.
+        label_values: (classes,) the label value of each class index.
+    """
+    view = prediction.view
+    true, guess = (
+        view.view(to_class_indices(labels, label_values)[np.newaxis])[:, 0] for labels in (truth, prediction.labels)
+    )
     index = int((true > 0).sum(axis=(1, 2)).argmax())
-    return triptych(prediction.picture[index], true[index], guess[index], spacing=prediction.view.spacing)
-
-
-def _slices(view: SliceView, classes: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    return view.view(classes[np.newaxis])[:, 0]
+    return ShownSlice(prediction.picture[index], true[index], guess[index], view.spacing)
 
 
 def _cost(run: Path) -> dict[str, Any]:

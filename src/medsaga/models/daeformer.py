@@ -20,24 +20,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from medsaga.errors import InputError
+from medsaga.models.base import SegmentationModel
+from medsaga.models.lean import computed_again
 
 STAGE_CHANNELS = (128, 320, 512)
 """Channels at 1/4, 1/8 and 1/16 of the image's side."""
 PATCHES = ((7, 4), (3, 2), (3, 2))
 """Kernel and stride, in pixels or tokens, of the patch embedding that begins each stage."""
 CHANNEL_HEADS = 8
-REDUCTION = 16
-"""Pixels per token of the coarsest grid along each side."""
 
 
-class DAEFormer(nn.Module):
+class DAEFormer(SegmentationModel):
     """Dual attention encoder, cross-attention on the skips, one logit per class and pixel; trained from scratch.
 
+    With ``checkpoint_blocks`` of each stage only the input is kept for backward.
+
     Attributes:
-        classes: number of classes, background included.
-        image_size: side of the square input in pixels.
-        in_channels: channels of the input.
         idle: what the public code builds and never uses. Frozen; only the number of parameters knows it.
     """
 
@@ -52,13 +50,7 @@ class DAEFormer(nn.Module):
         Raises:
             InputError: the image size is no multiple of 16.
         """
-        super().__init__()
-        _check_image_size(image_size)
-        assert classes >= 2, "background and at least one class"
-        assert in_channels >= 1
-        self.classes = classes
-        self.image_size = image_size
-        self.in_channels = in_channels
+        super().__init__("daeformer", classes=classes, image_size=image_size, in_channels=in_channels)
         fine, middle, coarse = STAGE_CHANNELS
         inputs = (3 if in_channels == 1 else in_channels, fine, middle)
         self.encoder = nn.ModuleList(
@@ -94,13 +86,16 @@ class DAEFormer(nn.Module):
         hidden = self._normalise(images).movedim(1, 3)
         skips: list[Tensor] = []
         for stage in self.encoder:
-            hidden = stage(hidden)
+            hidden = self._through(stage, hidden)
             skips.append(hidden)
         parts = self.decoder
         hidden = parts["expand_coarse"](hidden)
-        hidden = parts["expand_middle"](parts["middle"](hidden, skips[1]))
-        hidden = parts["expand_fine"](parts["fine"](hidden, skips[0]))
+        hidden = parts["expand_middle"](self._through(parts["middle"], hidden, skips[1]))
+        hidden = parts["expand_fine"](self._through(parts["fine"], hidden, skips[0]))
         return parts["head"](hidden).movedim(3, 1)
+
+    def _through(self, stage: nn.Module, *grids: Tensor) -> Tensor:
+        return computed_again(stage, *grids) if self.recomputes() else stage(*grids)
 
     def _normalise(self, images: Tensor) -> Tensor:
         """Shift and scale 0..255 to -1..1 in float32, as the public code does, then take the parameters' type."""
@@ -284,14 +279,3 @@ def _initialise(module: nn.Module) -> None:
         if module.bias is not None:
             nn.init.zeros_(module.bias)
 
-
-def _check_image_size(image_size: int) -> None:
-    if image_size > 0 and image_size % REDUCTION == 0:
-        return
-    below = max(REDUCTION, image_size // REDUCTION * REDUCTION)
-    raise InputError(
-        "--image-size",
-        expected=f"a multiple of {REDUCTION} pixels",
-        found=str(image_size),
-        do=f"The nearest are {below} and {below + REDUCTION}; DAE-Former was published with 224.",
-    )

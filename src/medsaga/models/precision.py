@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from medsaga.models.base import SegmentationModel
 from medsaga.models.int8 import quantise_linears
-from medsaga.models.sam import KClassSam
 
 WEIGHT_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.bfloat16}
 """The type that a model of each precision computes in."""
 
 
-def set_precision(model: KClassSam, precision: str) -> None:
+def set_precision(model: SegmentationModel, precision: str) -> None:
     """Keep the weights of a model in a precision from now on, and compute in it.
 
     There is no float32 copy of the weights: updates are rounded stochastically (`medsaga.optim.rounding`). ``int8`` is
@@ -25,7 +25,7 @@ def set_precision(model: KClassSam, precision: str) -> None:
     """
     cast_parameters(model, WEIGHT_TYPES[precision])
     if precision == "int8":
-        quantise_linears(model.vision_encoder)
+        quantise_linears(model.get_submodule("vision_encoder"))
 
 
 def cast_parameters(module: nn.Module, dtype: torch.dtype) -> None:

@@ -24,6 +24,7 @@ from transformers.models.sam.modeling_sam import SamMaskDecoder, SamPromptEncode
 
 from medsaga.errors import InputError
 from medsaga.models.attention import use_fused_attention
+from medsaga.models.base import SegmentationModel
 from medsaga.models.lean import LeanMlp, computed_again, lean_block
 
 PATCH_SIZE = 16
@@ -65,32 +66,28 @@ ARCHITECTURES: dict[str, Architecture] = {
 """The three published sizes, and one of the same structure that trains on a CPU without published weights."""
 
 
-class KClassSam(nn.Module):
+def useful_image_sizes(architecture: str) -> list[int]:
+    """Return sides in pixels, ascending, in which SAM's windows waste nothing, up to the architecture's own side."""
+    size = ARCHITECTURES[architecture]
+    window = size.window * PATCH_SIZE
+    return [*range(window, size.image_size, window), size.image_size]
+
+
+class KClassSam(SegmentationModel):
     """SAM that gives every pixel one of k classes.
 
     Parameters that only prompts or SAM's own quality estimate use (``point_embed``, ``mask_embed``,
     ``iou_prediction_head``) are kept, as in the published files, but nothing computes with them: they never get a
     gradient.
 
-    Attributes:
-        architecture: key of :data:`ARCHITECTURES`.
-        classes: number of classes, background included.
-        image_size: side of the square input in pixels.
-        in_channels: channels of the input.
-        checkpoint_blocks: keep only the input of each block for backward and compute the block again there; the
-            decoder counts as two.
+    With ``checkpoint_blocks`` only the input of each block is kept for backward; the decoder counts as two.
     """
 
     pixel_mean: Tensor
     pixel_std: Tensor
 
     def __init__(self, architecture: str, *, classes: int, image_size: int, in_channels: int) -> None:
-        super().__init__()
-        self.architecture = architecture
-        self.classes = classes
-        self.image_size = image_size
-        self.in_channels = in_channels
-        self.checkpoint_blocks = False
+        super().__init__(architecture, classes=classes, image_size=image_size, in_channels=in_channels)
         config = _config(ARCHITECTURES[architecture], classes, image_size, in_channels)
         self.vision_encoder = SamVisionEncoder(config.vision_config)
         use_fused_attention(self.vision_encoder)
@@ -99,7 +96,7 @@ class KClassSam(nn.Module):
         self.prompt_encoder = SamPromptEncoder(config)
         self.mask_decoder = SamMaskDecoder(config.mask_decoder_config)
         self._make_frequencies_constant()
-        self.register_normalisation()
+        self.make_constants()
 
     def _make_frequencies_constant(self) -> None:
         """Make SAM's random Fourier frequencies a float32 buffer: SAM never trains them, and bfloat16 shifts them."""
@@ -108,7 +105,7 @@ class KClassSam(nn.Module):
         del embedding.positional_embedding
         embedding.register_buffer("positional_embedding", torch.randn(shape, dtype=torch.float32))
 
-    def register_normalisation(self) -> None:
+    def make_constants(self) -> None:
         """Create the buffers of the pixel normalisation, float32, which no file stores."""
         mean, std = torch.tensor([PIXEL_MEAN, PIXEL_STD], dtype=torch.float32).view(2, 1, 3, 1, 1)
         if self.in_channels not in (1, 3):
@@ -133,20 +130,17 @@ class KClassSam(nn.Module):
         assert tuple(images.shape[1:]) == expected, f"images {tuple(images.shape)} are not (batch, *{expected})"
         encoder = self.vision_encoder
         hidden = encoder.patch_embed(self._normalise(images)) + encoder.pos_embed
-        lean = self._lean()
+        lean = self.recomputes()
         for layer in encoder.layers:
             hidden = lean_block(layer, hidden) if lean else layer(hidden)
         return encoder.neck(hidden)
 
     def decode(self, embeddings: Tensor) -> Tensor:
         """The cheap part: embeddings of :meth:`encode` to ``low_res_logits``."""
-        if not self._lean():
+        if not self.recomputes():
             return self._masks(*self._class_tokens(embeddings))
         tokens, pixels = computed_again(self._class_tokens, embeddings)
         return computed_again(self._masks, tokens, pixels)
-
-    def _lean(self) -> bool:
-        return self.checkpoint_blocks and torch.is_grad_enabled()
 
     def _class_tokens(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
         """Let classes and pixels look at each other: ``(batch, classes, 256)`` and ``(batch, 256, tokens, tokens)``."""
@@ -209,27 +203,10 @@ def build_sam(
     if architecture not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
         raise InputError("--model", expected=f"one of {known}", found=repr(architecture), do="Choose one of them.")
-    check_image_size(image_size)
-    assert classes >= 2, "background and at least one class"
-    assert in_channels >= 1
     with _default_dtype(dtype):
         model = KClassSam(architecture, classes=classes, image_size=image_size, in_channels=in_channels)
         _initialise(model.vision_encoder)
     return model
-
-
-def check_image_size(image_size: int) -> None:
-    """Raise InputError unless ``image_size`` is a positive multiple of 16."""
-    if image_size > 0 and image_size % PATCH_SIZE == 0:
-        return
-    below = max(PATCH_SIZE, image_size // PATCH_SIZE * PATCH_SIZE)
-    raise InputError(
-        "--image-size",
-        expected=f"a multiple of {PATCH_SIZE} pixels",
-        found=str(image_size),
-        do=f"The nearest are {below} and {below + PATCH_SIZE}; with vit_b, vit_l and vit_h the sizes 224, 448, 672 and "
-        "896 are the cheapest for their area, because SAM's windows of 14 tokens fit them without padding.",
-    )
 
 
 def _config(size: Architecture, classes: int, image_size: int, in_channels: int) -> SamConfig:

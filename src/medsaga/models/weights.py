@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from medsaga import files
 from medsaga.errors import InputError
 from medsaga.models.attention import resize_relative_positions
+from medsaga.models.base import SegmentationModel
 from medsaga.models.int8 import float_state
 from medsaga.models.sam import ARCHITECTURES, PATCH_SIZE, KClassSam, build_sam
 from medsaga.models.sources import SourceFile, State, read_safetensors, read_source
@@ -95,7 +97,7 @@ def load_pretrained(model: KClassSam, source: str | Path) -> WeightsInfo:
             do=f"Use --model {weights.architecture}, or other weights.",
         )
     expected = _layout_of(weights.architecture, weights.classes, weights.image_size, weights.in_channels)
-    _check_tensors(source, weights.file.state, expected)
+    check_tensors(source, weights.file.state, expected)
     model.load_state_dict(_adapt(weights, model))
     digest = files.sha256(weights.file.path)
     return WeightsInfo(
@@ -118,7 +120,7 @@ def detect_architecture(source: str | Path) -> str:
     return _read_weights(source).architecture
 
 
-def save_model(path: Path, model: KClassSam) -> None:
+def save_model(path: Path, model: SegmentationModel) -> None:
     """Write a model as safetensors, whole or not at all; what it takes to build it goes into the file's metadata."""
     # safetensors writes its metadata in random order: with one entry, equal models are equal files.
     metadata = {"medsaga": json.dumps({name: getattr(model, name) for name in DESCRIPTION})}
@@ -127,8 +129,12 @@ def save_model(path: Path, model: KClassSam) -> None:
         save_file(state, temporary, metadata)
 
 
-def load_model(path: Path) -> KClassSam:
+def load_model(path: Path, build: Callable[..., SegmentationModel] = build_sam) -> SegmentationModel:
     """Read a model that :func:`save_model` wrote, in the types it was saved in, on the CPU.
+
+    Args:
+        path: of the file.
+        build: makes the model, from its architecture, ``classes``, ``image_size`` and ``in_channels``.
 
     Raises:
         InputError: the file is missing, damaged, of another program, or its tensors do not fit its own description.
@@ -138,7 +144,7 @@ def load_model(path: Path) -> KClassSam:
         described = json.loads(metadata["medsaga"])
         architecture, classes, image_size, in_channels = (described[name] for name in DESCRIPTION)
         with torch.device("meta"):
-            model = build_sam(architecture, classes=classes, image_size=image_size, in_channels=in_channels)
+            model = build(architecture, classes=classes, image_size=image_size, in_channels=in_channels)
     except (KeyError, TypeError, ValueError, AttributeError):
         raise InputError(
             path,
@@ -146,10 +152,10 @@ def load_model(path: Path) -> KClassSam:
             found="a file without a valid description of one",
             do="Published weights are named by --model or --weights when a run is trained.",
         ) from None
-    _check_tensors(path, state, model.state_dict())
+    check_tensors(path, state, model.state_dict())
     # Memory-mapped tensors would keep the file open, and Windows would refuse to replace it.
     model.load_state_dict({name: tensor.clone() for name, tensor in state.items()}, assign=True)
-    model.register_normalisation()
+    model.make_constants()
     return model
 
 
@@ -200,7 +206,7 @@ def _layout_of(architecture: str, classes: int, image_size: int, in_channels: in
     return model.state_dict()
 
 
-def _check_tensors(source: str | Path, found: State, expected: State) -> None:
+def check_tensors(source: str | Path, found: State, expected: State) -> None:
     """Raise InputError unless names and shapes agree."""
     problems = {
         "missing": sorted(expected.keys() - found.keys()),

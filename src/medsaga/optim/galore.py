@@ -1,21 +1,13 @@
 """AdamW whose gradients are projected to a low rank as they arrive (GaLore, arXiv 2403.03507).
 
 A hook on each projected weight runs as soon as backward has made its gradient: it adds the projected gradient to a
-small accumulator and frees the full one. So a full set of gradients never exists, and accumulation over
-micro-batches, clipping by the global norm and the test for finite gradients all work on the accumulators:
-
-    optimizer.zero_grad()
-    for micro_batch in micro_batches:
-        loss(micro_batch).backward()                 # full gradients live for one layer at a time
-    norm = optimizer.clip_gradients(1.0)
-    if norm.isfinite():                              # else the step is skipped, and nothing has been damaged
-        optimizer.step()
+small accumulator and frees the full one. So full gradients live for one layer at a time, and accumulation over
+micro-batches, clipping by the global norm and the test for finite gradients all work on the accumulators.
 """
 
 from __future__ import annotations
 
 import math
-import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -24,8 +16,9 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from medsaga.memory.meta import seeded_generator, value_of
+from medsaga.memory.meta import keyed_generator, value_of
 from medsaga.optim.adamw import adamw_direction, update_weight
+from medsaga.optim.gathering import GatheringOptimizer
 from medsaga.optim.groups import check_group
 from medsaga.optim.projection import (
     as_matrix,
@@ -51,7 +44,7 @@ class Arrived:
     sketch_right: Tensor | None = None  # G^T Omega
 
 
-class GaLoreAdamW(torch.optim.Optimizer):
+class GaLoreAdamW(GatheringOptimizer):
     """AdamW on low-rank projections of the gradients, which are projected as they arrive.
 
     A parameter group with a ``rank`` is projected; its parameters are matrices, or convolution kernels seen as
@@ -118,8 +111,6 @@ class GaLoreAdamW(torch.optim.Optimizer):
         refreshing = {"refresh_every": refresh_every, "refresh": refresh, "seed": seed}
         storage = {"state_bits": state_bits, "state_on_host": state_on_host}
         self._arrived: dict[Tensor, Arrived] = {}
-        self._places: dict[Tensor, int] = {}
-        self._factor: Tensor | float = 1.0
         self._hooks: list[RemovableHandle] = []
         super().__init__(params, adamw | subspace | refreshing | storage)
 
@@ -129,10 +120,8 @@ class GaLoreAdamW(torch.optim.Optimizer):
         group = self.param_groups[-1]
         check_group(group)
         position = len(self.param_groups) - 1
-        for weight in group["params"]:
-            self._places[weight] = len(self._places)
-            if group["rank"] is not None:
-                self._hooks.append(weight.register_post_accumulate_grad_hook(self._hook(position)))
+        for weight in group["params"] if group["rank"] is not None else []:
+            self._hooks.append(weight.register_post_accumulate_grad_hook(self._hook(position)))
 
     def projected_parameters(self) -> int:
         """Return the number of weights (elements) whose gradients are projected."""
@@ -142,12 +131,6 @@ class GaLoreAdamW(torch.optim.Optimizer):
         """Return all that the hooks have kept since the last step: low-rank gradients and sketches, as they are."""
         kept = (tensor for arrived in self._arrived.values() for tensor in vars(arrived).values())
         return [tensor for tensor in kept if tensor is not None]
-
-    def state_tensors(self) -> Iterator[tuple[list[Tensor], bool]]:
-        """Yield the moments and bases of each weight, and whether they are kept on the host."""
-        for group, weight in self._weights():
-            tensors = [value for value in self.state.get(weight, {}).values() if isinstance(value, Tensor)]
-            yield tensors, group["state_on_host"]
 
     def arrived(self, weight: Tensor) -> list[Tensor]:
         """Return what has been kept of one weight's gradients since the last step."""
@@ -180,63 +163,26 @@ class GaLoreAdamW(torch.optim.Optimizer):
         A weight without a basis counts with its sketch, whose norm estimates that of its gradient. A gradient that is
         not finite makes the norm so. In exact mode the norm of a refresh step is that of the full gradients.
         """
-        norms = [torch.linalg.vector_norm(gradient, dtype=precision_of(gradient)) for gradient in self._gradients()]
-        if not norms:
-            return torch.zeros(())
-        return torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms])) * self._factor
-
-    @torch.no_grad()
-    def scale_gradients(self, factor: Tensor | float) -> None:
-        """Multiply all that has arrived, for instance by one over the scale of the loss.
-
-        ``step()`` does it, in float32: the gradients of float16 weights would vanish.
-        """
-        self._factor = self._factor * factor
-
-    @torch.no_grad()
-    def clip_gradients(self, max_norm: float) -> Tensor:
-        """Scale all that has arrived so that ``gradient_norm()`` is at most ``max_norm``; return the norm before."""
-        norm = self.gradient_norm()
-        self.scale_gradients((max_norm / (norm + 1e-6)).clamp(max=1.0))
-        return norm
+        return super().gradient_norm()
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Update every weight whose gradient has arrived. As long as ``needs_calibration()``, calibrate instead."""
-        assert closure is None, "what the optimizer steps on has arrived before"
         if self.needs_calibration():
             self.calibrate()
             return
-        for group, weight in self._weights():
-            self._update(weight, group)
+        super().step(closure)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop gradients, accumulators and sketches."""
         super().zero_grad(set_to_none)
         self._arrived.clear()
-        self._factor = 1.0
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the state as it was saved, and drop what has arrived."""
-        super().load_state_dict(state_dict)
-        # torch has cast the moments and bases to the dtype of the weights, which may be narrower: take them as saved.
-        saved = (number for group in state_dict["param_groups"] for number in group["params"])
-        for number, (group, weight) in zip(saved, self._weights(), strict=True):
-            home = torch.device("cpu") if group["state_on_host"] else weight.device
-            for name, value in state_dict["state"].get(number, {}).items():
-                if isinstance(value, Tensor):
-                    self.state[weight][name] = value.to(home, copy=True)
-        self.zero_grad()
 
     def close(self) -> None:
         """Remove the hooks: backward leaves full gradients in ``.grad`` again."""
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
-
-    def _weights(self) -> Iterator[tuple[dict[str, Any], Tensor]]:
-        """Each weight with its group."""
-        return ((group, weight) for group in self.param_groups for weight in group["params"])
 
     def _gradients(self) -> Iterator[Tensor]:
         """What has arrived for each weight, in the order of the weights."""
@@ -293,7 +239,7 @@ class GaLoreAdamW(torch.optim.Optimizer):
         """Update one weight by AdamW's direction for its gradient, full or low-rank."""
         state, storage = self.state[weight], _storage(group)
         state["step"] = state.get("step", 0) + 1
-        generator = _generator(weight.device, group["seed"], self._places[weight], state["step"], "update")
+        generator = keyed_generator(weight.device, group["seed"], self._places[weight], state["step"], "update")
         exp_avg, exp_avg_sq = (
             torch.zeros_like(gradient) if moment is None else moment for moment in storage.read_moments(state, weight)
         )
@@ -322,7 +268,7 @@ class GaLoreAdamW(torch.optim.Optimizer):
         """Give one weight new bases, and carry its moments over."""
         state, storage = self.state[weight], _storage(group)
         if "exp_avg" in state and group["moments"] == "rotate":
-            generator = _generator(weight.device, group["seed"], self._places[weight], state["step"], "rotate")
+            generator = keyed_generator(weight.device, group["seed"], self._places[weight], state["step"], "rotate")
             old_left, old_right = self._bases(weight, group)
             change_left = None if left is None or old_left is None else left.T @ old_left
             change_right = None if right is None or old_right is None else right.T @ old_right
@@ -349,7 +295,7 @@ def _add_sketches(arrived: Arrived, gradient: Tensor, group: dict[str, Any], key
 
     def sketched(matrix: Tensor, side: str) -> Tensor:
         size = matrix.shape[1]
-        generator = _generator(matrix.device, group["seed"], *key, side)
+        generator = keyed_generator(matrix.device, group["seed"], *key, side)
         return matrix @ sketch_matrix(size, sketch_width(rank, size), generator, matrix)
 
     if left:
@@ -360,11 +306,6 @@ def _add_sketches(arrived: Arrived, gradient: Tensor, group: dict[str, Any], key
 
 def _add(total: Tensor | None, term: Tensor) -> Tensor:
     return term if total is None else total.add_(term)
-
-
-def _generator(device: torch.device, *key: int | str) -> torch.Generator:
-    """Random numbers that depend on the key alone, so that a resumed run meets the same ones."""
-    return seeded_generator(device, zlib.crc32(repr(key).encode()))
 
 
 def _storage(group: dict[str, Any]) -> Storage:

@@ -1,4 +1,4 @@
-"""The settings of GaLore's parameter groups: presets, and what is allowed."""
+"""The settings of parameter groups: the two ways to do GaLore, and what is allowed."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from medsaga.optim.projection import PROJECTIONS
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     # What galore-torch does, with the scale of its README: MedSAGa names none.
-    "paper": {"scale": 0.25, "refresh": "exact", "moments": "keep"},
+    "reference": {"scale": 0.25, "refresh": "exact", "moments": "keep"},
 }
-"""How projected groups of a preset differ from the arguments' defaults; rank and interval are the run's settings."""
+"""How projected groups of either way differ from the arguments' defaults; rank and interval are the run's settings."""
 
 CHOICES: dict[str, tuple[Any, ...]] = {
     "projection": PROJECTIONS,

@@ -16,13 +16,13 @@ from typing import Any, TypeVar
 
 from medsaga.config import ResolvedSettings, Settings, flag, parse_bytes
 from medsaga.errors import InputError
-from medsaga.models.sam import ARCHITECTURES, PATCH_SIZE
+from medsaga.methods import method_named
 from medsaga.planning.predict import MemoryPrediction, predict_memory
-from medsaga.presets import RECIPES, DeviceDefaults, fill_in
+from medsaga.presets import DeviceDefaults, fill_in
+from medsaga.recipes import with_recipe
 
 USABLE = 0.9
 """Share of a budget that tensors may take: the allocator's rounding and the GPU's own context take the rest."""
-RANKS = (64, 16, 4)
 PRECISIONS: dict[str, tuple[dict[str, Any], ...]] = {
     "fp32": (
         {"precision": "fp32", "state_bits": 32},
@@ -48,16 +48,16 @@ class Plan:
     prediction: MemoryPrediction
 
 
-def useful_sizes(architecture: str, side: int | None = None) -> list[int]:
-    """Return image sizes, ascending, in which SAM's windows waste nothing, up to the architecture's own size.
+def useful_sizes(settings: Settings, side: int | None = None) -> list[int]:
+    """Return image sizes, ascending, that suit the model, up to its own size.
 
     Args:
-        architecture: key of ``ARCHITECTURES``.
+        settings: with the names of a method and of an architecture.
         side: longer side of the images in pixels; what would only enlarge them further is left out.
     """
-    size = ARCHITECTURES[architecture]
-    window = size.window * PATCH_SIZE
-    sizes = [*range(window, size.image_size, window), size.image_size]
+    assert settings.method is not None
+    assert settings.model is not None
+    sizes = method_named(settings.method).image_sizes(settings.model)
     enough = next((at_least for at_least in sizes if side is not None and at_least >= side), sizes[-1])
     return [at_most for at_most in sizes if at_most <= enough]
 
@@ -66,7 +66,7 @@ def plan(settings: Settings, *, sizes: Sequence[int], classes: int, in_channels:
     """Choose what the user has left open, so that training and inference fit the budget of the settings.
 
     Args:
-        settings: with a budget, and a model of ``ARCHITECTURES``.
+        settings: with a budget.
         sizes: image sizes that make sense, ascending; not used when the settings name one.
         classes: number of classes, background included.
         in_channels: channels of the model's input.
@@ -77,8 +77,7 @@ def plan(settings: Settings, *, sizes: Sequence[int], classes: int, in_channels:
     """
     assert settings.budget is not None
     budget = parse_bytes(settings.budget)
-    if settings.preset != "default":
-        settings = _with_recipe(settings)
+    settings = with_recipe(settings)
 
     def resolved(**changes: Any) -> ResolvedSettings:
         return fill_in(dataclasses.replace(settings, **changes), image_size=sizes[-1], defaults=defaults)
@@ -90,8 +89,10 @@ def plan(settings: Settings, *, sizes: Sequence[int], classes: int, in_channels:
     def fits(**changes: Any) -> bool:
         return peak(resolved(**changes)) <= USABLE * budget
 
-    ranks = _open(settings, [{"rank": rank} for rank in (RANKS if settings.method == "medsaga" else RANKS[:1])])
-    precisions = _open(settings, PRECISIONS[defaults.precision])
+    method = method_named(resolved().method)
+    ranks = _open(settings, [{"rank": rank} for rank in method.ranks]) or [{}]
+    precisions = [how for how in PRECISIONS[defaults.precision] if method.trains_sam or how["precision"] != "int8"]
+    precisions = _open(settings, precisions)
     speeds = _speeds(settings, resolved().batch_size)
     sizes = [settings.image_size] if settings.image_size else sizes
     quality = _best_quality(sizes, ranks, precisions, lambda quality: fits(**quality, **speeds[-1]))
@@ -138,14 +139,6 @@ def _first(candidates: Sequence[T], fits: Callable[[T], bool]) -> T | None:
     if not fits(candidates[-1]):
         return None
     return candidates[bisect.bisect_left(candidates, True, 1, len(candidates) - 1, key=fits)]
-
-
-def _with_recipe(settings: Settings) -> Settings:
-    """Settings that keep to the preset: with another rank or image size, a published recipe would not be that one."""
-    recipe = RECIPES[settings.preset]
-    names = ("image_size", "rank", "precision", "state_bits")
-    kept: dict[str, Any] = {name: recipe[name] for name in names if name in recipe and _is_open(settings, name)}
-    return dataclasses.replace(settings, **kept)
 
 
 def _is_open(settings: Settings, name: str) -> bool:

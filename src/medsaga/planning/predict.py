@@ -19,9 +19,9 @@ from medsaga.data.augment import AUGMENTATIONS
 from medsaga.data.letterbox import unletterbox
 from medsaga.inference import BATCH_SIZE
 from medsaga.memory.tracker import ELSEWHERE, TensorTracker
-from medsaga.methods import new_optimizer
+from medsaga.methods import build_model, method_named, new_optimizer
+from medsaga.models.base import SegmentationModel
 from medsaga.models.precision import WEIGHT_TYPES, cast_parameters, set_precision
-from medsaga.models.sam import KClassSam, build_sam
 from medsaga.optim.galore import Arrived, GaLoreAdamW
 from medsaga.planning.shapes import OncePerShape
 from medsaga.training.scaling import LossScale
@@ -64,6 +64,9 @@ def _predict(settings: ResolvedSettings, classes: int, in_channels: int) -> Memo
         model = _build(settings, classes, in_channels)
         set_precision(model, settings.precision)
         training = _follow_training(model, settings)
+        if method_named(settings.method).trained_part is not None:
+            embedding = _follow_embedding(model, settings)
+            training = max(training, embedding, key=lambda tracker: tracker.peak_bytes)
         # A model file holds no int8 codes.
         model = _build(settings, classes, in_channels)
         cast_parameters(model, WEIGHT_TYPES[settings.precision])
@@ -71,8 +74,9 @@ def _predict(settings: ResolvedSettings, classes: int, in_channels: int) -> Memo
     return MemoryPrediction(training.peak_bytes, training.breakdown, inference.peak_bytes)
 
 
-def _build(settings: ResolvedSettings, classes: int, in_channels: int) -> KClassSam:
-    model = build_sam(settings.model, classes=classes, image_size=settings.image_size, in_channels=in_channels)
+def _build(settings: ResolvedSettings, classes: int, in_channels: int) -> SegmentationModel:
+    model = build_model(settings, classes=classes, in_channels=in_channels)
+    method_named(settings.method).adapt(model, settings)
     model.checkpoint_blocks = settings.checkpointing == "blocks"
     return model
 
@@ -119,11 +123,13 @@ class _GaLoreOnMeta(GaLoreAdamW):
             self.state[weight][name] = torch.empty_like(value) if isinstance(value, Tensor) else value
 
 
-def _follow_training(model: KClassSam, settings: ResolvedSettings) -> TensorTracker:
+def _follow_training(model: SegmentationModel, settings: ResolvedSettings) -> TensorTracker:
     optimizer = new_optimizer(model, settings, _GaLoreOnMeta)
+    part = method_named(settings.method).trained_part
+    model = part(model) if part else model
     meter = StepMeter(META, first=1, refresh_every=settings.refresh_every)
-    assert isinstance(optimizer, _GaLoreOnMeta)
-    optimizer.tracker = meter.tracker
+    if isinstance(optimizer, _GaLoreOnMeta):
+        optimizer.tracker = meter.tracker
     scale = LossScale()
     # The first step makes the optimizer's state, for which one image will do; it takes less than the second, and is
     # not followed. Each step ends in a change of subspace.
@@ -131,24 +137,44 @@ def _follow_training(model: KClassSam, settings: ResolvedSettings) -> TensorTrac
         model.checkpoint_blocks = settings.checkpointing == "blocks" and step == 1
         batch = _empty_batch(model, images, settings, step)
         with meter.measuring(model, optimizer, batch):
-            gather(model, optimizer, batch, micro_batch_size=settings.micro_batch_size, scale=scale, meter=meter)
+            gather(
+                model,
+                optimizer,
+                batch,
+                micro_batch_size=settings.micro_batch_size,
+                dice_weight=settings.dice_weight,
+                scale=scale,
+                meter=meter,
+            )
             update(optimizer, max_gradient_norm=settings.max_gradient_norm, scale=scale)
     return meter.tracker
 
 
-def _empty_batch(model: KClassSam, images: int, settings: ResolvedSettings, step: int) -> Batch:
+def _empty_batch(model: SegmentationModel, images: int, settings: ResolvedSettings, step: int) -> Batch:
     square = (model.image_size, model.image_size)
     return Batch(
-        torch.empty(images, model.in_channels, *square, dtype=torch.uint8),
+        torch.empty(images, *model.input_shape, dtype=torch.uint8 if model.takes_images else torch.float32),
         torch.empty(images, *square, dtype=torch.uint8),
         seed=settings.seed,
         step=step,
-        strength=AUGMENTATIONS[settings.augmentation],
+        strength=AUGMENTATIONS[settings.augmentation if model.takes_images else "none"],
     )
 
 
 @torch.no_grad()
-def _follow_inference(model: KClassSam, batch_size: int) -> TensorTracker:
+def _follow_embedding(model: Any, settings: ResolvedSettings) -> TensorTracker:
+    """What `medsaga.training.embeddings` does with a batch of images."""
+    tracker = TensorTracker("meta")
+    tracker.assign([*model.parameters(), *model.buffers()], "weights")
+    tracker.phase = "activations"
+    images = torch.empty(settings.micro_batch_size, *model.input_shape, dtype=torch.uint8)
+    with tracker:
+        model.encode(images.float()).float()
+    return tracker
+
+
+@torch.no_grad()
+def _follow_inference(model: SegmentationModel, batch_size: int) -> TensorTracker:
     """What `medsaga.inference.Segmenter` does with the slices of a volume, at the size of the model's square."""
     tracker = TensorTracker("meta")
     tracker.assign([*model.parameters(), *model.buffers()], "weights")

@@ -10,11 +10,10 @@ from rich.table import Table
 from medsaga.config import Settings, flag, parse_bytes
 from medsaga.device import planned_defaults
 from medsaga.errors import InputError
-from medsaga.models.sam import ARCHITECTURES
 from medsaga.planning.plan import Plan, plan, useful_sizes
 from medsaga.planning.predict import predict_memory
 from medsaga.presets import fill_in
-from medsaga.training.prepare import check_method, weights_of
+from medsaga.training.prepare import settled
 
 SHOWN = (
     "model",
@@ -31,13 +30,13 @@ SHOWN = (
 """The settings that decide over memory."""
 
 
-def memory_document(settings: Settings, *, classes: int, channels: int) -> dict[str, Any]:
+def memory_document(settings: Settings, *, classes: int, in_channels: int) -> dict[str, Any]:
     """Predict the memory of a run; with a budget in the settings, choose what is left open so that it fits.
 
     Args:
         settings: as for a training run; the device is the one that it is meant for, here or elsewhere.
         classes: number of classes, background included.
-        channels: channels of the model's input.
+        in_channels: channels of the model's input.
 
     Returns:
         ``peak_bytes``, ``breakdown`` and ``inference_bytes``, ``settings``, and ``budget_bytes`` where there is one.
@@ -45,21 +44,18 @@ def memory_document(settings: Settings, *, classes: int, channels: int) -> dict[
     Raises:
         InputError: the settings cannot be used, or nothing fits the budget.
     """
-    for name, number, least in (("classes", classes, 2), ("channels", channels, 1)):
+    for name, number, least in (("classes", classes, 2), ("in_channels", in_channels, 1)):
         if number < least:
             raise InputError(flag(name), expected=f"at least {least}", found=str(number), do="Give a larger number.")
-    check_method(settings)
-    source, architecture = weights_of(settings)
-    settings = dataclasses.replace(settings, model=architecture, weights=source)
+    settings = settled(settings)
     defaults = planned_defaults(settings.device)
     document: dict[str, Any] = {}
     if settings.budget is None:
-        resolved = fill_in(settings, image_size=ARCHITECTURES[architecture].image_size, defaults=defaults)
-        chosen = Plan(resolved, predict_memory(resolved, classes=classes, in_channels=channels))
+        resolved = fill_in(settings, defaults=defaults)
+        chosen = Plan(resolved, predict_memory(resolved, classes=classes, in_channels=in_channels))
     else:
-        chosen = plan(
-            settings, sizes=useful_sizes(architecture), classes=classes, in_channels=channels, defaults=defaults
-        )
+        sizes = useful_sizes(settings)
+        chosen = plan(settings, sizes=sizes, classes=classes, in_channels=in_channels, defaults=defaults)
         document["budget_bytes"] = parse_bytes(settings.budget)
     shown = {name: getattr(chosen.settings, name) for name in SHOWN}
     return {**dataclasses.asdict(chosen.prediction), **document, "settings": shown}

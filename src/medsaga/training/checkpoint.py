@@ -15,9 +15,9 @@ import torch
 from medsaga import files, run_folder
 from medsaga.config import ResolvedSettings
 from medsaga.errors import InputError
+from medsaga.models.base import SegmentationModel
 from medsaga.models.int8 import load_plain_state, plain_state
-from medsaga.models.sam import KClassSam
-from medsaga.optim.galore import GaLoreAdamW
+from medsaga.optim.gathering import GatheringOptimizer
 from medsaga.training.scaling import LossScale, loss_scale_for
 
 
@@ -50,14 +50,16 @@ class Counters:
     loss_scale: LossScale = field(default_factory=LossScale)
 
 
-def save_state(run: Path, model: KClassSam, optimizer: GaLoreAdamW, counters: Counters) -> None:
+def save_state(run: Path, model: SegmentationModel, optimizer: GatheringOptimizer, counters: Counters) -> None:
     """Write ``state.pt``, whole or not at all."""
     state = {"model": plain_state(model), "optimizer": optimizer.state_dict(), "counters": asdict(counters)}
     with files.replacing(run / run_folder.STATE) as temporary:
         torch.save(state, temporary)
 
 
-def load_state(run: Path, model: KClassSam, optimizer: GaLoreAdamW, settings: ResolvedSettings) -> Counters:
+def load_state(
+    run: Path, model: SegmentationModel, optimizer: GatheringOptimizer, settings: ResolvedSettings
+) -> Counters:
     """Load ``state.pt`` into the model and the optimizer; return where the run stands.
 
     A run that was stopped before its first checkpoint starts from the beginning.

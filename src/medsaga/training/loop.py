@@ -20,15 +20,16 @@ from medsaga.data.augment import AUGMENTATIONS
 from medsaga.data.samples import Prefetcher, Samples
 from medsaga.errors import Interrupted, OutOfMemoryError, RunError
 from medsaga.evaluation.run import evaluate_run
-from medsaga.memory.tracker import device_peak, is_out_of_memory, reset_device_peak
-from medsaga.methods import new_optimizer
-from medsaga.models.sam import KClassSam
+from medsaga.memory.tracker import TensorTracker, device_peak, is_out_of_memory, reset_device_peak
+from medsaga.methods import method_named, new_optimizer
+from medsaga.models.base import SegmentationModel
 from medsaga.models.weights import save_model
-from medsaga.optim.galore import GaLoreAdamW
+from medsaga.optim.gathering import GatheringOptimizer
 from medsaga.planning.predict import predict_memory
 from medsaga.progress import RunProgress
 from medsaga.run_folder import MetricsLog
 from medsaga.training.checkpoint import Counters, load_state, save_state
+from medsaga.training.embeddings import embed
 from medsaga.training.loss import hard_dice_sums
 from medsaga.training.prepare import Run, new_run, resumed_run
 from medsaga.training.schedule import learning_rate_factor
@@ -80,13 +81,14 @@ def fit(run: Run, console: Console) -> None:
         RunError: too many steps in a row had a gradient that was not finite.
     """
     settings = run.config.settings
-    model = run.model.train()
-    optimizer = new_optimizer(model, settings)
-    counters = load_state(run.folder, model, optimizer, settings)
+    method = method_named(settings.method)
+    optimizer = new_optimizer(run.model.train(), settings)
+    counters = load_state(run.folder, run.model, optimizer, settings)
+    reset_device_peak(run.device)
+    model, train, monitor, augmentation = _what_is_trained(run, counters)
     model.checkpoint_blocks = counters.checkpoint_blocks
     log = MetricsLog(run.folder, step=counters.step)
     meter = StepMeter(run.device, first=counters.step, refresh_every=settings.refresh_every)
-    reset_device_peak(run.device)
     if counters.step == 0:
         log.write("start", 0, **_facts_before(run, optimizer))
     dice_name = "validation Dice" if run.split.validation else "training Dice"
@@ -96,7 +98,7 @@ def fit(run: Run, console: Console) -> None:
         stop_requested() as stop,
         RunProgress(console, steps=settings.steps, first=counters.step, dice_name=dice_name) as progress,
         Prefetcher(
-            run.train, seed=settings.seed, start=counters.step, stop=settings.steps, batch_size=settings.batch_size
+            train, seed=settings.seed, start=counters.step, stop=settings.steps, batch_size=settings.batch_size
         ) as batches,
     ):
         for step, images, labels in batches:
@@ -104,7 +106,7 @@ def fit(run: Run, console: Console) -> None:
             factor = learning_rate_factor(step, steps=settings.steps, warmup=settings.warmup)
             for group in optimizer.param_groups:
                 group["lr"] = factor * group["peak_lr"]
-            batch = Batch(images, labels, settings.seed, step, AUGMENTATIONS[settings.augmentation])
+            batch = Batch(images, labels, settings.seed, step, AUGMENTATIONS[augmentation])
             loss, made = step_within_memory(
                 model, optimizer, batch, settings=settings, counters=counters, meter=meter, console=console
             )
@@ -123,7 +125,7 @@ def fit(run: Run, console: Console) -> None:
                 )
             last = counters.step == settings.steps
             if last or counters.step % settings.evaluate_every == 0:
-                dice = monitor_dice(model, run.monitor, run.device, batch_size=counters.micro_batch_size)
+                dice = monitor_dice(model, monitor, run.device, batch_size=counters.micro_batch_size)
                 log.write(
                     "evaluation",
                     counters.step,
@@ -134,22 +136,54 @@ def fit(run: Run, console: Console) -> None:
                 )
                 progress.evaluation(counters.step, loss, dice, counters.peak_bytes)
                 if _note_evaluation(counters, dice, chooses=bool(run.split.validation)):
-                    save_model(run.folder / run_folder.MODEL, model)
-                save_state(run.folder, model, optimizer, counters)
+                    save_model(run.folder / run_folder.MODEL, run.model)
+                    if method.export is not None:
+                        method.export(run.folder, run.model)
+                save_state(run.folder, run.model, optimizer, counters)
                 patience = settings.patience
                 if run.split.validation and patience and counters.evaluations_since_best >= patience:
                     console.print(f"stopped at step {counters.step}: {patience} evaluations without a better Dice")
                     break
             if stop():
-                save_state(run.folder, model, optimizer, counters)
+                save_state(run.folder, run.model, optimizer, counters)
                 raise Interrupted(
                     f"{run.folder}: stopped after step {counters.step} of {settings.steps}; its state is saved. "
                     "Continue with the same command and --resume."
                 )
 
 
+def _what_is_trained(run: Run, counters: Counters) -> tuple[SegmentationModel, Samples, Samples, str]:
+    """Return the model that is trained, its samples, those that are followed, and how the former are augmented."""
+    settings = run.config.settings
+    part = method_named(settings.method).trained_part
+    if part is None:
+        return run.model, run.train, run.monitor, settings.augmentation
+    tracker = TensorTracker(run.device.type)
+    tracker.assign([*run.model.parameters(), *run.model.buffers()], "weights")
+    tracker.phase = "activations"
+
+    def embedded(samples: Samples, name: str, augmentation: str) -> Samples:
+        return embed(
+            run.model,
+            samples,
+            run.folder / run_folder.CACHE / name,
+            augmentation=augmentation,
+            seed=settings.seed,
+            batch_size=counters.micro_batch_size,
+            tracker=tracker,
+        )
+
+    train = embedded(run.train, "train_embeddings", settings.augmentation)
+    monitor = embedded(run.monitor, "monitor_embeddings", "none")
+    counters.peak_bytes, counters.peak_breakdown = tracker.peak_bytes, tracker.breakdown
+    trained = part(run.model)
+    # The encoder has done its work: an accelerator's memory is for what is trained.
+    run.model.cpu()
+    return trained.to(run.device).train(), train, monitor, "none"
+
+
 @torch.no_grad()
-def monitor_dice(model: KClassSam, samples: Samples, device: torch.device, *, batch_size: int) -> float:
+def monitor_dice(model: SegmentationModel, samples: Samples, device: torch.device, *, batch_size: int) -> float:
     """Return the Dice at low resolution, averaged over labels, of at most 64 evenly spaced samples together.
 
     It is quick and good for following a run. Published numbers come from ``medsaga evaluate``, on the native grid.
@@ -167,7 +201,7 @@ def monitor_dice(model: KClassSam, samples: Samples, device: torch.device, *, ba
     return float((2 * intersection[there] / size[there]).mean()) if there.any() else 0.0
 
 
-def _facts_before(run: Run, optimizer: GaLoreAdamW) -> dict[str, Any]:
+def _facts_before(run: Run, optimizer: GatheringOptimizer) -> dict[str, Any]:
     """What is known before the first step: how much is trained, and the memory that it will take."""
     config = run.config
     predicted = predict_memory(config.settings, classes=len(config.labels), in_channels=config.in_channels)

@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-CROSS_ENTROPY_WEIGHT = 0.2
-DICE_WEIGHT = 0.8
 SMOOTHING = 1.0
 """In pixels of the low-resolution logits."""
 
 
-def segmentation_loss(low_res_logits: Tensor, labels: Tensor, sums_elsewhere: Tensor | None = None) -> Tensor:
-    """Return the two terms of 0.2 cross-entropy + 0.8 Dice on low-resolution logits, as SAMed has it.
+def segmentation_loss(
+    low_res_logits: Tensor, labels: Tensor, sums_elsewhere: Tensor | None = None, *, dice_weight: float
+) -> Tensor:
+    """Return the two terms of a weighted sum of cross-entropy and Dice on low-resolution logits, as SAMed has it.
 
     Dice is taken over all images of a batch together (arXiv 2304.13785, as MedSAGa keeps it), and, unlike there, over
     the classes that occur in them: an image or batch without a class would push that class towards zero everywhere,
@@ -24,9 +24,10 @@ def segmentation_loss(low_res_logits: Tensor, labels: Tensor, sums_elsewhere: Te
         low_res_logits: (images, classes, height, width), floating point.
         labels: (images, H, W) uint8 class indices, H and W whole multiples of height and width.
         sums_elsewhere: (3, classes), `dice_sums` of the rest of the batch; None when there is no rest.
+        dice_weight: share of Dice; cross-entropy has the rest. SAMed and MedSAGa have 0.8, DAE-Former 0.6.
 
     Returns:
-        (2,) float32: 0.2 times the mean cross-entropy of these images, and 0.8 times 1 - Dice of the whole batch.
+        (2,) float32: the mean cross-entropy of these images and 1 - Dice of the whole batch, each times its weight.
     """
     target = _at_low_resolution(labels, low_res_logits)
     cross_entropy = functional.cross_entropy(low_res_logits.float(), target)
@@ -34,7 +35,7 @@ def segmentation_loss(low_res_logits: Tensor, labels: Tensor, sums_elsewhere: Te
     dice = (2 * intersection + SMOOTHING) / (predicted + true + SMOOTHING)
     present = (true > 0).to(dice.dtype)
     mean_dice = (dice * present).sum() / present.sum()
-    return torch.stack([CROSS_ENTROPY_WEIGHT * cross_entropy, DICE_WEIGHT * (1 - mean_dice)])
+    return torch.stack([(1 - dice_weight) * cross_entropy, dice_weight * (1 - mean_dice)])
 
 
 def dice_sums(low_res_logits: Tensor, labels: Tensor) -> Tensor:

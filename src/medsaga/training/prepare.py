@@ -15,7 +15,14 @@ from rich.console import Console
 
 from medsaga import files, run_folder
 from medsaga.config import ResolvedSettings, RunConfig, Settings, flag, read_config
-from medsaga.data.dataset import check_items, fingerprint, labels_of_cases, raise_problems, read_dataset
+from medsaga.data.dataset import (
+    check_items,
+    fingerprint,
+    labels_of_cases,
+    raise_problems,
+    read_dataset,
+    select_channels,
+)
 from medsaga.data.intensity import choose_intensity
 from medsaga.data.samples import Samples, build_samples
 from medsaga.data.slices import common_axis, slice_view
@@ -23,13 +30,15 @@ from medsaga.data.splits import Split, split_cases
 from medsaga.data.types import Dataset, Item
 from medsaga.device import choose_device, defaults_for
 from medsaga.errors import InputError
-from medsaga.methods import METHODS
+from medsaga.methods import build_model, method_named
+from medsaga.models.base import SegmentationModel
 from medsaga.models.precision import set_precision
-from medsaga.models.sam import ARCHITECTURES, KClassSam, build_sam
+from medsaga.models.sam import KClassSam
 from medsaga.models.weights import detect_architecture, load_pretrained
 from medsaga.planning.plan import plan, useful_sizes
-from medsaga.presets import fill_in
+from medsaga.presets import METHOD, fill_in
 from medsaga.progress import counting
+from medsaga.recipes import with_recipe
 
 PACKAGES = ("torch", "transformers", "nibabel", "numpy", "pillow", "safetensors", "scipy")
 
@@ -53,7 +62,7 @@ class Run:
     config: RunConfig
     split: Split
     dataset: Dataset
-    model: KClassSam
+    model: SegmentationModel
     train: Samples
     monitor: Samples
     device: torch.device
@@ -72,9 +81,9 @@ def new_run(data: Path, out: Path, settings: Settings, console: Console) -> Run:
             found="one that does",
             do="Choose another --out, or continue that run with --resume.",
         )
-    check_method(settings)
+    asked, settings = requested(settings), settled(settings)
     device = choose_device(settings.device)
-    dataset = _checked_dataset(data, console)
+    dataset = checked_dataset(data, settings, console)
     split = split_cases(
         dataset,
         shots=settings.shots,
@@ -82,10 +91,11 @@ def new_run(data: Path, out: Path, settings: Settings, console: Console) -> Run:
         validation=settings.validation_cases,
         fold=settings.fold,
         labels_of=labels_of_cases(dataset),
+        test_cases=settings.test_cases,
     )
     config = _resolve(settings, dataset, split, device)
     model, model_info = _new_model(config, console)
-    manifest = _manifest(dataset, config, device, model_info) | {"requested": _requested(settings)}
+    manifest = _manifest(dataset, config, device, model_info) | {"requested": asked}
     out.mkdir(parents=True)
     try:
         config.write(out / run_folder.CONFIG)
@@ -105,10 +115,10 @@ def resumed_run(data: Path, out: Path, settings: Settings, console: Console) -> 
     """
     config = read_config(out / run_folder.CONFIG)
     manifest = files.read_json(out / run_folder.MANIFEST)
-    _check_same(_requested(settings), manifest.get("requested", {}), config.settings)
+    _check_same(requested(settings), manifest.get("requested", {}), config.settings)
     config = dataclasses.replace(config, settings=dataclasses.replace(config.settings, device=settings.device))
     device = choose_device(settings.device)
-    dataset = _checked_dataset(data, console)
+    dataset = checked_dataset(data, config.settings, console)
     if manifest.get("data_fingerprint") != fingerprint(dataset):
         raise InputError(
             data,
@@ -123,8 +133,11 @@ def resumed_run(data: Path, out: Path, settings: Settings, console: Console) -> 
     return _with_samples(out, config, split, dataset, model, device, console)
 
 
-def _requested(settings: Settings) -> dict[str, Any]:
-    """What the user asked for other than the defaults, as JSON has it. The device may change when a run goes on."""
+def requested(settings: Settings) -> dict[str, Any]:
+    """Return what the user asked for other than the defaults, as JSON has it.
+
+    The device is left out: it may change when a run goes on.
+    """
     asked = {
         option.name: getattr(settings, option.name)
         for option in dataclasses.fields(Settings)
@@ -145,53 +158,70 @@ def _check_same(asked: dict[str, Any], before: dict[str, Any], kept: ResolvedSet
             )
 
 
-def _checked_dataset(data: Path, console: Console) -> Dataset:
+def checked_dataset(data: Path, settings: Settings, console: Console) -> Dataset:
+    """Read a dataset with the channels that the settings name, and decode every file of it once.
+
+    Raises:
+        InputError: the first problem.
+    """
     dataset = read_dataset(data)
     raise_problems(dataset.problems)
+    dataset = select_channels(dataset, settings.channels)
     raise_problems(check_items(dataset, counting(console, "checking images")))
     return dataset
 
 
-def check_method(settings: Settings) -> None:
-    """Raise InputError unless the method is known."""
-    if settings.method not in METHODS:
-        raise InputError("--method", expected=f"one of {', '.join(METHODS)}", found=settings.method, do="Choose one.")
+def settled(settings: Settings) -> Settings:
+    """Return the settings with the method, the architecture and the source of the weights settled.
 
-
-def weights_of(settings: Settings) -> tuple[str | None, str]:
-    """Return where the weights come from (None: random) and which architecture they fit."""
-    if settings.model in ARCHITECTURES:
-        return settings.weights, settings.model
-    if settings.weights is not None:
-        raise InputError(
-            "--model",
-            expected=f"one of {', '.join(ARCHITECTURES)} beside --weights",
-            found=settings.model,
-            do="Name the weights once.",
-        )
-    return settings.model, detect_architecture(settings.model)
+    Raises:
+        InputError: there is no such recipe, method or model, or they do not go together.
+    """
+    settings = with_recipe(settings)
+    name = settings.method or METHOD
+    method = method_named(name)
+    model, weights = settings.model or method.architectures[0], settings.weights
+    if model not in method.architectures:
+        if not method.trains_sam:
+            only = ", ".join(method.architectures)
+            raise InputError("--model", expected=f"{only} for {name}", found=model, do="Leave --model out.")
+        if weights is not None:
+            raise InputError(
+                "--model",
+                expected=f"one of {', '.join(method.architectures)} beside --weights",
+                found=model,
+                do="Name the weights once.",
+            )
+        model, weights = detect_architecture(model), model
+    for flag_name, given in (("--weights", weights), ("--precision int8", settings.precision == "int8")):
+        if given and not method.trains_sam:
+            raise InputError(
+                flag_name, expected=f"no such option for {name}", found=str(weights or "int8"), do="Leave it out."
+            )
+    if settings.optimizer == "sgd" and method.ranks:
+        raise InputError("--optimizer", expected="adamw: GaLore is made for it", found="sgd", do="Leave it out.")
+    return dataclasses.replace(settings, method=name, model=model, weights=weights)
 
 
 def _resolve(settings: Settings, dataset: Dataset, split: Split, device: torch.device) -> RunConfig:
     """Fill in all that the user has left open, from the preset, the budget, the device and the data."""
-    source, architecture = weights_of(settings)
     items = dataset.items_of(split.train)
     # One axis for the whole run: a volume with other spacing must not be cut another way at prediction.
     axis: Any = common_axis((item.header.grid for item in items), settings.axis)
-    settings = dataclasses.replace(settings, model=architecture, weights=source, axis=axis)
+    settings = dataclasses.replace(settings, axis=axis)
     config = RunConfig(
         data=str(dataset.root.resolve()),
         labels=dataset.labels,
         channels=dataset.channels,
         intensities=choose_intensity(dataset, items, settings.intensity, settings.window),
-        settings=fill_in(settings, image_size=ARCHITECTURES[architecture].image_size, defaults=defaults_for(device)),
+        settings=fill_in(settings, defaults=defaults_for(device)),
     )
     if settings.budget is None:
         return config
     side = max(max(slice_view(item.header.grid, axis).slice_shape) for item in items)
     fitting = plan(
         settings,
-        sizes=useful_sizes(architecture, side),
+        sizes=useful_sizes(config.settings, side),
         classes=len(config.labels),
         in_channels=config.in_channels,
         defaults=defaults_for(device),
@@ -199,24 +229,23 @@ def _resolve(settings: Settings, dataset: Dataset, split: Split, device: torch.d
     return dataclasses.replace(config, settings=fitting.settings)
 
 
-def _empty_model(config: RunConfig) -> KClassSam:
-    settings = config.settings
-    torch.manual_seed(settings.seed)
-    return build_sam(
-        settings.model, classes=len(config.labels), image_size=settings.image_size, in_channels=config.in_channels
-    )
+def _empty_model(config: RunConfig) -> SegmentationModel:
+    torch.manual_seed(config.settings.seed)
+    return build_model(config.settings, classes=len(config.labels), in_channels=config.in_channels)
 
 
-def _new_model(config: RunConfig, console: Console) -> tuple[KClassSam, dict[str, Any]]:
-    model = _empty_model(config)
-    if config.settings.weights is None:
+def _new_model(config: RunConfig, console: Console) -> tuple[SegmentationModel, dict[str, Any]]:
+    model, settings = _empty_model(config), config.settings
+    if settings.weights is not None:
+        assert isinstance(model, KClassSam)
+        info = load_pretrained(model, settings.weights)
+        return model, {"architecture": settings.model, **dataclasses.asdict(info)}
+    if isinstance(model, KClassSam):
         console.print(
-            f"[yellow]{config.settings.model} starts from random weights; expect a floor, not SAM's accuracy."
+            f"[yellow]{settings.model} starts from random weights; expect a floor, not SAM's accuracy."
             " Name pre-trained weights with --weights.[/yellow]"
         )
-        return model, {"architecture": config.settings.model, "weights": "random"}
-    info = load_pretrained(model, config.settings.weights)
-    return model, {"architecture": config.settings.model, **dataclasses.asdict(info)}
+    return model, {"architecture": settings.model, "weights": "random"}
 
 
 def _manifest(dataset: Dataset, config: RunConfig, device: torch.device, model_info: dict[str, Any]) -> dict[str, Any]:
@@ -236,11 +265,12 @@ def _with_samples(
     config: RunConfig,
     split: Split,
     dataset: Dataset,
-    model: KClassSam,
+    model: SegmentationModel,
     device: torch.device,
     console: Console,
 ) -> Run:
     settings = config.settings
+    method_named(settings.method).adapt(model, settings)
     set_precision(model, settings.precision)
 
     def samples(name: str, items: tuple[Item, ...]) -> Samples:

@@ -10,15 +10,15 @@ from rich.console import Console
 from medsaga.config import ResolvedSettings
 from medsaga.errors import OutOfMemoryError
 from medsaga.memory.tracker import is_out_of_memory, reset_device_peak
-from medsaga.models.sam import KClassSam
-from medsaga.optim.galore import GaLoreAdamW
+from medsaga.models.base import SegmentationModel
+from medsaga.optim.gathering import GatheringOptimizer
 from medsaga.training.checkpoint import Counters
 from medsaga.training.step import Batch, StepMeter, gather, update
 
 
 def step_within_memory(
-    model: KClassSam,
-    optimizer: GaLoreAdamW,
+    model: SegmentationModel,
+    optimizer: GatheringOptimizer,
     batch: Batch,
     *,
     settings: ResolvedSettings,
@@ -45,6 +45,7 @@ def step_within_memory(
                     optimizer,
                     batch,
                     micro_batch_size=counters.micro_batch_size,
+                    dice_weight=settings.dice_weight,
                     scale=counters.loss_scale,
                     meter=meter,
                 )
@@ -67,7 +68,7 @@ def step_within_memory(
         model.checkpoint_blocks = counters.checkpoint_blocks
         console.print(f"out of memory in step {batch.step + 1}; going on with {change}: the same result, more time")
         counters.peak_bytes = 0
-        reset_device_peak(model.pixel_mean.device)
+        reset_device_peak(model.device)
         meter.restart(batch.step)
 
 

@@ -6,6 +6,7 @@ import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,8 +14,8 @@ from torch import Tensor
 from medsaga.data.augment import Augmentation, augment
 from medsaga.memory.meta import value_of
 from medsaga.memory.tracker import ELSEWHERE, TensorTracker
-from medsaga.models.sam import KClassSam
-from medsaga.optim.galore import GaLoreAdamW
+from medsaga.models.base import SegmentationModel
+from medsaga.optim.gathering import GatheringOptimizer
 from medsaga.training.loss import dice_sums, segmentation_loss
 from medsaga.training.scaling import LossScale
 
@@ -24,7 +25,7 @@ class Batch:
     """The images of one step, in the host's memory as they were stored, and how they are changed at random.
 
     Attributes:
-        images: (batch, channels, side, side) uint8.
+        images: (batch, channels, side, side) uint8; or what stands for them, floating point, and is not changed.
         labels: (batch, side, side) uint8 class indices.
         seed: of the run.
         step: of the run.
@@ -72,7 +73,7 @@ class StepMeter:
         self.tracker.phase = category
 
     @contextlib.contextmanager
-    def measuring(self, model: KClassSam, optimizer: GaLoreAdamW, batch: Batch) -> Iterator[None]:
+    def measuring(self, model: SegmentationModel, optimizer: GatheringOptimizer, batch: Batch) -> Iterator[None]:
         """Follow all tensors of one step, if it is worth following."""
         if batch.step not in self._followed:
             yield
@@ -95,18 +96,19 @@ class StepMeter:
             for hook in hooks:
                 hook.remove()
 
-    def _assign_state(self, optimizer: GaLoreAdamW) -> None:
+    def _assign_state(self, optimizer: GatheringOptimizer) -> None:
         # Without a GPU the host's memory is the device's too; what a GPU would not hold is not counted.
         for tensors, on_host in optimizer.state_tensors():
             self.tracker.assign(tensors, ELSEWHERE if on_host else "optimizer")
 
 
 def gather(
-    model: KClassSam,
-    optimizer: GaLoreAdamW,
+    model: SegmentationModel,
+    optimizer: GatheringOptimizer,
     batch: Batch,
     *,
     micro_batch_size: int,
+    dice_weight: float,
     scale: LossScale,
     meter: StepMeter | None = None,
 ) -> float:
@@ -117,14 +119,26 @@ def gather(
     Returns:
         the loss of the batch.
     """
+    how: dict[str, Any] = {
+        "micro_batch_size": micro_batch_size,
+        "dice_weight": dice_weight,
+        "scale": scale,
+        "meter": meter,
+    }
     if optimizer.needs_calibration():
-        backward(model, batch, micro_batch_size=micro_batch_size, scale=scale, meter=meter)
+        backward(model, batch, **how)
         optimizer.calibrate()
-    return backward(model, batch, micro_batch_size=micro_batch_size, scale=scale, meter=meter)
+    return backward(model, batch, **how)
 
 
 def backward(
-    model: KClassSam, batch: Batch, *, micro_batch_size: int, scale: LossScale, meter: StepMeter | None = None
+    model: SegmentationModel,
+    batch: Batch,
+    *,
+    micro_batch_size: int,
+    dice_weight: float,
+    scale: LossScale,
+    meter: StepMeter | None = None,
 ) -> float:
     """Add the gradient of the batch's loss to the parameters, one micro-batch after the other.
 
@@ -135,13 +149,14 @@ def backward(
         model: in training mode.
         batch: on the host; only a micro-batch of it is on the model's device at a time.
         micro_batch_size: images per backward pass.
+        dice_weight: share of Dice in the loss.
         scale: factor of the gradient.
         meter: tells the tracker the phase, while memory is measured.
 
     Returns:
         the loss of the batch, not scaled.
     """
-    device = model.pixel_mean.device
+    device = model.device
     parts = [
         slice(start, min(start + micro_batch_size, len(batch))) for start in range(0, len(batch), micro_batch_size)
     ]
@@ -158,7 +173,7 @@ def backward(
             meter.phase("activations")
         elsewhere = sum(sums[:number] + sums[number + 1 :], torch.zeros(3, 1, device=device))
         share = (part.stop - part.start) / len(batch)
-        cross_entropy, dice = segmentation_loss(*_through(model, batch, part), elsewhere)
+        cross_entropy, dice = segmentation_loss(*_through(model, batch, part), elsewhere, dice_weight=dice_weight)
         if meter:
             meter.phase("temporary")
         (scale.value * (share * cross_entropy + dice)).backward()
@@ -167,13 +182,13 @@ def backward(
     return value_of(total.sum(), otherwise=0.0)
 
 
-def _through(model: KClassSam, batch: Batch, rows: slice) -> tuple[Tensor, Tensor]:
+def _through(model: SegmentationModel, batch: Batch, rows: slice) -> tuple[Tensor, Tensor]:
     """Some images through the model: their logits and their labels. The images themselves are not kept."""
-    images, labels = batch.part(rows, model.pixel_mean.device)
+    images, labels = batch.part(rows, model.device)
     return model(images), labels
 
 
-def update(optimizer: GaLoreAdamW, *, max_gradient_norm: float, scale: LossScale) -> bool:
+def update(optimizer: GatheringOptimizer, *, max_gradient_norm: float, scale: LossScale) -> bool:
     """Clip the gathered gradient and make the step; skip it when the gradient is not finite.
 
     Returns:

@@ -1,4 +1,4 @@
-"""PNG, JPEG, TIFF and BMP images and label maps, by Pillow."""
+"""PNG, JPEG, TIFF, BMP and GIF images and label maps, by Pillow."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from medsaga.data.types import Array, Grid, Header, Labels
 from medsaga.errors import InputError
 from medsaga.files import replacing
 
-SUFFIXES: tuple[str, ...] = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+SUFFIXES: tuple[str, ...] = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif")
 LABELS_SUFFIX = ".png"
 PROBABILITIES_SUFFIX = ".tif"
 
@@ -85,7 +85,8 @@ def read_image(path: Path) -> Array:
 def read_labels(path: Path) -> Labels:
     """Return the upright label map, ``(height, width)``: grey values or palette indices as they are stored.
 
-    RGB is read when its three channels are equal, floating point when all of its values are integers.
+    RGB is read when its three channels are equal, floating point when all of its values are integers. Of a GIF the
+    grey values that are seen are read, because its writers number the palette as they like.
 
     Raises:
         InputError: as `read_header`, or the file is lossy, transparent, coloured or not integral.
@@ -101,7 +102,11 @@ def read_labels(path: Path) -> Labels:
                 found="a TIFF in which white is 0",
                 do="Save the mask again with the photometric interpretation MinIsBlack.",
             )
+        is_gif = image.format == "GIF"
         upright = _upright(image)
+        if is_gif:
+            # To three equal channels if it is grey.
+            upright = upright.convert("RGB")
         mode, stored = upright.mode, np.asarray(upright)
     if mode in ("P", "1"):
         return stored.astype(np.uint8)
@@ -167,7 +172,7 @@ def _opened(path: Path, *, verify: bool = False) -> Iterator[Image.Image]:
 
     With ``verify`` the checksums of a PNG are compared first, which its decoding alone does not do.
 
-    Only the four formats are tried, whatever the suffix says, so that a file cannot reach Pillow's more exotic
+    Only the five formats are tried, whatever the suffix says, so that a file cannot reach Pillow's more exotic
     decoders. A handle is opened, because from a name Pillow maps uncompressed files into memory, which scrambles
     TIFFs that are to be rotated (seen with Pillow 13). Damaged files make the decoders raise nearly anything, hence
     the broad ``except``. Their warnings (large image, odd metadata) call for nothing that a user could do.
@@ -175,7 +180,7 @@ def _opened(path: Path, *, verify: bool = False) -> Iterator[Image.Image]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            with path.open("rb") as handle, Image.open(handle, formats=("PNG", "JPEG", "TIFF", "BMP")) as image:
+            with path.open("rb") as handle, Image.open(handle, formats=("PNG", "JPEG", "TIFF", "BMP", "GIF")) as image:
                 _require_known(path, image)
                 if verify and image.format == "PNG":
                     with path.open("rb") as again, Image.open(again, formats=("PNG",)) as checked:
@@ -193,7 +198,7 @@ def _opened(path: Path, *, verify: bool = False) -> Iterator[Image.Image]:
         except Exception as error:
             raise InputError(
                 path,
-                expected="a PNG, JPEG, TIFF or BMP image that can be decoded",
+                expected="a PNG, JPEG, TIFF, BMP or GIF image that can be decoded",
                 found=_what_happened(path, error),
                 do="Copy or export the file again.",
             ) from error

@@ -1,0 +1,164 @@
+"""The cells of a comparison: one training run each, and one JSON file for what came of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import shutil
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from rich.console import Console
+
+from medsaga import files, run_folder
+from medsaga.config import ResolvedSettings, Settings, read_config
+from medsaga.data.items import read_mask
+from medsaga.data.types import Item
+from medsaga.errors import InputError, OutOfMemoryError
+from medsaga.evaluation.run import most_labelled_slice
+from medsaga.inference import Segmenter
+from medsaga.training.loop import train
+from medsaga.training.prepare import requested
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training run of a comparison.
+
+    Attributes:
+        table: ``equal``, where all methods share the settings, or ``published``.
+        method: key of ``METHODS``.
+        shots: labelled cases.
+        seed: of the run.
+    """
+
+    table: str
+    method: str
+    shots: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Name of its files."""
+        return f"{self.table}-{self.method}-{self.shots:03d}-shots-seed-{self.seed}"
+
+
+def finished(out: Path, cell: Cell, settings: Settings, fingerprint: str) -> dict[str, Any] | None:
+    """Return what a cell came to, or None if it has not been run.
+
+    Raises:
+        InputError: it was run on other data, or with other settings.
+    """
+    path = out / "cells" / f"{cell.name}.json"
+    if not path.exists():
+        return None
+    document = files.read_json(path)
+    for what, expected, found in (
+        ("settings", requested(settings), document.get("requested")),
+        ("data", fingerprint, document.get("data_fingerprint")),
+    ):
+        if expected != found:
+            raise InputError(
+                path,
+                expected=f"the {what} of this comparison, {expected}",
+                found=f"{found}",
+                do="Choose another --out, or give the options that the comparison began with.",
+            )
+    return document
+
+
+def run_cell(
+    data: Path,
+    out: Path,
+    cell: Cell,
+    settings: Settings,
+    *,
+    fingerprint: str,
+    examples: Sequence[Item],
+    keep_run: bool,
+    console: Console,
+) -> dict[str, Any]:
+    """Train and test, and write the cell's file. A run that fails is a cell too; one that is interrupted is none.
+
+    Args:
+        data: the dataset.
+        out: folder of the comparison.
+        cell: which one.
+        settings: of the run.
+        fingerprint: of the data.
+        examples: items whose prediction is kept, in ``NAME.npz``.
+        keep_run: whether the run folder stays.
+        console: where progress is shown.
+    """
+    folder = out / "runs" / cell.name
+    shutil.rmtree(folder, ignore_errors=True)
+    status, message, result = "done", None, None
+    try:
+        result = train(data, folder, settings, console=console)
+        if examples:
+            _keep_examples(out / "cells" / f"{cell.name}.npz", folder, examples)
+    except OutOfMemoryError as error:
+        status, message = "out of memory", str(error)
+    except Exception as error:  # whatever it is, the other cells go on and this one says so
+        status, message = "failed", str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+    document = {
+        "cell": dataclasses.asdict(cell),
+        "status": status,
+        "message": message,
+        "requested": requested(settings),
+        "data_fingerprint": fingerprint,
+        "settings": _settings(folder),
+        "machine": _machine(folder),
+        "result": result,
+    }
+    files.write_json(out / "cells" / f"{cell.name}.json", document)
+    if not keep_run:
+        shutil.rmtree(folder, ignore_errors=True)
+    return document
+
+
+def read_examples(out: Path, cell: Cell) -> list[dict[str, npt.NDArray[Any]]]:
+    """Return what a cell has kept of each example: ``image``, ``truth``, ``prediction`` and ``spacing``, in order."""
+    path = out / "cells" / f"{cell.name}.npz"
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            names = ("image", "truth", "prediction", "spacing")
+            return [{name: stored[f"{name}_{n}"] for name in names} for n in range(len(stored.files) // len(names))]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise InputError(path, expected="predictions of a cell", found=str(error), do="Remove the file.") from None
+
+
+def _keep_examples(path: Path, run: Path, items: Sequence[Item]) -> None:
+    segmenter = Segmenter.load(run)
+    kept: dict[str, Any] = {}
+    for n, item in enumerate(items):
+        shown = most_labelled_slice(segmenter.predict_item(item), read_mask(item), segmenter.label_values)
+        kept |= {f"image_{n}": shown.image, f"truth_{n}": shown.truth, f"prediction_{n}": shown.prediction}
+        kept[f"spacing_{n}"] = np.array(shown.spacing or (), dtype=np.float64)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **kept)
+    with files.replacing(path) as temporary:
+        temporary.write_bytes(buffer.getvalue())
+
+
+def _settings(run: Path) -> dict[str, Any] | None:
+    if not (run / run_folder.CONFIG).exists():
+        return None
+    settings: ResolvedSettings = read_config(run / run_folder.CONFIG).settings
+    return dataclasses.asdict(settings)
+
+
+def _machine(run: Path) -> dict[str, Any]:
+    if not (run / run_folder.MANIFEST).exists():
+        return {}
+    manifest = files.read_json(run / run_folder.MANIFEST)
+    threads = {"threads": torch.get_num_threads()}
+    return {name: manifest[name] for name in ("device", "platform", "versions")} | threads

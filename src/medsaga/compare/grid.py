@@ -1,0 +1,215 @@
+"""``medsaga compare``: every method on the same cases, for several numbers of labelled cases and several seeds."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from medsaga.compare.cells import Cell, finished, read_examples, run_cell
+from medsaga.compare.page import Example, write_pages
+from medsaga.config import Settings, SharedSettings
+from medsaga.data.dataset import fingerprint, labels_of_cases
+from medsaga.data.splits import pool_and_test, split_cases
+from medsaga.data.types import Dataset, Item
+from medsaga.errors import InputError, Interrupted, RunError
+from medsaga.methods import METHODS, method_named
+from medsaga.training.prepare import checked_dataset, settled
+
+EXAMPLES = 3
+DATA_SETTINGS = (
+    "fold",
+    "validation_cases",
+    "channels",
+    "axis",
+    "neighbours",
+    "intensity",
+    "window",
+    "protocol",
+    "device",
+)
+"""What a published recipe takes over from the comparison, beside the model, its weights and the number of steps."""
+
+
+def compare(
+    data: Path,
+    out: Path,
+    shared: SharedSettings,
+    *,
+    methods: Sequence[str],
+    shots: Sequence[int],
+    seeds: int,
+    published: bool = False,
+    retry: bool = False,
+    test_cases: int | None = None,
+    pictures: bool = True,
+    keep_runs: bool = False,
+    console: Console,
+) -> list[dict[str, Any]]:
+    """Train and test every method at every number of shots with every seed, and write tables and a page.
+
+    Only cells without a file in ``out`` are run, so that a comparison goes on where it was stopped, and grows when
+    methods or seeds are added.
+
+    Args:
+        data: the dataset.
+        out: folder for ``cells/``, ``results.md``, ``results.csv`` and ``index.html``.
+        shared: settings of all runs; what is left open is each method's own, except the image size, which is the
+            first method's.
+        methods: keys of ``METHODS``, in the order in which they are shown.
+        shots: numbers of labelled cases. With one seed all are tested on the same cases, which no run has trained on.
+        seeds: how many; they are 0, 1 and so on.
+        test_cases: how many to test on; None tests on all that no run trains on.
+        published: also train each method by the recipe of its publication, if it has one, as a second table.
+        retry: run the cells again that have failed.
+        pictures: keep and show predictions of a few test cases.
+        keep_runs: keep the run folders with their models.
+        console: where progress is shown.
+
+    Returns:
+        the documents of all cells.
+
+    Raises:
+        InputError: the data or the settings cannot be used, or ``out`` holds another comparison.
+        Interrupted: the user pressed Ctrl-C; the finished cells are kept.
+        RunError: every cell has failed.
+    """
+    methods, shots = list(dict.fromkeys(methods)), sorted(set(shots))
+    _check(methods, shots, seeds)
+    dataset = checked_dataset(data, Settings(channels=shared.channels), console)
+    print_of_data = fingerprint(dataset)
+    test_cases = _test_cases(dataset, shared.fold, max(shots), test_cases)
+    grid = {
+        cell: _settings_of(cell, shared, methods, test_cases)
+        for seed in range(seeds)
+        for count in shots
+        for table in ("equal", "published")[: 1 + published]
+        for cell in (Cell(table, method, count, seed) for method in methods)
+        if table == "equal" or METHODS[cell.method].recipe is not None
+    }
+    examples = _examples(dataset, grid) if pictures else ()
+    shown = {Cell("equal", method, max(shots), 0) for method in methods}
+    done = {cell: finished(out, cell, settings, print_of_data) for cell, settings in grid.items()}
+    if retry:
+        done = {
+            cell: document if document and document["status"] == "done" else None for cell, document in done.items()
+        }
+    for cell in [cell for cell, document in done.items() if document is None]:
+        number = sum(document is not None for document in done.values()) + 1
+        console.print(f"{number}/{len(grid)}: {cell.method}, {cell.shots} shots, seed {cell.seed} ({cell.table})")
+        try:
+            document = run_cell(
+                data,
+                out,
+                cell,
+                grid[cell],
+                fingerprint=print_of_data,
+                examples=examples if cell in shown else (),
+                keep_run=keep_runs,
+                console=console if console.is_terminal else Console(file=io.StringIO()),
+            )
+        except (Interrupted, KeyboardInterrupt):
+            raise Interrupted(
+                f"{out}: stopped with {number - 1} of {len(grid)} runs done. Continue with the same command."
+            ) from None
+        done[cell] = document
+        if document["status"] != "done":
+            console.print(f"  {document['status']}: {document['message']}", markup=False)
+        else:
+            console.print(f"  Dice {document['result']['dice_mean']:.3f}", highlight=False)
+    documents = [document for document in done.values() if document is not None]
+    write_pages(
+        out,
+        title=dataset.root.resolve().name,
+        labels=[name for name, value in dataset.labels.items() if value != 0],
+        methods=methods,
+        cells=documents,
+        examples=_pictures(out, examples, methods, max(shots)),
+    )
+    if all(document["status"] != "done" for document in documents):
+        raise RunError(f"{out}: every run has failed; the first says: {documents[0]['message']}")
+    return documents
+
+
+def _check(methods: Sequence[str], shots: Sequence[int], seeds: int) -> None:
+    for name in methods:
+        method_named(name)
+    for flag, numbers in (("--shots", list(shots)), ("--seeds", [seeds])):
+        if not numbers or min(numbers) < 1:
+            raise InputError(flag, expected="numbers of at least 1", found=str(numbers), do="Give larger numbers.")
+
+
+def _test_cases(dataset: Dataset, fold: int, most: int, wanted: int | None) -> int | None:
+    """The number of cases to test on, which no run trains on; None where the dataset itself settles them."""
+    pool, settled_test = pool_and_test(dataset, fold)
+    available = len(pool) - ((wanted or 1) if settled_test is None else 0)
+    if most > available:
+        raise InputError(
+            "--shots",
+            expected=f"at most {available}, so that enough cases are left to test on",
+            found=str(most),
+            do="Choose fewer shots.",
+        )
+    return wanted or (len(pool) - most if settled_test is None else None)
+
+
+def _settings_of(cell: Cell, shared: SharedSettings, methods: Sequence[str], test_cases: int | None) -> Settings:
+    """The settings of one run.
+
+    Raises:
+        InputError: they do not suit the method.
+    """
+    method = METHODS[cell.method]
+    given = dataclasses.asdict(shared)
+    if not method.trains_sam:
+        given |= {"model": None, "weights": None}
+    if cell.table == "published":
+        kept = (*DATA_SETTINGS, "model", "weights", "steps")
+        given = {name: value for name, value in given.items() if name in kept} | {"recipe": method.recipe}
+    elif shared.image_size is None:
+        first = settled(Settings(method=methods[0], model=shared.model if METHODS[methods[0]].trains_sam else None))
+        assert first.model is not None
+        given["image_size"] = METHODS[methods[0]].image_sizes(first.model)[-1]
+    settings = Settings(**given, method=cell.method, shots=cell.shots, seed=cell.seed, test_cases=test_cases)
+    settled(settings)
+    return settings
+
+
+def _examples(dataset: Dataset, grid: dict[Cell, Settings]) -> tuple[Item, ...]:
+    """Choose items to show, before any result is known: of the first seed's test cases, those that show most labels."""
+    first = next(iter(grid.values()))
+    labels = labels_of_cases(dataset)
+    split = split_cases(
+        dataset, shots=first.shots, seed=0, validation=0, fold=first.fold, labels_of=labels, test_cases=first.test_cases
+    )
+
+    def rank(case: str) -> tuple[int, bytes]:
+        return -len(labels[case]), hashlib.sha256(case.encode()).digest()
+
+    cases = sorted(split.test, key=rank)[:EXAMPLES]
+    return tuple(next(item for item in dataset.items if item.case == case) for case in cases)
+
+
+def _pictures(out: Path, items: Sequence[Item], methods: Sequence[str], shots: int) -> list[Example]:
+    kept = {method: read_examples(out, Cell("equal", method, shots, 0)) for method in methods}
+    kept = {method: examples for method, examples in kept.items() if len(examples) == len(items)}
+    if not kept or not items:
+        return []
+    first = next(iter(kept.values()))
+    return [
+        Example(
+            name=item.name,
+            image=first[n]["image"],
+            truth=first[n]["truth"],
+            predictions={method: examples[n]["prediction"] for method, examples in kept.items()},
+            spacing=(float(first[n]["spacing"][0]), float(first[n]["spacing"][1]))
+            if first[n]["spacing"].size
+            else None,
+        )
+        for n, item in enumerate(items)
+    ]

@@ -1,0 +1,81 @@
+"""What a fine-tuning method is, and what several of them share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from medsaga.config import ResolvedSettings
+from medsaga.models.base import SegmentationModel
+from medsaga.models.sam import ARCHITECTURES, build_sam, useful_image_sizes
+
+Groups = list[dict[str, Any]]
+"""Parameter groups of the optimizer: ``params``, ``lr``, ``weight_decay``, and ``rank`` where gradients are projected."""
+
+
+def unchanged(model: Any, settings: ResolvedSettings) -> None:
+    """Leave a model as it is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """A way to make a segmenter from a few labelled cases. What a method leaves open is as for MedSAGa's.
+
+    Attributes:
+        groups: takes the model and the settings and returns the parameter groups; what no group holds is frozen.
+        defaults: values of settings that neither the user nor a recipe has given.
+        ranks: of the gradient projection, from the highest: what a memory budget chooses from; none without projection.
+        recipe: the published recipe's name in `medsaga.recipes`; None where there is no publication.
+        architectures: the models it trains; the first is the default.
+        build: makes a model with random weights from one of them, ``classes``, ``image_size`` and ``in_channels``.
+        adapt: changes a model that was just built, in place, after pre-trained weights have been loaded into it.
+        image_sizes: sides in pixels that suit an architecture, ascending; the last is the default.
+        trained_part: of a method that never changes the encoder: makes the model that is trained on its embeddings
+            alone, which are computed once. None: the whole model is trained on images.
+        export: writes further files into the run folder whenever the model is saved.
+    """
+
+    groups: Callable[[Any, ResolvedSettings], Groups]
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    ranks: Sequence[int] = ()
+    recipe: str | None = None
+    architectures: Sequence[str] = tuple(ARCHITECTURES)
+    build: Callable[..., SegmentationModel] = build_sam
+    adapt: Callable[[Any, ResolvedSettings], None] = unchanged
+    image_sizes: Callable[[str], list[int]] = useful_image_sizes
+    trained_part: Callable[[Any], SegmentationModel] | None = None
+    export: Callable[[Path, Any], None] | None = None
+
+    @property
+    def trains_sam(self) -> bool:
+        """Whether its model is SAM, which SAM's published weights fit."""
+        return self.build is build_sam
+
+
+def whole_gradients(modules: Iterable[nn.Module], lr: float, weight_decay: float) -> Groups:
+    """Return groups that train all parameters of some modules; weight matrices decay, the others do not."""
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for module in modules:
+        weights, rest = weight_matrices(module)
+        matrices += weights
+        others += rest
+    return [
+        {"params": matrices, "lr": lr, "weight_decay": weight_decay},
+        {"params": others, "lr": lr, "weight_decay": 0.0},
+    ]
+
+
+def weight_matrices(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Divide a module's parameters into weights of linear and convolution layers, and everything else.
+
+    Position tables and embeddings are two-dimensional too, but they are no linear maps: they count as the rest.
+    """
+    layers = (child for child in module.modules() if isinstance(child, nn.Linear | nn.Conv2d | nn.ConvTranspose2d))
+    matrices = [child.get_parameter("weight") for child in layers]
+    known = {id(parameter) for parameter in matrices}
+    return matrices, [parameter for parameter in module.parameters() if id(parameter) not in known]

@@ -1,0 +1,48 @@
+"""Only SAM's prompt encoder and mask decoder are trained, on embeddings that the encoder has made once."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from medsaga.config import ResolvedSettings
+from medsaga.methods.base import Groups, Method, whole_gradients
+from medsaga.models.base import SegmentationModel
+from medsaga.models.sam import PATCH_SIZE, KClassSam
+
+
+class DecoderOnly(SegmentationModel):
+    """The trained part of SAM; its input is what SAM's image encoder made of an image."""
+
+    def __init__(self, whole: KClassSam) -> None:
+        """Share prompt encoder and mask decoder with a model."""
+        super().__init__(
+            whole.architecture, classes=whole.classes, image_size=whole.image_size, in_channels=whole.in_channels
+        )
+        self.prompt_encoder = whole.prompt_encoder
+        self.mask_decoder = whole.mask_decoder
+        # In a tuple, so that the encoder is no part of this module.
+        self._whole = (whole,)
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """Shape of one embedding."""
+        tokens = self.image_size // PATCH_SIZE
+        return self._whole[0].prompt_encoder.no_mask_embed.embedding_dim, tokens, tokens
+
+    @property
+    def takes_images(self) -> bool:
+        """It takes embeddings."""
+        return False
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        """Turn embeddings, ``(batch, 256, tokens, tokens)``, into ``low_res_logits``."""
+        (whole,) = self._whole
+        whole.checkpoint_blocks = self.checkpoint_blocks
+        return whole.decode(embeddings.to(self.prompt_encoder.no_mask_embed.weight.dtype))
+
+
+def _groups(model: KClassSam, settings: ResolvedSettings) -> Groups:
+    return whole_gradients([model.prompt_encoder, model.mask_decoder], settings.decoder_lr, settings.weight_decay)
+
+
+METHOD = Method(groups=_groups, trained_part=DecoderOnly)

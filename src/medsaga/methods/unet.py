@@ -1,0 +1,28 @@
+"""A plain U-Net trained from scratch, the baseline that papers on few-shot segmentation forget."""
+
+from __future__ import annotations
+
+from medsaga.config import ResolvedSettings
+from medsaga.methods.base import Groups, Method, whole_gradients
+from medsaga.models.base import SegmentationModel
+from medsaga.models.unet import UNet
+
+
+def _build(architecture: str, *, classes: int, image_size: int, in_channels: int) -> SegmentationModel:
+    return UNet(classes=classes, image_size=image_size, in_channels=in_channels)
+
+
+def _groups(model: UNet, settings: ResolvedSettings) -> Groups:
+    return [
+        *whole_gradients([model.encoder], settings.encoder_lr, settings.weight_decay),
+        *whole_gradients([model.decoder], settings.decoder_lr, settings.weight_decay),
+    ]
+
+
+METHOD = Method(
+    groups=_groups,
+    architectures=("unet",),
+    build=_build,
+    image_sizes=lambda _: [64, 96, 128, 160, 192, 224, 256],
+    defaults={"encoder_lr": 1e-3, "decoder_lr": 1e-3},
+)

@@ -1,0 +1,185 @@
+"""SAMed's adapter (arXiv 2304.13785): a frozen image encoder, and a low-rank update of its queries and values.
+
+LoRA (Hu et al., arXiv 2106.09685) adds to a matrix W the product of two thin ones: W + B A. SAMed does so to the query
+and the value part of every fused query-key-value projection of SAM's image encoder, without a scaling factor.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import operator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from medsaga import files
+from medsaga.errors import InputError
+from medsaga.models.sam import KClassSam, build_sam
+from medsaga.models.sources import State, read_safetensors
+from medsaga.models.weights import DESCRIPTION, check_tensors
+
+FACTORS = ("query_down", "query_up", "value_down", "value_up")
+"""What :class:`LoraQkv` adds to the parameters of a linear layer."""
+TRAINED = ("prompt_encoder.", "mask_decoder.")
+"""How the names of the other tensors of an adapter begin."""
+
+
+class LoraQkv(nn.Linear):
+    """A fused projection to queries, keys and values with a low-rank update of queries and values.
+
+    ``weight`` and ``bias`` are those of the layer that it replaces, whatever they are stored as.
+
+    Attributes:
+        query_down: ``(rank, channels)``, A of the queries.
+        query_up: ``(channels, rank)``, B of the queries, zeros at first.
+        value_down: ``(rank, channels)``, A of the values.
+        value_up: ``(channels, rank)``, B of the values, zeros at first.
+    """
+
+    def __init__(self, qkv: nn.Linear, rank: int) -> None:
+        """Take over a projection ``(3 * channels, channels)``; what it computes does not change yet.
+
+        The factors are of the weight's type and on its device; A is drawn from torch's global generator.
+        """
+        channels = qkv.in_features
+        assert qkv.out_features == 3 * channels, "queries, keys and values are as wide as the input"
+        assert rank >= 1
+        super().__init__(channels, 3 * channels, bias=qkv.bias is not None, device="meta", dtype=qkv.weight.dtype)
+        self.weight, self.bias = qkv.weight, qkv.bias
+        # Not nn.Linear: what quantises or projects the encoder's linear layers is to see the base only.
+        like: dict[str, Any] = {"dtype": qkv.weight.dtype, "device": qkv.weight.device}
+        self.query_down = nn.Parameter(torch.empty(rank, channels, **like))
+        self.query_up = nn.Parameter(torch.zeros(channels, rank, **like))
+        self.value_down = nn.Parameter(torch.empty(rank, channels, **like))
+        self.value_up = nn.Parameter(torch.zeros(channels, rank, **like))
+        for down in (self.query_down, self.value_down):
+            nn.init.kaiming_uniform_(down, a=math.sqrt(5))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """``(..., channels)`` to ``(..., 3 * channels)``."""
+        tokens = hidden.flatten(0, -2)
+        low = F.linear(tokens, torch.cat((self.query_down, self.value_down)))
+        # In place: a second tensor of the projection's size would double what this layer takes.
+        qkv = F.linear(tokens, self.weight, self.bias).addmm_(low, self._up().T)
+        return qkv.view(*hidden.shape[:-1], -1)
+
+    def merged_weight(self) -> Tensor:
+        """Return the projection with its update, ``(3 * channels, channels)`` float32."""
+        down = torch.cat((self.query_down, self.value_down))
+        return self.weight.float() + self._up().float() @ down.float()
+
+    def _up(self) -> Tensor:
+        """``(3 * channels, 2 * rank)``: both B, each in its rows and columns; the keys' rows are zeros."""
+        channels, rank = self.query_up.shape
+        return torch.cat((F.pad(self.query_up, (0, rank, 0, channels)), F.pad(self.value_up, (rank, 0))))
+
+
+def add_lora(encoder: nn.Module, rank: int) -> None:
+    """Give the queries and values of every layer of an image encoder a low-rank update, in place.
+
+    Nothing is frozen here, and the encoder computes what it did. Layers may be quantised before or after.
+
+    Args:
+        encoder: ``KClassSam.vision_encoder``, without such updates.
+        rank: of each update; SAMed's is 4.
+    """
+    for attention in _attentions(encoder):
+        assert not isinstance(attention.qkv, LoraQkv), "the encoder has updates already"
+        attention.qkv = LoraQkv(attention.qkv, rank)
+
+
+@torch.no_grad()
+def merge_lora(encoder: nn.Module) -> None:
+    """Add the updates to the weights, in place: the encoder is a plain one again and computes the same.
+
+    The sum is made in float32 and rounded to the weight's type; of an int8 weight, to the type that it looks like.
+    """
+    for attention in _attentions(encoder):
+        qkv = attention.qkv
+        assert isinstance(qkv, LoraQkv), "the encoder has no updates"
+        plain = nn.Linear(qkv.in_features, qkv.out_features, bias=qkv.bias is not None, device="meta")
+        plain.weight = nn.Parameter(qkv.merged_weight().to(qkv.weight.dtype), requires_grad=qkv.weight.requires_grad)
+        plain.bias = qkv.bias
+        attention.qkv = plain
+
+
+def lora_parameters(encoder: nn.Module) -> list[nn.Parameter]:
+    """Return all factors of an encoder, layer by layer; none when it has no updates."""
+    layers = (module for module in encoder.modules() if isinstance(module, LoraQkv))
+    return [layer.get_parameter(name) for layer in layers for name in FACTORS]
+
+
+def save_adapter(path: Path, model: KClassSam) -> None:
+    """Write what SAMed trains, as safetensors: the updates, the prompt encoder and the mask decoder.
+
+    The image encoder itself, which is nearly all of the model, stays out.
+
+    Args:
+        path: of the file.
+        model: with updates in its encoder.
+    """
+    factors = lora_parameters(model.vision_encoder)
+    assert factors, "the encoder has no updates"
+    description = {name: getattr(model, name) for name in DESCRIPTION} | {"rank": len(factors[0])}
+    state = {name: tensor.cpu().contiguous() for name, tensor in _of_adapter(model.state_dict()).items()}
+    with files.replacing(path) as temporary:
+        save_file(state, temporary, {"medsaga_adapter": json.dumps(description)})
+
+
+def load_adapter(path: Path, model: KClassSam) -> None:
+    """Put an adapter that :func:`save_adapter` wrote onto a model, in the model's types.
+
+    Whether the encoder holds the weights that the adapter was trained on, no file can tell.
+
+    Args:
+        path: of the file.
+        model: without updates; its encoder gets those of the file, its prompt encoder and mask decoder are overwritten.
+
+    Raises:
+        InputError: the file is missing, damaged, of another program or of another model. The model is as it was.
+    """
+    state, metadata = read_safetensors(path)
+    try:
+        described = json.loads(metadata["medsaga_adapter"])
+        theirs = {name: described[name] for name in DESCRIPTION}
+        rank = operator.index(described["rank"])
+        if rank < 1:
+            raise ValueError
+    except (KeyError, TypeError, ValueError):
+        raise InputError(
+            path,
+            expected="an adapter of medsaga",
+            found="a file without a valid description of one",
+            do="Whole models and published weights are loaded in other ways.",
+        ) from None
+    ours = {name: getattr(model, name) for name in DESCRIPTION}
+    if theirs != ours:
+        raise InputError(
+            path, expected=f"an adapter for {_words(ours)}", found=_words(theirs), do="Use a model that fits it."
+        )
+    with torch.device("meta"):
+        twin = build_sam(**ours)
+        add_lora(twin.vision_encoder, rank)
+    check_tensors(path, state, _of_adapter(twin.state_dict()))
+    add_lora(model.vision_encoder, rank)
+    model.load_state_dict(state, strict=False)
+
+
+def _of_adapter(state: State) -> State:
+    return {
+        name: tensor for name, tensor in state.items() if name.startswith(TRAINED) or name.rpartition(".")[2] in FACTORS
+    }
+
+
+def _words(description: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in description.items())
+
+
+def _attentions(encoder: nn.Module) -> list[Any]:
+    layers: Any = encoder.layers
+    return [layer.attn for layer in layers]

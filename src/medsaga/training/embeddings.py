@@ -1,0 +1,85 @@
+"""Embeddings of training images, computed once, for methods that never change the encoder.
+
+Augmentation changes images before the encoder sees them, so each image is changed in a few fixed ways, and each of
+these is a sample of its own.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from medsaga.data.augment import AUGMENTATIONS, Augmentation, augment
+from medsaga.data.samples import Samples
+from medsaga.memory.tracker import TensorTracker
+
+MOST_VARIANTS = 16
+MOST_SAMPLES = 512
+"""With this many images there is one variant of each: more would take longer to embed than to train on."""
+
+
+@torch.no_grad()
+def embed(
+    model: Any,
+    samples: Samples,
+    folder: Path,
+    *,
+    augmentation: str,
+    seed: int,
+    batch_size: int,
+    tracker: TensorTracker,
+) -> Samples:
+    """Return samples whose images are embeddings, (256, tokens, tokens) float32, memory-mapped in ``folder``.
+
+    Args:
+        model: has ``encode``.
+        samples: n of them.
+        folder: for the files; what lies there is replaced.
+        augmentation: key of ``AUGMENTATIONS``. Unless it is ``none``, each image is changed in up to 16 ways, and there
+            are as many times n samples; variant v is what ``augment`` makes of an image in step v.
+        seed: of the run.
+        batch_size: images that go through the encoder at a time.
+        tracker: follows the memory.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    n, side = len(samples), samples.labels.shape[-1]
+    variants = 1 if augmentation == "none" else max(1, min(MOST_VARIANTS, MOST_SAMPLES // n))
+    classes = np.lib.format.open_memmap(folder / "labels.npy", "w+", np.uint8, (variants * n, side, side))
+    embeddings: Any = None
+    for variant in range(variants):
+        for first in range(0, n, batch_size):
+            rows = range(first, min(first + batch_size, n))
+            images, labels = (tensor.to(model.device) for tensor in samples.batch(rows))
+            made, changed = _changed(model, images, labels, seed, variant, first, AUGMENTATIONS[augmentation], tracker)
+            place = slice(variant * n + rows.start, variant * n + rows.stop)
+            if embeddings is None:
+                shape = (variants * n, *made.shape[1:])
+                embeddings = np.lib.format.open_memmap(folder / "embeddings.npy", "w+", np.float32, shape)
+            embeddings[place], classes[place] = made.numpy(), changed.numpy()
+    return Samples(
+        images=embeddings,
+        labels=classes,
+        item_names=samples.item_names * variants,
+        slice_indices=np.zeros(variants * n, dtype=np.int64),
+        content=np.tile(samples.content, (variants, 1)),
+        foreground=np.tile(samples.foreground, variants),
+    )
+
+
+def _changed(
+    model: Any,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    seed: int,
+    variant: int,
+    first: int,
+    strength: Augmentation,
+    tracker: TensorTracker,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Change images and labels, and return the embeddings and the labels, on the CPU."""
+    with tracker:
+        images, labels = augment(images, labels, seed=seed, step=variant, strength=strength, first=first)
+        return model.encode(images).float().cpu(), labels.cpu()

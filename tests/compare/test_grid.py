@@ -1,0 +1,208 @@
+"""A comparison runs what is missing, says what has failed, and comes to the same table however often it is stopped."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import interrupt_in
+from rich.console import Console
+
+from medsaga import methods
+from medsaga.cli import main
+from medsaga.compare import grid
+from medsaga.compare.grid import compare
+from medsaga.config import SharedSettings
+from medsaga.errors import InputError, Interrupted, RunError
+
+SHARED = SharedSettings(steps=2, batch_size=2, image_size=64, device="cpu", evaluate_every=1)
+
+
+def run(data: Path, out: Path, **given: Any) -> list[dict[str, Any]]:
+    """Compare with little effort."""
+    options = {"methods": ["medsaga", "frozen"], "shots": [1, 2], "seeds": 1, "console": Console(quiet=True)}
+    return compare(data, out, given.pop("shared", SHARED), **(options | given))
+
+
+def without_times(document: Any) -> Any:
+    """The same document without what a clock said."""
+    if isinstance(document, dict):
+        return {name: without_times(value) for name, value in document.items() if "seconds" not in name}
+    return [without_times(value) for value in document] if isinstance(document, list) else document
+
+
+def cells_of(out: Path) -> dict[str, Any]:
+    """The files of all cells."""
+    return {path.name: without_times(json.loads(path.read_text())) for path in sorted((out / "cells").glob("*.json"))}
+
+
+def tables_of(out: Path) -> tuple[str, str]:
+    """The Markdown without its times, and the CSV without its two columns of seconds."""
+    rows = [line.rsplit(",", 2)[0] for line in (out / "results.csv").read_text().splitlines()]
+    return (out / "results.md").read_text().partition("## Time")[0], "\n".join(rows)
+
+
+def test_killed_at_random_moments_it_comes_to_the_same_table(toy: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "medsaga", "compare", str(toy), "--methods", "medsaga,full,frozen"]
+    command += ["--shots", "1,3", "--seeds", "1", "--steps", "3", "--batch-size", "2", "--image-size", "64"]
+    command += ["--device", "cpu", "--out"]
+    began = time.monotonic()
+    subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True)
+    whole = time.monotonic() - began
+    moments = random.Random(time.time_ns())  # a new moment in every run of this test
+    kills = 0
+    for _ in range(2):
+        process = subprocess.Popen([*command, str(tmp_path / "killed")], stderr=subprocess.DEVNULL)
+        try:
+            process.wait(moments.uniform(0.2, 0.7) * whole)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += 1
+    assert kills
+    again = subprocess.run([*command, str(tmp_path / "killed")], check=True, capture_output=True, text=True)
+    assert "page: " in again.stderr
+    assert cells_of(tmp_path / "killed") == cells_of(tmp_path / "whole")
+    assert tables_of(tmp_path / "killed") == tables_of(tmp_path / "whole")
+    assert not list((tmp_path / "killed" / "runs").iterdir())
+
+
+def test_all_methods_meet_the_same_cases(toy: Path, tmp_path: Path) -> None:
+    cells = run(toy, tmp_path / "out", seeds=2, keep_runs=True)
+    assert len(cells) == 8
+    splits: dict[tuple[int, int], list[Any]] = {}
+    for cell in cells:
+        one = cell["cell"]
+        folder = tmp_path / "out" / "runs" / f"equal-{one['method']}-{one['shots']:03d}-shots-seed-{one['seed']}"
+        splits.setdefault((one["seed"], one["shots"]), []).append(json.loads((folder / "split.json").read_text()))
+    assert all(first == second for first, second in splits.values())
+    for seed in (0, 1):
+        few, more = splits[seed, 1][0], splits[seed, 2][0]
+        assert few["test"] == more["test"]
+        assert set(few["train"]) < set(more["train"])
+        assert not set(more["train"]) & set(more["test"])
+    equal = [
+        {name: cell["settings"][name] for name in ("image_size", "batch_size", "steps", "precision", "dice_weight")}
+        for cell in cells
+    ]
+    assert all(settings == equal[0] for settings in equal)
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "data:image/png" in page
+
+
+def test_only_what_is_missing_is_run(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(toy, tmp_path / "out", methods=["frozen"])
+    ran = []
+    original = grid.run_cell
+
+    def noted(data: Path, out: Path, cell: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        ran.append((cell.method, cell.seed))
+        return original(data, out, cell, *args, **kwargs)
+
+    monkeypatch.setattr(grid, "run_cell", noted)
+    run(toy, tmp_path / "out", methods=["frozen"])
+    assert ran == []
+    run(toy, tmp_path / "out", methods=["frozen", "full"], seeds=1)
+    assert ran == [("full", 0)] * 2
+    with pytest.raises(InputError, match="settings of this comparison"):
+        run(toy, tmp_path / "out", shared=dataclasses.replace(SHARED, steps=3))
+    (toy / "images" / "img0.png").write_bytes((toy / "images" / "img1.png").read_bytes())
+    with pytest.raises(InputError, match="data of this comparison"):
+        run(toy, tmp_path / "out", methods=["frozen"])
+
+
+def _failing(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def groups(*_: Any) -> Any:
+        raise error
+
+    monkeypatch.setitem(methods.METHODS, "full", dataclasses.replace(methods.METHODS["full"], groups=groups))
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(torch.OutOfMemoryError("CUDA out of memory"), "out of memory"), (ValueError("matrix of holes"), "failed")],
+)
+def test_what_fails_is_a_row_that_says_so(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, status: str
+) -> None:
+    with monkeypatch.context() as patch:
+        _failing(patch, error)
+        cells = run(toy, tmp_path / "out", methods=["frozen", "full"], shots=[1])
+        assert [cell["status"] for cell in cells] == ["done", status]
+        for name in ("results.md", "results.csv", "index.html"):
+            assert str(error) in (tmp_path / "out" / name).read_text()
+        with pytest.raises(RunError, match="every run has failed"):
+            run(toy, tmp_path / "alone", methods=["full"], shots=[1])
+    assert [cell["status"] for cell in run(toy, tmp_path / "out", methods=["frozen", "full"], shots=[1])] == ["done", status]
+    retried = run(toy, tmp_path / "out", methods=["frozen", "full"], shots=[1], retry=True)
+    assert [cell["status"] for cell in retried] == ["done", "done"]
+
+
+def test_ctrl_c_keeps_what_is_done(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        interrupt_in(patch, 3)
+        with pytest.raises(Interrupted, match="1 of 2 runs done"):
+            run(toy, tmp_path / "out", methods=["frozen", "full"], shots=[1])
+    assert len(cells_of(tmp_path / "out")) == 1
+    assert len(run(toy, tmp_path / "out", methods=["frozen", "full"], shots=[1])) == 2
+
+
+def test_published_recipes_are_a_table_of_their_own(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tmp_path / "short.toml"
+    recipe.write_text('method = "full"\nimage_size = 96\nbatch_size = 1\nsteps = 2\nwarmup = 0\nencoder_lr = 0.01\n')
+    monkeypatch.setitem(methods.METHODS, "full", dataclasses.replace(methods.METHODS["full"], recipe=str(recipe)))
+    cells = run(toy, tmp_path / "out", methods=["frozen", "full"], shots=[1], published=True)
+    assert [(c["cell"]["table"], c["cell"]["method"]) for c in cells] == [
+        ("equal", "frozen"),
+        ("equal", "full"),
+        ("published", "full"),
+    ]
+    settings = cells[2]["settings"]
+    assert (settings["image_size"], settings["batch_size"], settings["encoder_lr"]) == (96, 1, 0.01)
+    assert "published" in (tmp_path / "out" / "results.md").read_text().lower()
+
+
+def test_no_pictures_on_request(toy: Path, tmp_path: Path) -> None:
+    run(toy, tmp_path / "out", methods=["frozen"], shots=[1], pictures=False)
+    assert "data:image/png" not in (tmp_path / "out" / "index.html").read_text()
+    assert not list((tmp_path / "out" / "cells").glob("*.npz"))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"methods": ["medsaga", "sam2"]},
+        {"shots": [0, 1]},
+        {"shots": [6]},
+        {"seeds": 0},
+        {"shots": [2], "test_cases": 5},
+        {"shared": dataclasses.replace(SHARED, precision="int8"), "methods": ["medsaga", "unet"]},
+    ],
+    ids=str,
+)
+def test_what_cannot_be_compared_is_said_before_anything_runs(toy: Path, tmp_path: Path, wrong: dict[str, Any]) -> None:
+    with pytest.raises(InputError):
+        run(toy, tmp_path / "out", **wrong)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_line(toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["compare", str(toy), "--out", str(tmp_path / "out"), "--methods", "frozen", "--shots", "1", "--seeds", "1"]
+    command += ["--steps", "1", "--batch-size", "2", "--image-size", "64", "--device", "cpu"]
+    assert main([*command, "--json"]) == 0
+    (cell,) = json.loads(capsys.readouterr().out)
+    assert cell["result"]["metric_protocol"] == "mm"
+    assert main(command) == 0
+    assert "frozen" in capsys.readouterr().out
+    assert main([*command[:-1], "cpu", "--shots", "one"]) == 2

@@ -1,0 +1,91 @@
+"""Training on cached embeddings is training with a frozen encoder, only faster."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from medsaga import methods
+from medsaga.config import Settings
+from medsaga.data.augment import AUGMENTATIONS, augment
+from medsaga.data.samples import Samples, build_samples
+from medsaga.data.dataset import read_dataset
+from medsaga.data.intensity import Intensity
+from medsaga.memory.tracker import TensorTracker
+from medsaga.models.sam import KClassSam, build_sam
+from medsaga.training.embeddings import MOST_VARIANTS, embed
+from medsaga.training.loop import train
+
+
+@pytest.fixture
+def samples(toy: Path, tmp_path: Path) -> Samples:
+    dataset = read_dataset(toy)
+    return build_samples(
+        tmp_path / "cache",
+        dataset,
+        dataset.items,
+        view_axis="auto",
+        intensities=(Intensity("identity", 0.0, 255.0),),
+        image_size=64,
+        neighbours=0,
+    )
+
+
+def _model() -> KClassSam:
+    torch.manual_seed(0)
+    return build_sam("tiny", classes=3, image_size=64, in_channels=1).eval()
+
+
+def test_the_run_with_the_cache_equals_the_run_without(
+    toy: Path, tmp_path: Path, quick: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = dataclasses.replace(quick, method="frozen", augmentation="none")
+    cached = train(toy, tmp_path / "cached", settings)
+    without = dataclasses.replace(methods.METHODS["frozen"], trained_part=None)
+    monkeypatch.setitem(methods.METHODS, "frozen", without)
+    whole = train(toy, tmp_path / "whole", settings)
+    one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("cached", "whole"))
+    torch.manual_seed(settings.seed)
+    start = build_sam("tiny", classes=3, image_size=64, in_channels=1).state_dict()
+    for name in one:
+        # A step moves a weight by up to 5e-4, and Adam makes much of rounding errors in small gradients.
+        torch.testing.assert_close(one[name], other[name], rtol=1e-4, atol=1e-5)
+    assert any(not torch.equal(one[name], start[name]) for name in one)
+    assert cached["dice_mean"] == pytest.approx(whole["dice_mean"], abs=1e-3)
+    assert cached["peak_memory_bytes"] < whole["peak_memory_bytes"]
+
+
+def test_each_variant_is_the_embedding_of_a_changed_image(samples: Samples, tmp_path: Path) -> None:
+    model = _model()
+    embedded = embed(
+        model, samples, tmp_path / "e", augmentation="fewshot", seed=5, batch_size=4, tracker=TensorTracker()
+    )
+    assert len(embedded) == MOST_VARIANTS * len(samples)
+    images, labels = samples.batch(range(len(samples)))
+    for variant in (0, 7):
+        changed, classes = augment(images, labels, seed=5, step=variant, strength=AUGMENTATIONS["fewshot"])
+        rows = range(variant * len(samples), (variant + 1) * len(samples))
+        ours, theirs = embedded.batch(rows)
+        torch.testing.assert_close(ours, model.encode(changed).detach(), rtol=1e-4, atol=1e-5)
+        assert torch.equal(theirs, classes)
+    assert not torch.equal(embedded.batch([0])[0], embedded.batch([len(samples)])[0])
+
+
+def test_many_images_have_fewer_variants(samples: Samples, tmp_path: Path) -> None:
+    once = embed(_model(), samples, tmp_path / "e", augmentation="none", seed=0, batch_size=4, tracker=TensorTracker())
+    assert len(once) == len(samples)
+    many = dataclasses.replace(
+        samples,
+        images=samples.images[[0] * 300],
+        labels=samples.labels[[0] * 300],
+        item_names=samples.item_names[:1] * 300,
+        slice_indices=samples.slice_indices[[0] * 300],
+        content=samples.content[[0] * 300],
+        foreground=samples.foreground[[0] * 300],
+    )
+    tracker = TensorTracker()
+    assert len(embed(_model(), many, tmp_path / "m", augmentation="fewshot", seed=0, batch_size=64, tracker=tracker)) == 300

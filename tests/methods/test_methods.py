@@ -1,0 +1,130 @@
+"""Every method goes through the same loop, and trains what it says."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from medsaga.config import ResolvedSettings, Settings
+from medsaga.data.dataset import read_dataset
+from medsaga.errors import InputError
+from medsaga.inference import Segmenter
+from medsaga.methods import METHODS, build_model, new_optimizer
+from medsaga.methods.base import Method
+from medsaga.models.sam import build_sam
+from medsaga.models.weights import save_model
+from medsaga.planning.predict import predict_memory
+from medsaga.presets import DeviceDefaults, fill_in
+from medsaga.training.loop import train
+from medsaga.training.prepare import settled
+
+
+def _settings(method: str, **given: Any) -> ResolvedSettings:
+    return fill_in(Settings(method=method, **given), defaults=DeviceDefaults("fp32", 32))
+
+
+def _prepared(settings: ResolvedSettings) -> Any:
+    model = build_model(settings, classes=9, in_channels=3)
+    METHODS[settings.method].adapt(model, settings)
+    return model
+
+
+def _trained(model: nn.Module) -> int:
+    return sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_is_tested_predicted_and_goes_on(method: str, toy: Path, tmp_path: Path, quick: Settings) -> None:
+    settings = dataclasses.replace(quick, method=method, steps=2, evaluate_every=1)
+    result = train(toy, tmp_path / "run", settings)
+    assert result["trainable_parameters"] > 0
+    assert result["projected_parameters"] == (0 if method != "medsaga" else pytest.approx(2.8e6, rel=0.1))
+    assert 0.9 < result["predicted_peak_memory_bytes"] / result["peak_memory_bytes"] < 1.1
+    assert sum(result["memory_breakdown"].values()) == result["peak_memory_bytes"]
+    segmenter, item = Segmenter.load(tmp_path / "run"), read_dataset(toy).items[0]
+    assert segmenter.predict_item(item).labels.shape == item.header.grid.shape
+    again = train(toy, tmp_path / "run", dataclasses.replace(settings), resume=True)
+    assert again["dice"] == result["dice"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_not_trained_stays_as_it_was(method: str, toy: Path, tmp_path: Path, quick: Settings) -> None:
+    settings = dataclasses.replace(quick, method=method, steps=1)
+    train(toy, tmp_path / "run", settings)
+    torch.manual_seed(settings.seed)
+    model = build_model(_settings(method, image_size=64), classes=3, in_channels=1)
+    METHODS[method].adapt(model, _settings(method, image_size=64))
+    before, after = model.state_dict(), load_file(tmp_path / "run" / "model.safetensors")
+    new_optimizer(model, _settings(method, image_size=64))
+    trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    moved = {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
+    assert moved <= trained
+    # Prompts, which nobody gives, and the zeros behind LoRA's other factor move nothing at first.
+    assert len(moved) > 0.7 * len(trained)
+    parts = {name.split(".")[0] for name in moved}
+    assert parts >= {"medsaga": {"vision_encoder", "mask_decoder"}, "frozen": {"mask_decoder"}}.get(method, set())
+
+
+def test_sizes_as_published() -> None:
+    """SAMed: 147,456 parameters in LoRA on ViT-B; DAE-Former: 48.07 M in all."""
+    with torch.device("meta"):
+        samed = _prepared(_settings("samed", model="vit_b", image_size=512))
+        new_optimizer(samed, _settings("samed", model="vit_b", image_size=512)).close()
+        assert _trained(samed.vision_encoder) == 147_456
+        assert 4.0e6 < _trained(samed) < 5.0e6
+        daeformer = _prepared(_settings("daeformer"))
+        assert sum(weight.numel() for weight in daeformer.parameters()) == pytest.approx(48.07e6, rel=0.01)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("half", ["bf16", "fp16"])
+def test_trains_in_half_precision(method: str, half: Any, toy: Path, tmp_path: Path, quick: Settings) -> None:
+    settings = dataclasses.replace(quick, method=method, steps=2, precision=half, state_bits=8, augmentation="none")
+    result = train(toy, tmp_path / "run", settings)
+    assert result["skipped_steps"] == 0
+    predicted = predict_memory(_settings(method, image_size=64, batch_size=2), classes=3, in_channels=1)
+    assert result["peak_memory_bytes"] < predicted.peak_bytes
+
+
+@pytest.mark.parametrize("method", ["daeformer", "unet"])
+def test_models_of_their_own_take_no_weights_of_sam(method: str, tmp_path: Path) -> None:
+    for given in ({"model": "vit_b"}, {"weights": "sam.pth"}, {"precision": "int8"}):
+        with pytest.raises(InputError, match="Leave"):
+            settled(Settings(method=method, **given))
+
+
+def test_samed_starts_from_pretrained_weights(toy: Path, tmp_path: Path, quick: Settings) -> None:
+    torch.manual_seed(1)
+    base = build_sam("tiny", classes=4, image_size=64)
+    save_model(tmp_path / "base.safetensors", base)
+    settings = dataclasses.replace(quick, method="samed", model=str(tmp_path / "base.safetensors"), steps=1)
+    train(toy, tmp_path / "run", settings)
+    after = load_file(tmp_path / "run" / "model.safetensors")
+    name = "vision_encoder.layers.3.attn.qkv.weight"
+    assert torch.equal(after[name], base.state_dict()[name])
+    assert (tmp_path / "run" / "adapter.safetensors").stat().st_size < (tmp_path / "run" / "model.safetensors").stat().st_size
+
+
+def test_the_optimizer_is_a_choice(toy: Path, tmp_path: Path, quick: Settings) -> None:
+    settings = dataclasses.replace(quick, method="unet", optimizer="sgd", encoder_lr=0.01, decoder_lr=0.01)
+    result = train(toy, tmp_path / "run", settings)
+    assert np.isfinite(result["dice_mean"])
+    assert 0.9 < result["predicted_peak_memory_bytes"] / result["peak_memory_bytes"] < 1.1
+    with pytest.raises(InputError, match="adamw"):
+        settled(Settings(optimizer="sgd"))
+
+
+def test_every_method_suits_its_own_image_sizes() -> None:
+    for name, method in METHODS.items():
+        assert isinstance(method, Method)
+        for architecture in method.architectures:
+            sizes = method.image_sizes(architecture)
+            assert sizes == sorted(sizes)
+            assert fill_in(Settings(method=name, model=architecture), defaults=DeviceDefaults("fp32", 32)).image_size == sizes[-1]
