@@ -31,6 +31,14 @@ def measure(of: ResolvedSettings, *, classes: int, in_channels: int) -> TensorTr
         labels = torch.randint(classes, (of.batch_size, side, side), dtype=torch.uint8)
         batch = Batch(images, labels, seed=0, step=step, strength=AUGMENTATIONS[of.augmentation])
         with meter.measuring(model, optimizer, batch):
-            gather(model, optimizer, batch, micro_batch_size=of.micro_batch_size, dice_weight=of.dice_weight, scale=scale, meter=meter)
+            gather(
+                model,
+                optimizer,
+                batch,
+                micro_batch_size=of.micro_batch_size,
+                dice_weight=of.dice_weight,
+                scale=scale,
+                meter=meter,
+            )
             assert update(optimizer, max_gradient_norm=1.0, scale=scale)
     return meter.tracker

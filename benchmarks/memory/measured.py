@@ -77,7 +77,15 @@ def measure(settings: ResolvedSettings, device: torch.device, steps: int) -> dic
         batch = Batch(images, labels, settings.seed, step, AUGMENTATIONS[settings.augmentation])
         began = time.perf_counter()
         with meter.measuring(model, optimizer, batch):
-            gather(model, optimizer, batch, micro_batch_size=settings.micro_batch_size, dice_weight=settings.dice_weight, scale=scale, meter=meter)
+            gather(
+                model,
+                optimizer,
+                batch,
+                micro_batch_size=settings.micro_batch_size,
+                dice_weight=settings.dice_weight,
+                scale=scale,
+                meter=meter,
+            )
             update(optimizer, max_gradient_norm=settings.max_gradient_norm, scale=scale)
         if device.type == "cuda":
             torch.cuda.synchronize(device)

@@ -64,7 +64,14 @@ def stepper(given: dict[str, Any], changes: dict[str, Any]) -> Callable[[int], f
     def step(number: int) -> float:
         batch = Batch(images, labels, 0, number, AUGMENTATIONS[settings.augmentation])
         began = time.perf_counter()
-        gather(model, optimizer, batch, micro_batch_size=settings.micro_batch_size, dice_weight=settings.dice_weight, scale=LossScale())
+        gather(
+            model,
+            optimizer,
+            batch,
+            micro_batch_size=settings.micro_batch_size,
+            dice_weight=settings.dice_weight,
+            scale=LossScale(),
+        )
         update(optimizer, max_gradient_norm=1.0, scale=LossScale())
         return time.perf_counter() - began
 

@@ -142,7 +142,10 @@ def test_what_fails_is_a_row_that_says_so(
             assert str(error) in (tmp_path / "out" / name).read_text()
         with pytest.raises(RunError, match="every run has failed"):
             run(toy, tmp_path / "alone", methods=["full"], shots=[1])
-    assert [cell["status"] for cell in run(toy, tmp_path / "out", methods=["frozen", "full"], shots=[1])] == ["done", status]
+    assert [cell["status"] for cell in run(toy, tmp_path / "out", methods=["frozen", "full"], shots=[1])] == [
+        "done",
+        status,
+    ]
     retried = run(toy, tmp_path / "out", methods=["frozen", "full"], shots=[1], retry=True)
     assert [cell["status"] for cell in retried] == ["done", "done"]
 
@@ -156,9 +159,7 @@ def test_ctrl_c_keeps_what_is_done(toy: Path, tmp_path: Path, monkeypatch: pytes
     assert len(run(toy, tmp_path / "out", methods=["frozen", "full"], shots=[1])) == 2
 
 
-def test_published_recipes_are_a_table_of_their_own(
-    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_published_recipes_are_a_table_of_their_own(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = tmp_path / "short.toml"
     recipe.write_text('method = "full"\nimage_size = 96\nbatch_size = 1\nsteps = 2\nwarmup = 0\nencoder_lr = 0.01\n')
     monkeypatch.setitem(methods.METHODS, "full", dataclasses.replace(methods.METHODS["full"], recipe=str(recipe)))
@@ -198,7 +199,18 @@ def test_what_cannot_be_compared_is_said_before_anything_runs(toy: Path, tmp_pat
 
 
 def test_the_command_line(toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["compare", str(toy), "--out", str(tmp_path / "out"), "--methods", "frozen", "--shots", "1", "--seeds", "1"]
+    command = [
+        "compare",
+        str(toy),
+        "--out",
+        str(tmp_path / "out"),
+        "--methods",
+        "frozen",
+        "--shots",
+        "1",
+        "--seeds",
+        "1",
+    ]
     command += ["--steps", "1", "--batch-size", "2", "--image-size", "64", "--device", "cpu"]
     assert main([*command, "--json"]) == 0
     (cell,) = json.loads(capsys.readouterr().out)

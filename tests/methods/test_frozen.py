@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from medsaga import methods
 from medsaga.config import Settings
 from medsaga.data.augment import AUGMENTATIONS, augment
-from medsaga.data.samples import Samples, build_samples
 from medsaga.data.dataset import read_dataset
 from medsaga.data.intensity import Intensity
+from medsaga.data.samples import Samples, build_samples
 from medsaga.memory.tracker import TensorTracker
 from medsaga.models.sam import KClassSam, build_sam
 from medsaga.training.embeddings import MOST_VARIANTS, embed
@@ -88,4 +88,7 @@ def test_many_images_have_fewer_variants(samples: Samples, tmp_path: Path) -> No
         foreground=samples.foreground[[0] * 300],
     )
     tracker = TensorTracker()
-    assert len(embed(_model(), many, tmp_path / "m", augmentation="fewshot", seed=0, batch_size=64, tracker=tracker)) == 300
+    assert (
+        len(embed(_model(), many, tmp_path / "m", augmentation="fewshot", seed=0, batch_size=64, tracker=tracker))
+        == 300
+    )

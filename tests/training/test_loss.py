@@ -55,7 +55,9 @@ def test_micro_batches_that_know_of_each_other_give_the_gradient_of_the_batch(cu
     gradients = []
     for part, truth in parts:
         part.requires_grad_()
-        cross_entropy, dice = segmentation_loss(part, truth, everything - dice_sums(part.detach(), truth), dice_weight=0.8)
+        cross_entropy, dice = segmentation_loss(
+            part, truth, everything - dice_sums(part.detach(), truth), dice_weight=0.8
+        )
         gradients += torch.autograd.grad(len(part) / 3 * cross_entropy + dice, part)
     torch.testing.assert_close(torch.cat(gradients), whole)
 

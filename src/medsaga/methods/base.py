@@ -14,7 +14,7 @@ from medsaga.models.base import SegmentationModel
 from medsaga.models.sam import ARCHITECTURES, build_sam, useful_image_sizes
 
 Groups = list[dict[str, Any]]
-"""Parameter groups of the optimizer: ``params``, ``lr``, ``weight_decay``, and ``rank`` where gradients are projected."""
+"""Parameter groups of the optimizer: ``params``, ``lr``, ``weight_decay``; ``rank`` where gradients are projected."""
 
 
 def unchanged(model: Any, settings: ResolvedSettings) -> None:

@@ -15,8 +15,8 @@ class SegmentationModel(nn.Module):
     """A network that gives every pixel of a square image a score for each class.
 
     ``forward`` takes images, ``(batch, in_channels, image_size, image_size)``, grey values or colours in 0..255 and of
-    any floating-point type, and returns logits, ``(batch, classes, s, s)``, in the parameters' type, where ``s`` divides
-    ``image_size``. It normalises the images itself, so that every architecture is fed alike.
+    any floating-point type, and returns logits, ``(batch, classes, s, s)``, in the parameters' type, where ``s``
+    divides ``image_size``. It normalises the images itself, so that every architecture is fed alike.
 
     Attributes:
         architecture: its name; with the other numbers it is all that it takes to build the model again.
@@ -59,7 +59,7 @@ class SegmentationModel(nn.Module):
         return True
 
     def make_constants(self) -> None:
-        """Create the buffers that no file stores, once more: a model built on the meta device has them without values."""
+        """Create the buffers that no file stores: a model built on the meta device has them without values."""
 
     def recomputes(self) -> bool:
         """Whether this pass is one to compute again in backward."""
