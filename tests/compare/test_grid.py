@@ -19,7 +19,7 @@ from rich.console import Console
 
 from medsaga import methods
 from medsaga.cli import main
-from medsaga.compare import grid
+from medsaga.compare import cells, grid
 from medsaga.compare.grid import compare
 from medsaga.config import SharedSettings
 from medsaga.errors import InputError, Interrupted, RunError
@@ -29,7 +29,12 @@ SHARED = SharedSettings(steps=2, batch_size=2, image_size=64, device="cpu", eval
 
 def run(data: Path, out: Path, **given: Any) -> list[dict[str, Any]]:
     """Compare with little effort."""
-    options = {"methods": ["medsaga", "frozen"], "shots": [1, 2], "seeds": 1, "console": Console(quiet=True)}
+    options: dict[str, Any] = {
+        "methods": ["medsaga", "frozen"],
+        "shots": [1, 2],
+        "seeds": 1,
+        "console": Console(quiet=True),
+    }
     return compare(data, out, given.pop("shared", SHARED), **(options | given))
 
 
@@ -102,7 +107,7 @@ def test_all_methods_meet_the_same_cases(toy: Path, tmp_path: Path) -> None:
 def test_only_what_is_missing_is_run(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(toy, tmp_path / "out", methods=["frozen"])
     ran = []
-    original = grid.run_cell
+    original = cells.run_cell
 
     def noted(data: Path, out: Path, cell: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         ran.append((cell.method, cell.seed))

@@ -96,7 +96,8 @@ def test_trains_in_half_precision(method: str, half: Any, toy: Path, tmp_path: P
 
 @pytest.mark.parametrize("method", ["daeformer", "unet"])
 def test_models_of_their_own_take_no_weights_of_sam(method: str, tmp_path: Path) -> None:
-    for given in ({"model": "vit_b"}, {"weights": "sam.pth"}, {"precision": "int8"}):
+    refused: list[dict[str, Any]] = [{"model": "vit_b"}, {"weights": "sam.pth"}, {"precision": "int8"}]
+    for given in refused:
         with pytest.raises(InputError, match="Leave"):
             settled(Settings(method=method, **given))
 

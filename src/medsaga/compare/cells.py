@@ -20,11 +20,12 @@ from medsaga import files, run_folder
 from medsaga.config import ResolvedSettings, Settings, read_config
 from medsaga.data.items import read_mask
 from medsaga.data.types import Item
-from medsaga.errors import InputError, OutOfMemoryError
+from medsaga.errors import InputError, Interrupted, MedsagaError, OutOfMemoryError
 from medsaga.evaluation.run import most_labelled_slice
 from medsaga.inference import Segmenter
+from medsaga.memory.tracker import is_out_of_memory
 from medsaga.training.loop import train
-from medsaga.training.prepare import requested
+from medsaga.training.prepare import CheckedData, requested
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def run_cell(
     cell: Cell,
     settings: Settings,
     *,
-    fingerprint: str,
+    checked: CheckedData,
     examples: Sequence[Item],
     keep_run: bool,
     console: Console,
@@ -91,7 +92,7 @@ def run_cell(
         out: folder of the comparison.
         cell: which one.
         settings: of the run.
-        fingerprint: of the data.
+        checked: the dataset.
         examples: items whose prediction is kept, in ``NAME.npz``.
         keep_run: whether the run folder stays.
         console: where progress is shown.
@@ -100,19 +101,21 @@ def run_cell(
     shutil.rmtree(folder, ignore_errors=True)
     status, message, result = "done", None, None
     try:
-        result = train(data, folder, settings, console=console)
+        result = train(data, folder, settings, checked=checked, console=console)
         if examples:
             _keep_examples(out / "cells" / f"{cell.name}.npz", folder, examples)
-    except OutOfMemoryError as error:
-        status, message = "out of memory", str(error)
+    except Interrupted:
+        raise
     except Exception as error:  # whatever it is, the other cells go on and this one says so
-        status, message = "failed", str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+        short = isinstance(error, OutOfMemoryError) or is_out_of_memory(error)
+        status = "out of memory" if short else "failed"
+        message = str(error) if isinstance(error, MedsagaError) else f"{type(error).__name__}: {error}"
     document = {
         "cell": dataclasses.asdict(cell),
         "status": status,
         "message": message,
         "requested": requested(settings),
-        "data_fingerprint": fingerprint,
+        "data_fingerprint": checked.fingerprint,
         "settings": _settings(folder),
         "machine": _machine(folder),
         "result": result,

@@ -14,12 +14,11 @@ from rich.console import Console
 from medsaga.compare.cells import Cell, finished, read_examples, run_cell
 from medsaga.compare.page import Example, write_pages
 from medsaga.config import Settings, SharedSettings
-from medsaga.data.dataset import fingerprint, labels_of_cases
-from medsaga.data.splits import pool_and_test, split_cases
+from medsaga.data.splits import Split, pool_and_test, split_cases
 from medsaga.data.types import Dataset, Item
 from medsaga.errors import InputError, Interrupted, RunError
 from medsaga.methods import METHODS, method_named
-from medsaga.training.prepare import checked_dataset, settled
+from medsaga.training.prepare import CheckedData, check_data, settled
 
 EXAMPLES = 3
 DATA_SETTINGS = (
@@ -81,8 +80,8 @@ def compare(
     """
     methods, shots = list(dict.fromkeys(methods)), sorted(set(shots))
     _check(methods, shots, seeds)
-    dataset = checked_dataset(data, Settings(channels=shared.channels), console)
-    print_of_data = fingerprint(dataset)
+    checked = check_data(data, Settings(channels=shared.channels), console)
+    dataset = checked.dataset
     test_cases = _test_cases(dataset, shared.fold, max(shots), test_cases)
     grid = {
         cell: _settings_of(cell, shared, methods, test_cases)
@@ -92,9 +91,10 @@ def compare(
         for cell in (Cell(table, method, count, seed) for method in methods)
         if table == "equal" or METHODS[cell.method].recipe is not None
     }
-    examples = _examples(dataset, grid) if pictures else ()
+    splits = [_split(checked, settings) for settings in grid.values()]
+    examples = _examples(checked, splits[0]) if pictures else ()
     shown = {Cell("equal", method, max(shots), 0) for method in methods}
-    done = {cell: finished(out, cell, settings, print_of_data) for cell, settings in grid.items()}
+    done = {cell: finished(out, cell, settings, checked.fingerprint) for cell, settings in grid.items()}
     if retry:
         done = {
             cell: document if document and document["status"] == "done" else None for cell, document in done.items()
@@ -108,7 +108,7 @@ def compare(
                 out,
                 cell,
                 grid[cell],
-                fingerprint=print_of_data,
+                checked=checked,
                 examples=examples if cell in shown else (),
                 keep_run=keep_runs,
                 console=console if console.is_terminal else Console(file=io.StringIO()),
@@ -180,19 +180,27 @@ def _settings_of(cell: Cell, shared: SharedSettings, methods: Sequence[str], tes
     return settings
 
 
-def _examples(dataset: Dataset, grid: dict[Cell, Settings]) -> tuple[Item, ...]:
-    """Choose items to show, before any result is known: of the first seed's test cases, those that show most labels."""
-    first = next(iter(grid.values()))
-    labels = labels_of_cases(dataset)
-    split = split_cases(
-        dataset, shots=first.shots, seed=0, validation=0, fold=first.fold, labels_of=labels, test_cases=first.test_cases
+def _split(checked: CheckedData, settings: Settings) -> Split:
+    """The cases of a run; InputError where there are not enough."""
+    return split_cases(
+        checked.dataset,
+        shots=settings.shots,
+        seed=settings.seed,
+        validation=settings.validation_cases,
+        fold=settings.fold,
+        labels_of=checked.labels_of_cases,
+        test_cases=settings.test_cases,
     )
 
+
+def _examples(checked: CheckedData, split: Split) -> tuple[Item, ...]:
+    """Choose items to show, before any result is known: those of the test cases that show most labels."""
+
     def rank(case: str) -> tuple[int, bytes]:
-        return -len(labels[case]), hashlib.sha256(case.encode()).digest()
+        return -len(checked.labels_of_cases[case]), hashlib.sha256(case.encode()).digest()
 
     cases = sorted(split.test, key=rank)[:EXAMPLES]
-    return tuple(next(item for item in dataset.items if item.case == case) for case in cases)
+    return tuple(next(item for item in checked.dataset.items if item.case == case) for case in cases)
 
 
 def _pictures(out: Path, items: Sequence[Item], methods: Sequence[str], shots: int) -> list[Example]:

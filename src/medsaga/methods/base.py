@@ -56,6 +56,14 @@ class Method:
         return self.build is build_sam
 
 
+def two_rates(encoder: nn.Module, decoder: Iterable[nn.Module], settings: ResolvedSettings) -> Groups:
+    """Return groups that train everything in full, encoder and decoder each at its own learning rate."""
+    return [
+        *whole_gradients([encoder], settings.encoder_lr, settings.weight_decay),
+        *whole_gradients(decoder, settings.decoder_lr, settings.weight_decay),
+    ]
+
+
 def whole_gradients(modules: Iterable[nn.Module], lr: float, weight_decay: float) -> Groups:
     """Return groups that train all parameters of some modules; weight matrices decay, the others do not."""
     matrices: list[nn.Parameter] = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from medsaga.config import ResolvedSettings
-from medsaga.methods.base import Groups, Method, whole_gradients
+from medsaga.methods.base import Groups, Method, two_rates
 from medsaga.models.base import SegmentationModel
 from medsaga.models.daeformer import DAEFormer
 
@@ -13,10 +13,7 @@ def _build(architecture: str, *, classes: int, image_size: int, in_channels: int
 
 
 def _groups(model: DAEFormer, settings: ResolvedSettings) -> Groups:
-    return [
-        *whole_gradients([model.encoder], settings.encoder_lr, settings.weight_decay),
-        *whole_gradients([model.decoder], settings.decoder_lr, settings.weight_decay),
-    ]
+    return two_rates(model.encoder, [model.decoder], settings)
 
 
 METHOD = Method(
@@ -24,5 +21,6 @@ METHOD = Method(
     architectures=("daeformer",),
     build=_build,
     image_sizes=lambda _: [64, 96, 128, 160, 192, 224],
+    defaults={"optimizer": "sgd", "encoder_lr": 0.05, "decoder_lr": 0.05, "weight_decay": 1e-4},
     recipe="daeformer-paper",
 )

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from medsaga.config import ResolvedSettings
-from medsaga.methods.base import Groups, Method, whole_gradients
+from medsaga.methods.base import Groups, Method, two_rates
 from medsaga.models.sam import KClassSam
 
 
 def _groups(model: KClassSam, settings: ResolvedSettings) -> Groups:
-    return [
-        *whole_gradients([model.vision_encoder], settings.encoder_lr, settings.weight_decay),
-        *whole_gradients([model.prompt_encoder, model.mask_decoder], settings.decoder_lr, settings.weight_decay),
-    ]
+    return two_rates(model.vision_encoder, [model.prompt_encoder, model.mask_decoder], settings)
 
 
 METHOD = Method(groups=_groups)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from medsaga.config import ResolvedSettings
-from medsaga.methods.base import Groups, Method, whole_gradients
+from medsaga.methods.base import Groups, Method, two_rates
 from medsaga.models.base import SegmentationModel
 from medsaga.models.unet import UNet
 
@@ -13,10 +13,7 @@ def _build(architecture: str, *, classes: int, image_size: int, in_channels: int
 
 
 def _groups(model: UNet, settings: ResolvedSettings) -> Groups:
-    return [
-        *whole_gradients([model.encoder], settings.encoder_lr, settings.weight_decay),
-        *whole_gradients([model.decoder], settings.decoder_lr, settings.weight_decay),
-    ]
+    return two_rates(model.encoder, [model.decoder], settings)
 
 
 METHOD = Method(

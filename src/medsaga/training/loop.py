@@ -31,7 +31,7 @@ from medsaga.run_folder import MetricsLog
 from medsaga.training.checkpoint import Counters, load_state, save_state
 from medsaga.training.embeddings import embed
 from medsaga.training.loss import hard_dice_sums
-from medsaga.training.prepare import Run, new_run, resumed_run
+from medsaga.training.prepare import CheckedData, Run, new_run, resumed_run
 from medsaga.training.schedule import learning_rate_factor
 from medsaga.training.shrink import next_smaller, step_within_memory
 from medsaga.training.step import Batch, StepMeter
@@ -41,7 +41,13 @@ MONITORED_SAMPLES = 64
 
 
 def train(
-    data: Path, out: Path, settings: Settings | None = None, *, resume: bool = False, console: Console | None = None
+    data: Path,
+    out: Path,
+    settings: Settings | None = None,
+    *,
+    resume: bool = False,
+    checked: CheckedData | None = None,
+    console: Console | None = None,
 ) -> dict[str, Any]:
     """Fine-tune a model on a folder of labelled cases, test it on the held-out ones, and write the run folder.
 
@@ -50,6 +56,7 @@ def train(
         out: the run folder; it must not exist, unless ``resume``.
         settings: what is left open is chosen from the preset, the model and the data.
         resume: go on with the run in ``out``, to the same bits as if it had never stopped.
+        checked: the dataset, if `medsaga.training.prepare.check_data` has been through it; for a new run.
         console: where progress is shown; stderr by default.
 
     Returns:
@@ -62,7 +69,8 @@ def train(
         RunError: gradients stayed non-finite; the last good checkpoint is kept.
     """
     console = console or Console(stderr=True)
-    run = (resumed_run if resume else new_run)(Path(data), Path(out), settings or Settings(), console)
+    data, out, settings = Path(data), Path(out), settings or Settings()
+    run = resumed_run(data, out, settings, console) if resume else new_run(data, out, settings, console, checked)
     try:
         fit(run, console)
     except (RuntimeError, MemoryError) as error:
@@ -70,7 +78,7 @@ def train(
             raise
         raise OutOfMemoryError(f"{error}\n{next_smaller(run.config.settings)}") from None
     shutil.rmtree(run.folder / run_folder.CACHE)
-    return evaluate_run(run.folder, device=str(run.device), console=console)
+    return evaluate_run(run.folder, dataset=run.dataset, device=str(run.device), console=console)
 
 
 def fit(run: Run, console: Console) -> None:

@@ -68,8 +68,30 @@ class Run:
     device: torch.device
 
 
-def new_run(data: Path, out: Path, settings: Settings, console: Console) -> Run:
+@dataclass(frozen=True, eq=False)
+class CheckedData:
+    """A dataset of which every file has been decoded once; see `check_data`.
+
+    Attributes:
+        dataset: without problems, with the channels that the settings name.
+        labels_of_cases: label values of each case.
+        fingerprint: of all images and masks.
+    """
+
+    dataset: Dataset
+    labels_of_cases: dict[str, frozenset[int]]
+    fingerprint: str
+
+
+def new_run(data: Path, out: Path, settings: Settings, console: Console, checked: CheckedData | None = None) -> Run:
     """Check everything, then make the run folder.
+
+    Args:
+        data: the dataset.
+        out: the run folder.
+        settings: what is left open is filled in.
+        console: where progress is shown.
+        checked: the same dataset, if it has been checked with the same channels.
 
     Raises:
         InputError: the data, the settings or the weights cannot be used; nothing has been written.
@@ -83,19 +105,20 @@ def new_run(data: Path, out: Path, settings: Settings, console: Console) -> Run:
         )
     asked, settings = requested(settings), settled(settings)
     device = choose_device(settings.device)
-    dataset = checked_dataset(data, settings, console)
+    checked = checked or check_data(data, settings, console)
+    dataset = checked.dataset
     split = split_cases(
         dataset,
         shots=settings.shots,
         seed=settings.seed,
         validation=settings.validation_cases,
         fold=settings.fold,
-        labels_of=labels_of_cases(dataset),
+        labels_of=checked.labels_of_cases,
         test_cases=settings.test_cases,
     )
     config = _resolve(settings, dataset, split, device)
     model, model_info = _new_model(config, console)
-    manifest = _manifest(dataset, config, device, model_info) | {"requested": asked}
+    manifest = _manifest(checked.fingerprint, config, device, model_info) | {"requested": asked}
     out.mkdir(parents=True)
     try:
         config.write(out / run_folder.CONFIG)
@@ -118,8 +141,8 @@ def resumed_run(data: Path, out: Path, settings: Settings, console: Console) -> 
     _check_same(requested(settings), manifest.get("requested", {}), config.settings)
     config = dataclasses.replace(config, settings=dataclasses.replace(config.settings, device=settings.device))
     device = choose_device(settings.device)
-    dataset = checked_dataset(data, config.settings, console)
-    if manifest.get("data_fingerprint") != fingerprint(dataset):
+    checked = check_data(data, config.settings, console)
+    if manifest.get("data_fingerprint") != checked.fingerprint:
         raise InputError(
             data,
             expected="the images and masks that the run began with",
@@ -130,7 +153,7 @@ def resumed_run(data: Path, out: Path, settings: Settings, console: Console) -> 
     # The weights of a run that has a state come from there; before its first checkpoint it starts from the source.
     has_state = (out / run_folder.STATE).exists()
     model = _empty_model(config) if has_state else _new_model(config, console)[0]
-    return _with_samples(out, config, split, dataset, model, device, console)
+    return _with_samples(out, config, split, checked.dataset, model, device, console)
 
 
 def requested(settings: Settings) -> dict[str, Any]:
@@ -158,7 +181,7 @@ def _check_same(asked: dict[str, Any], before: dict[str, Any], kept: ResolvedSet
             )
 
 
-def checked_dataset(data: Path, settings: Settings, console: Console) -> Dataset:
+def check_data(data: Path, settings: Settings, console: Console) -> CheckedData:
     """Read a dataset with the channels that the settings name, and decode every file of it once.
 
     Raises:
@@ -168,7 +191,7 @@ def checked_dataset(data: Path, settings: Settings, console: Console) -> Dataset
     raise_problems(dataset.problems)
     dataset = select_channels(dataset, settings.channels)
     raise_problems(check_items(dataset, counting(console, "checking images")))
-    return dataset
+    return CheckedData(dataset, labels_of_cases(dataset), fingerprint(dataset))
 
 
 def settled(settings: Settings) -> Settings:
@@ -248,14 +271,16 @@ def _new_model(config: RunConfig, console: Console) -> tuple[SegmentationModel, 
     return model, {"architecture": settings.model, "weights": "random"}
 
 
-def _manifest(dataset: Dataset, config: RunConfig, device: torch.device, model_info: dict[str, Any]) -> dict[str, Any]:
+def _manifest(
+    data_fingerprint: str, config: RunConfig, device: torch.device, model_info: dict[str, Any]
+) -> dict[str, Any]:
     versions = {package: metadata.version(package) for package in ("medsaga", *PACKAGES)}
     return {
         "versions": {"python": platform.python_version(), **versions},
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "seed": config.settings.seed,
-        "data_fingerprint": fingerprint(dataset),
+        "data_fingerprint": data_fingerprint,
         "model": model_info,
     }
 
