@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,11 @@ from medsaga.memory.tracker import TensorTracker
 from medsaga.models.sam import KClassSam, build_sam
 from medsaga.training.embeddings import MOST_VARIANTS, embed
 from medsaga.training.loop import train
+
+
+def _embed(model: KClassSam, samples: Samples, folder: Path, **given: Any) -> Samples:
+    how: dict[str, Any] = {"augmentation": "fewshot", "seed": 5, "batch_size": 4} | given
+    return embed(model, samples, folder, **how, tracker=TensorTracker(), progress=lambda done, total: None)
 
 
 @pytest.fixture
@@ -61,9 +67,7 @@ def test_the_run_with_the_cache_equals_the_run_without(
 
 def test_each_variant_is_the_embedding_of_a_changed_image(samples: Samples, tmp_path: Path) -> None:
     model = _model()
-    embedded = embed(
-        model, samples, tmp_path / "e", augmentation="fewshot", seed=5, batch_size=4, tracker=TensorTracker()
-    )
+    embedded = _embed(model, samples, tmp_path / "e")
     assert len(embedded) == MOST_VARIANTS * len(samples)
     images, labels = samples.batch(range(len(samples)))
     for variant in (0, 7):
@@ -76,7 +80,7 @@ def test_each_variant_is_the_embedding_of_a_changed_image(samples: Samples, tmp_
 
 
 def test_many_images_have_fewer_variants(samples: Samples, tmp_path: Path) -> None:
-    once = embed(_model(), samples, tmp_path / "e", augmentation="none", seed=0, batch_size=4, tracker=TensorTracker())
+    once = _embed(_model(), samples, tmp_path / "e", augmentation="none")
     assert len(once) == len(samples)
     many = dataclasses.replace(
         samples,
@@ -87,8 +91,4 @@ def test_many_images_have_fewer_variants(samples: Samples, tmp_path: Path) -> No
         content=samples.content[[0] * 300],
         foreground=samples.foreground[[0] * 300],
     )
-    tracker = TensorTracker()
-    assert (
-        len(embed(_model(), many, tmp_path / "m", augmentation="fewshot", seed=0, batch_size=64, tracker=tracker))
-        == 300
-    )
+    assert len(_embed(_model(), many, tmp_path / "m", batch_size=64)) == 300

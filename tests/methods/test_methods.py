@@ -18,8 +18,9 @@ from medsaga.errors import InputError
 from medsaga.inference import Segmenter
 from medsaga.methods import METHODS, build_model, new_optimizer
 from medsaga.methods.base import Method, weight_matrices
+from medsaga.models.lora import load_adapter, merge_lora
 from medsaga.models.sam import build_sam
-from medsaga.models.weights import save_model
+from medsaga.models.weights import load_pretrained, save_model
 from medsaga.planning.predict import predict_memory
 from medsaga.presets import DeviceDefaults, fill_in
 from medsaga.training.loop import train
@@ -102,18 +103,26 @@ def test_models_of_their_own_take_no_weights_of_sam(method: str, tmp_path: Path)
             settled(Settings(method=method, **given))
 
 
-def test_samed_starts_from_pretrained_weights(toy: Path, tmp_path: Path, quick: Settings) -> None:
+def test_samed_starts_from_pretrained_weights_and_leaves_an_adapter(toy: Path, tmp_path: Path, quick: Settings) -> None:
     torch.manual_seed(1)
-    base = build_sam("tiny", classes=4, image_size=64)
-    save_model(tmp_path / "base.safetensors", base)
-    settings = dataclasses.replace(quick, method="samed", model=str(tmp_path / "base.safetensors"), steps=1)
-    train(toy, tmp_path / "run", settings)
-    after = load_file(tmp_path / "run" / "model.safetensors")
+    weights = tmp_path / "base.safetensors"
+    save_model(weights, build_sam("tiny", classes=4, image_size=64))
+    train(toy, tmp_path / "run", dataclasses.replace(quick, method="samed", model=str(weights), steps=4))
+    trained: Any = Segmenter.load(tmp_path / "run").model
+    base = build_sam("tiny", classes=3, image_size=64, in_channels=1).eval()
+    load_pretrained(base, weights)
     name = "vision_encoder.layers.3.attn.qkv.weight"
-    assert torch.equal(after[name], base.state_dict()[name])
-    assert (tmp_path / "run" / "adapter.safetensors").stat().st_size < (
-        tmp_path / "run" / "model.safetensors"
-    ).stat().st_size
+    assert torch.equal(trained.state_dict()[name], base.state_dict()[name])
+    images = 255 * torch.rand(2, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        logits, before = trained(images), base(images)
+        load_adapter(tmp_path / "run" / "adapter.safetensors", base)
+        assert torch.equal(base(images), logits)
+        assert not torch.allclose(before, logits, rtol=0.1)
+        merge_lora(trained.vision_encoder)
+        torch.testing.assert_close(trained(images), logits, rtol=1e-5, atol=1e-5)
+    adapter, whole = ((tmp_path / "run" / name).stat().st_size for name in ("adapter.safetensors", "model.safetensors"))
+    assert adapter < whole
 
 
 def test_the_optimizer_is_a_choice(toy: Path, tmp_path: Path, quick: Settings) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import shutil
+import time
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -97,6 +98,7 @@ def run_cell(
         keep_run: whether the run folder stays.
         console: where progress is shown.
     """
+    began = time.perf_counter()
     folder = out / "runs" / cell.name
     shutil.rmtree(folder, ignore_errors=True)
     status, message, result = "done", None, None
@@ -119,6 +121,7 @@ def run_cell(
         "settings": _settings(folder),
         "machine": _machine(folder),
         "result": result,
+        "seconds": time.perf_counter() - began,
     }
     files.write_json(out / "cells" / f"{cell.name}.json", document)
     if not keep_run:

@@ -221,7 +221,7 @@ def _build(
     views = [slice_view(item.header.grid, view_axis) for item in items]
     slices = sum(view.slices for view in views)
     square = (image_size, image_size)
-    _require_room(folder, slices * image_size**2 * (len(intensities) + 1))
+    require_room(folder, slices * image_size**2 * (len(intensities) + 1))
     foreground: list[bool] = []
     # Plain writes rather than a memory map: a full disk is then an error and not a SIGBUS.
     with (folder / "images.npy").open("wb") as images, (folder / "labels.npy").open("wb") as labels:
@@ -319,7 +319,8 @@ def _take_place(building: Path, place: Path) -> None:
             raise
 
 
-def _require_room(folder: Path, needed: int) -> None:
+def require_room(folder: Path, needed: int) -> None:
+    """Raise InputError unless so many bytes fit on the disk: a memory map on a full one ends the process."""
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise InputError(

@@ -6,6 +6,7 @@ these is a sample of its own.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 
 from medsaga.data.augment import AUGMENTATIONS, Augmentation, augment
-from medsaga.data.samples import Samples
+from medsaga.data.samples import Samples, require_room
 from medsaga.memory.tracker import TensorTracker
 
 MOST_VARIANTS = 16
@@ -31,6 +32,7 @@ def embed(
     seed: int,
     batch_size: int,
     tracker: TensorTracker,
+    progress: Callable[[int, int], None],
 ) -> Samples:
     """Return samples whose images are embeddings, (256, tokens, tokens) float32, memory-mapped in ``folder``.
 
@@ -43,6 +45,7 @@ def embed(
         seed: of the run.
         batch_size: images that go through the encoder at a time.
         tracker: follows the memory.
+        progress: called with the embeddings done and the embeddings in all.
     """
     folder.mkdir(parents=True, exist_ok=True)
     n, side = len(samples), samples.labels.shape[-1]
@@ -57,8 +60,10 @@ def embed(
             place = slice(variant * n + rows.start, variant * n + rows.stop)
             if embeddings is None:
                 shape = (variants * n, *made.shape[1:])
+                require_room(folder, made[0].nbytes * variants * n)
                 embeddings = np.lib.format.open_memmap(folder / "embeddings.npy", "w+", np.float32, shape)
             embeddings[place], classes[place] = made.numpy(), changed.numpy()
+            progress(place.stop, variants * n)
     return Samples(
         images=embeddings,
         labels=classes,

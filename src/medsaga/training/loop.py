@@ -26,7 +26,7 @@ from medsaga.models.base import SegmentationModel
 from medsaga.models.weights import save_model
 from medsaga.optim.gathering import GatheringOptimizer
 from medsaga.planning.predict import predict_memory
-from medsaga.progress import RunProgress
+from medsaga.progress import RunProgress, counting
 from medsaga.run_folder import MetricsLog
 from medsaga.training.checkpoint import Counters, load_state, save_state
 from medsaga.training.embeddings import embed
@@ -93,7 +93,7 @@ def fit(run: Run, console: Console) -> None:
     optimizer = new_optimizer(run.model.train(), settings)
     counters = load_state(run.folder, run.model, optimizer, settings)
     reset_device_peak(run.device)
-    model, train, monitor, augmentation = _what_is_trained(run, counters)
+    model, train, monitor, augmentation = _what_is_trained(run, counters, console)
     model.checkpoint_blocks = counters.checkpoint_blocks
     log = MetricsLog(run.folder, step=counters.step)
     meter = StepMeter(run.device, first=counters.step, refresh_every=settings.refresh_every)
@@ -160,7 +160,7 @@ def fit(run: Run, console: Console) -> None:
                 )
 
 
-def _what_is_trained(run: Run, counters: Counters) -> tuple[SegmentationModel, Samples, Samples, str]:
+def _what_is_trained(run: Run, counters: Counters, console: Console) -> tuple[SegmentationModel, Samples, Samples, str]:
     """Return the model that is trained, its samples, those that are followed, and how the former are augmented."""
     settings = run.config.settings
     part = method_named(settings.method).trained_part
@@ -179,6 +179,7 @@ def _what_is_trained(run: Run, counters: Counters) -> tuple[SegmentationModel, S
             seed=settings.seed,
             batch_size=counters.micro_batch_size,
             tracker=tracker,
+            progress=counting(console, "embedding images"),
         )
 
     train = embedded(run.train, "train_embeddings", settings.augmentation)
