@@ -108,14 +108,14 @@ def test_what_the_user_has_fixed_is_not_changed(fixed: dict[str, Any]) -> None:
 
 
 def test_a_published_recipe_stays_what_it_is() -> None:
-    ample = choose("100GB", recipe="medsaga-paper")
+    ample = choose("100GB", recipe="medsaga-paper", model="tiny")
     assert (ample.image_size, ample.rank, ample.precision, ample.state_bits) == (240, 4, "fp32", 32)
-    tight = choose(130 * MB, recipe="medsaga-paper")
+    tight = choose(130 * MB, recipe="medsaga-paper", model="tiny")
     assert tight == dataclasses.replace(
         ample, micro_batch_size=tight.micro_batch_size, checkpointing="blocks", budget=tight.budget
     )
     assert tight.micro_batch_size < 12
-    assert choose("100GB", recipe="medsaga-paper", rank=8).rank == 8
+    assert choose("100GB", recipe="medsaga-paper", model="tiny", rank=8).rank == 8
 
 
 @pytest.mark.parametrize("given", [{}, {"image_size": 256, "rank": 64}, {"method": "full"}], ids=str)
