@@ -14,11 +14,12 @@ from rich.console import Console
 from medsaga.compare.cells import Cell, finished, read_examples, run_cell
 from medsaga.compare.page import Example, write_pages
 from medsaga.config import Settings, SharedSettings
-from medsaga.data.splits import Split, pool_and_test, split_cases
+from medsaga.data.splits import Split, pool_and_test
 from medsaga.data.types import Dataset, Item
 from medsaga.errors import InputError, Interrupted, RunError
+from medsaga.evaluation.summary import dice_text
 from medsaga.methods import METHODS, method_named
-from medsaga.training.prepare import CheckedData, check_data, settled
+from medsaga.training.prepare import CheckedData, check_data, settled, split_of
 
 EXAMPLES = 3
 DATA_SETTINGS = (
@@ -91,7 +92,7 @@ def compare(
         for cell in (Cell(table, method, count, seed) for method in methods)
         if table == "equal" or METHODS[cell.method].recipe is not None
     }
-    splits = [_split(checked, settings) for settings in grid.values()]
+    splits = [split_of(checked, settings) for settings in grid.values()]
     examples = _examples(checked, splits[0]) if pictures else ()
     shown = {Cell("equal", method, max(shots), 0) for method in methods}
     done = {cell: finished(out, cell, settings, checked.fingerprint) for cell, settings in grid.items()}
@@ -121,7 +122,7 @@ def compare(
         if document["status"] != "done":
             console.print(f"  {document['status']}: {document['message']}", markup=False)
         else:
-            console.print(f"  Dice {document['result']['dice_mean']:.3f}", highlight=False)
+            console.print(f"  Dice {dice_text(document['result']['dice_mean'])}", highlight=False)
     documents = [document for document in done.values() if document is not None]
     write_pages(
         out,
@@ -178,19 +179,6 @@ def _settings_of(cell: Cell, shared: SharedSettings, methods: Sequence[str], tes
     settings = Settings(**given, method=cell.method, shots=cell.shots, seed=cell.seed, test_cases=test_cases)
     settled(settings)
     return settings
-
-
-def _split(checked: CheckedData, settings: Settings) -> Split:
-    """The cases of a run; InputError where there are not enough."""
-    return split_cases(
-        checked.dataset,
-        shots=settings.shots,
-        seed=settings.seed,
-        validation=settings.validation_cases,
-        fold=settings.fold,
-        labels_of=checked.labels_of_cases,
-        test_cases=settings.test_cases,
-    )
 
 
 def _examples(checked: CheckedData, split: Split) -> tuple[Item, ...]:

@@ -4,12 +4,7 @@ from __future__ import annotations
 
 from medsaga.config import ResolvedSettings
 from medsaga.methods.base import Groups, Method, two_rates
-from medsaga.models.base import SegmentationModel
 from medsaga.models.daeformer import DAEFormer
-
-
-def _build(architecture: str, *, classes: int, image_size: int, in_channels: int) -> SegmentationModel:
-    return DAEFormer(classes=classes, image_size=image_size, in_channels=in_channels)
 
 
 def _groups(model: DAEFormer, settings: ResolvedSettings) -> Groups:
@@ -19,7 +14,7 @@ def _groups(model: DAEFormer, settings: ResolvedSettings) -> Groups:
 METHOD = Method(
     groups=_groups,
     architectures=("daeformer",),
-    build=_build,
+    build=lambda _, **sizes: DAEFormer(**sizes),
     image_sizes=lambda _: [64, 96, 128, 160, 192, 224],
     defaults={"optimizer": "sgd", "encoder_lr": 0.05, "decoder_lr": 0.05, "weight_decay": 1e-4},
     recipe="daeformer-paper",

@@ -4,12 +4,7 @@ from __future__ import annotations
 
 from medsaga.config import ResolvedSettings
 from medsaga.methods.base import Groups, Method, two_rates
-from medsaga.models.base import SegmentationModel
 from medsaga.models.unet import UNet
-
-
-def _build(architecture: str, *, classes: int, image_size: int, in_channels: int) -> SegmentationModel:
-    return UNet(classes=classes, image_size=image_size, in_channels=in_channels)
 
 
 def _groups(model: UNet, settings: ResolvedSettings) -> Groups:
@@ -19,7 +14,7 @@ def _groups(model: UNet, settings: ResolvedSettings) -> Groups:
 METHOD = Method(
     groups=_groups,
     architectures=("unet",),
-    build=_build,
+    build=lambda _, **sizes: UNet(**sizes),
     image_sizes=lambda _: [64, 96, 128, 160, 192, 224, 256],
     defaults={"encoder_lr": 1e-3, "decoder_lr": 1e-3},
 )

@@ -107,15 +107,7 @@ def new_run(data: Path, out: Path, settings: Settings, console: Console, checked
     device = choose_device(settings.device)
     checked = checked or check_data(data, settings, console)
     dataset = checked.dataset
-    split = split_cases(
-        dataset,
-        shots=settings.shots,
-        seed=settings.seed,
-        validation=settings.validation_cases,
-        fold=settings.fold,
-        labels_of=checked.labels_of_cases,
-        test_cases=settings.test_cases,
-    )
+    split = split_of(checked, settings)
     config = _resolve(settings, dataset, split, device)
     model, model_info = _new_model(config, console)
     manifest = _manifest(checked.fingerprint, config, device, model_info) | {"requested": asked}
@@ -192,6 +184,19 @@ def check_data(data: Path, settings: Settings, console: Console) -> CheckedData:
     dataset = select_channels(dataset, settings.channels)
     raise_problems(check_items(dataset, counting(console, "checking images")))
     return CheckedData(dataset, labels_of_cases(dataset), fingerprint(dataset))
+
+
+def split_of(checked: CheckedData, settings: Settings) -> Split:
+    """Return the cases of a run; InputError where there are not enough."""
+    return split_cases(
+        checked.dataset,
+        shots=settings.shots,
+        seed=settings.seed,
+        validation=settings.validation_cases,
+        fold=settings.fold,
+        labels_of=checked.labels_of_cases,
+        test_cases=settings.test_cases,
+    )
 
 
 def settled(settings: Settings) -> Settings:
