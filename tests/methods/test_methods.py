@@ -54,6 +54,7 @@ def test_a_run_is_tested_predicted_and_goes_on(method: str, toy: Path, tmp_path:
     assert segmenter.predict_item(item).labels.shape == item.header.grid.shape
     again = train(toy, tmp_path / "run", dataclasses.replace(settings), resume=True)
     assert again["dice"] == result["dice"]
+    assert again["peak_memory_bytes"] == result["peak_memory_bytes"]
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -184,7 +184,8 @@ def _what_is_trained(run: Run, counters: Counters, console: Console) -> tuple[Se
 
     train = embedded(run.train, "train_embeddings", settings.augmentation)
     monitor = embedded(run.monitor, "monitor_embeddings", "none")
-    counters.peak_bytes, counters.peak_breakdown = tracker.peak_bytes, tracker.breakdown
+    if tracker.peak_bytes > counters.peak_bytes:  # a run that goes on may have had a higher one
+        counters.peak_bytes, counters.peak_breakdown = tracker.peak_bytes, tracker.breakdown
     trained = part(run.model)
     # The encoder has done its work: an accelerator's memory is for what is trained.
     run.model.cpu()
