@@ -37,6 +37,7 @@ def measure(of: ResolvedSettings, *, classes: int, in_channels: int) -> TensorTr
                 batch,
                 micro_batch_size=of.micro_batch_size,
                 dice_weight=of.dice_weight,
+                loss_resolution=of.loss_resolution,
                 scale=scale,
                 meter=meter,
             )

@@ -42,6 +42,7 @@ def test_the_publications_numbers() -> None:
     medsaga = fill_in(Settings(recipe="medsaga-paper"), defaults=defaults)
     assert (medsaga.image_size, medsaga.batch_size, medsaga.rank, medsaga.refresh_every) == (240, 12, 4, 200)
     assert (medsaga.galore, medsaga.max_gradient_norm) == ("reference", float("inf"))
+    assert samed.loss_resolution == medsaga.loss_resolution == "logits"
 
 
 def test_what_the_user_gives_overrides_a_recipe() -> None:

@@ -63,9 +63,9 @@ def losses(args: argparse.Namespace, treatment: str, rank: int, seed: int) -> li
         for _ in range(args.steps):
             images, labels = next(stream)
             if optimizer.needs_calibration():
-                segmentation_loss(model(images), labels, dice_weight=0.8).sum().backward()
+                segmentation_loss(model(images), labels, dice_weight=0.8, resolution="logits").sum().backward()
                 optimizer.calibrate()
-            loss = segmentation_loss(model(images), labels, dice_weight=0.8).sum()
+            loss = segmentation_loss(model(images), labels, dice_weight=0.8, resolution="logits").sum()
             loss.backward()
             optimizer.clip_gradients(1.0)
             optimizer.step()

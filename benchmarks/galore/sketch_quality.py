@@ -125,7 +125,7 @@ def batches(side: int, size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
 
 def gradients(model: KClassSam, weights: list[nn.Parameter], batch: tuple[Tensor, Tensor]) -> list[Tensor]:
     """The full gradients of some weights, (shorter side, longer side), past the optimizer's hooks."""
-    loss = segmentation_loss(model(batch[0]), batch[1], dice_weight=0.8).sum()
+    loss = segmentation_loss(model(batch[0]), batch[1], dice_weight=0.8, resolution="logits").sum()
     found = [as_matrix(gradient) for gradient in torch.autograd.grad(loss, weights)]
     return [gradient if gradient.shape[0] < gradient.shape[1] else gradient.T for gradient in found]
 
@@ -160,10 +160,10 @@ def measure(args: argparse.Namespace, rank: int) -> dict[str, object]:
                 for name, basis in made.items():
                     shares[name].append([float((basis.T @ g).norm() / g.norm()) for g in (mine, other)])
         if optimizer.needs_calibration():
-            segmentation_loss(model(images), labels, dice_weight=0.8).sum().backward()
+            segmentation_loss(model(images), labels, dice_weight=0.8, resolution="logits").sum().backward()
             optimizer.calibrate()
         images, labels = next(stream)
-        loss = segmentation_loss(model(images), labels, dice_weight=0.8).sum()
+        loss = segmentation_loss(model(images), labels, dice_weight=0.8, resolution="logits").sum()
         loss.backward()
         optimizer.clip_gradients(1.0)
         optimizer.step()

@@ -83,6 +83,7 @@ def measure(settings: ResolvedSettings, device: torch.device, steps: int) -> dic
                 batch,
                 micro_batch_size=settings.micro_batch_size,
                 dice_weight=settings.dice_weight,
+                loss_resolution=settings.loss_resolution,
                 scale=scale,
                 meter=meter,
             )

@@ -70,6 +70,7 @@ def stepper(given: dict[str, Any], changes: dict[str, Any]) -> Callable[[int], f
             batch,
             micro_batch_size=settings.micro_batch_size,
             dice_weight=settings.dice_weight,
+            loss_resolution=settings.loss_resolution,
             scale=LossScale(),
         )
         update(optimizer, max_gradient_norm=1.0, scale=LossScale())

@@ -48,7 +48,14 @@ def measure(data: Path, folder: Path) -> dict[str, Any]:
     scale = LossScale()
 
     def one_step(batch: Batch, size: int) -> None:
-        backward(run.model, batch, micro_batch_size=size, dice_weight=run.config.settings.dice_weight, scale=scale)
+        backward(
+            run.model,
+            batch,
+            micro_batch_size=size,
+            dice_weight=settings.dice_weight,
+            loss_resolution=settings.loss_resolution,
+            scale=scale,
+        )
         update(optimizer, max_gradient_norm=settings.max_gradient_norm, scale=scale)
 
     for step in range(ROUNDS):

@@ -18,6 +18,7 @@ from rich.table import Table
 from tyro.conf import Positional
 
 from medsaga import run_folder
+from medsaga.cli_weights import Weights
 from medsaga.config import Settings, SharedSettings
 from medsaga.errors import InputError, Interrupted, MedsagaError, OutOfMemoryError, RunError
 
@@ -242,7 +243,7 @@ class Compare:
         console().print(f"page: {self.out / 'index.html'}")
 
 
-Verb = Demo | Info | Train | Evaluate | Predict | Compare | Memory
+Verb = Demo | Info | Train | Evaluate | Predict | Compare | Memory | Weights
 
 
 def whole_numbers(flag: str, text: str) -> list[int]:
@@ -283,7 +284,7 @@ def main(argv: list[str] | None = None) -> int:
             prog="medsaga",
             description=ABOUT,
             args=argv,
-            config=(tyro.conf.FlagCreatePairsOff,),
+            config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitSubcommandPrefixes),
         )
         verb.run()
         return 0

@@ -22,6 +22,7 @@ from medsaga.errors import InputError
 Axis = Literal["auto", "axial", "coronal", "sagittal", "i", "j", "k"]
 Augmentations = Literal["fewshot", "samed", "none"]
 Checkpointing = Literal["auto", "none", "blocks"]
+LossResolution = Literal["image", "logits"]
 Precision = Literal["auto", "fp32", "bf16", "fp16", "int8"]
 
 
@@ -30,9 +31,10 @@ class SharedSettings:
     """What the runs of a comparison have in common. The docstring of a field is its help on the command line."""
 
     model: str | None = None
-    """Architecture (tiny, vit_b, vit_l, vit_h), a checkpoint file or folder, or a Hugging Face hub id; default tiny."""
+    """Architecture (tiny, vit_b, vit_l, vit_h), or weights as WEIGHTS takes them; default tiny."""
     weights: str | None = None
-    """Pre-trained weights for MODEL: official or MedSAM .pth, .safetensors, Hugging Face folder or hub id."""
+    """Weights to start from: a name of `medsaga weights list`, a file, a Hugging Face folder or hub id, or random.
+    Default: starter for tiny, else random."""
     fold: int = 0
     """Fold of an existing splits_final.json."""
     validation_cases: int | None = None
@@ -67,6 +69,8 @@ class SharedSettings:
     """Keep the optimizer's state in the host's memory: less memory on the GPU, more time."""
     dice_weight: float | None = None
     """Share of Dice in the loss, from 0 to 1; cross-entropy has the rest."""
+    loss_resolution: LossResolution | None = None
+    """Where the loss is taken: at the image's own resolution, or, as in the papers, at that of SAM's logits."""
     evaluate_every: int | None = None
     """Steps between two evaluations, each of which saves a checkpoint."""
     patience: int | None = None
@@ -177,6 +181,7 @@ class ResolvedSettings(Settings):
     weight_decay: float = field()
     optimizer: Literal["adamw", "sgd"] = field()
     dice_weight: float = field()
+    loss_resolution: LossResolution = field()
     warmup: int = field()
     max_gradient_norm: float = field()
     rank: int = field()

@@ -198,7 +198,7 @@ def _curves(history: Sequence[Mapping[str, Any]]) -> str:
         left.set(xlabel="step", ylabel="loss", title="Training loss, and its running mean")
         left.set_ylim(bottom=0)
         right.plot(dices[:, 0], dices[:, 1], color="#d55e00", marker="o", markersize=4, linewidth=1.8)
-        right.set(xlabel="step", ylabel="Dice", title="Dice while training, at low resolution", ylim=(0, 1))
+        right.set(xlabel="step", ylabel="Dice", title="Dice while training, in the model's square", ylim=(0, 1))
         for axes in (left, right):
             axes.grid(visible=True, color=html.INK, alpha=0.12)
         return html.svg(figure, "curves")

@@ -59,7 +59,8 @@ def test_a_run_is_tested_predicted_and_goes_on(method: str, toy: Path, tmp_path:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_what_is_not_trained_stays_as_it_was(method: str, toy: Path, tmp_path: Path, quick: Settings) -> None:
-    settings = dataclasses.replace(quick, method=method, steps=1)
+    weights = "random" if METHODS[method].trains_sam else None
+    settings = dataclasses.replace(quick, method=method, steps=1, weights=weights)
     train(toy, tmp_path / "run", settings)
     torch.manual_seed(settings.seed)
     model = build_model(_settings(method, image_size=64), classes=3, in_channels=1)
@@ -98,7 +99,8 @@ def test_trains_in_half_precision(method: str, half: Any, toy: Path, tmp_path: P
 
 @pytest.mark.parametrize("method", ["daeformer", "unet"])
 def test_models_of_their_own_take_no_weights_of_sam(method: str, tmp_path: Path) -> None:
-    refused: list[dict[str, Any]] = [{"model": "vit_b"}, {"weights": "sam.pth"}, {"precision": "int8"}]
+    refused: list[dict[str, Any]] = [{"model": "vit_b"}, {"weights": "sam.pth"}, {"weights": "starter"}]
+    refused.append({"precision": "int8"})
     for given in refused:
         with pytest.raises(InputError, match="Leave"):
             settled(Settings(method=method, **given))

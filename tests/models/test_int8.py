@@ -452,7 +452,8 @@ def _blobs() -> tuple[Tensor, Tensor]:
     labels = torch.zeros(4, 16, 16, dtype=torch.long)
     for number, corner in enumerate(((1, 2), (7, 1), (4, 8), (9, 9))):
         labels[number, corner[0] : corner[0] + 6, corner[1] : corner[1] + 5] = 1
-    images = 40 + 160 * labels.float()[:, None].repeat_interleave(4, 2).repeat_interleave(4, 3)
+    labels = labels.repeat_interleave(2, 1).repeat_interleave(2, 2)
+    images = 40 + 160 * labels.float()[:, None].repeat_interleave(2, 2).repeat_interleave(2, 3)
     return images.repeat(1, 3, 1, 1) + 10 * torch.randn(4, 3, 64, 64), labels
 
 
@@ -463,7 +464,7 @@ def _train_linears(model: KClassSam) -> list[float]:
     model.requires_grad_(False)
     for weight in weights:
         weight.requires_grad_(True)
-    optimizer = GaLoreAdamW([{"params": weights, "rank": 16}], lr=1e-3, refresh_every=5)
+    optimizer = GaLoreAdamW([{"params": weights, "rank": 16}], lr=5e-3, refresh_every=5)
     losses = []
     for _ in range(16):  # the first calibrates
         loss = F.cross_entropy(model(images).float(), labels)
@@ -487,7 +488,7 @@ def test_an_encoder_of_codes_learns_like_one_of_floats() -> None:
         expected = _train_linears(dense)
     losses = _train_linears(model)
     assert losses[-1] < losses[0] - 0.05
-    # Over three seeds the largest difference was 0.0006; the loss falls by 0.08 to 0.10.
+    # Over four seeds the largest difference was 0.0007; the loss falls by 0.057 to 0.097.
     assert losses == pytest.approx(expected, abs=0.003)
     assert all(not torch.equal(_weight(m).codes, codes) for m, codes in zip(linears, before, strict=True))
 

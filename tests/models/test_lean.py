@@ -18,12 +18,14 @@ from medsaga.models import attention, lean
 from medsaga.models.attention import FusedVisionAttention
 from medsaga.models.int8 import Int8Weight, quantise_linears
 from medsaga.models.lean import LeanMlp, inside_lean_block, lean_block
-from medsaga.models.sam import KClassSam, build_sam
+from medsaga.models.sam import ARCHITECTURES, KClassSam, build_sam
 
-SIDE = 160
-"""A grid of 10 tokens, which windows of 8 do not divide: the image is padded to 4 windows."""
-TOKENS = 2 * 10**2
-HEADS = 3
+CHANNELS = ARCHITECTURES["tiny"].hidden_size
+HEADS = ARCHITECTURES["tiny"].heads
+GRID = 10
+"""Tokens along a side, which windows of 8 do not divide: the image is padded to 4 windows."""
+SIDE = GRID * ARCHITECTURES["tiny"].patch_size
+TOKENS = 2 * GRID**2
 CHUNK = 90
 
 
@@ -37,9 +39,9 @@ class Hidden(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operation and look at its input."""
-        if func is torch.ops.aten.gelu.default and args[0].shape[-1] == 4 * 192:
+        if func is torch.ops.aten.gelu.default and args[0].shape[-1] == 4 * CHANNELS:
             self.forward.append(args[0].numel() // args[0].shape[-1])
-        if func is torch.ops.aten.gelu_backward.default and args[0].shape[-1] == 4 * 192:
+        if func is torch.ops.aten.gelu_backward.default and args[0].shape[-1] == 4 * CHANNELS:
             self.backward.append(args[0].numel() // args[0].shape[-1])
         return func(*args, **(kwargs or {}))
 
@@ -55,7 +57,7 @@ def heads_at_a_time(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return original(self, qkv, rows, columns)
 
     monkeypatch.setattr(FusedVisionAttention, "_attend", noted)
-    monkeypatch.setattr(attention, "GROUP_ELEMENTS", TOKENS * 192 // 2)
+    monkeypatch.setattr(attention, "GROUP_ELEMENTS", TOKENS * CHANNELS // HEADS)
     monkeypatch.setattr(lean, "CHUNK_TOKENS", CHUNK)
     return seen
 
@@ -65,7 +67,7 @@ def _model(dtype: torch.dtype = torch.float64, *, int8: bool = False) -> KClassS
     model = build_sam("tiny", classes=3, image_size=SIDE, dtype=dtype)
     for layer in model.vision_encoder.layers:  # biases and relative positions start at 0, and would hide mistakes
         for parameter in layer.parameters():
-            if parameter.dim() == 1 or parameter.shape[-1] == 192 // HEADS:
+            if parameter.dim() == 1 or parameter.shape[-1] == CHANNELS // HEADS:
                 nn.init.normal_(parameter, std=0.1)
     if int8:
         quantise_linears(model.vision_encoder)
@@ -237,7 +239,7 @@ def test_blocks_keep_their_inputs_only(int8: bool) -> None:
             hidden = lean_block(layer, hidden)
         return hidden
 
-    inputs = torch.randn(1, 10, 10, 192, requires_grad=True)
+    inputs = torch.randn(1, GRID, GRID, CHANNELS, requires_grad=True)
     size = 4 * inputs.numel()
     kept, peak = _kept_and_peak(encoder, inputs, layers)
     assert kept == len(layers) * size  # five inputs, whose first lay there before, and the output

@@ -27,10 +27,11 @@ from medsaga.models.lora import (
     save_adapter,
 )
 from medsaga.models.precision import set_precision
-from medsaga.models.sam import KClassSam, build_sam
+from medsaga.models.sam import ARCHITECTURES, KClassSam, build_sam
 
 SIDE = 96
 RANK = 4
+TINY = ARCHITECTURES["tiny"]
 
 
 def build(dtype: torch.dtype = torch.float32, *, seed: int = 0, image_size: int = SIDE, classes: int = 3) -> KClassSam:
@@ -115,9 +116,9 @@ def test_changes_nothing_at_first_and_is_drawn_as_samed_draws() -> None:
         assert not qkv.query_up.any()
         assert not qkv.value_up.any()
         # Kaiming uniform with a = sqrt(5): uniform within 1 / sqrt(channels).
-        bound = 192**-0.5
+        bound = TINY.hidden_size**-0.5
         for down in (qkv.query_down, qkv.value_down):
-            assert down.shape == (RANK, 192)
+            assert down.shape == (RANK, TINY.hidden_size)
             assert 0.97 * bound < down.abs().max() <= bound
             assert float(down.detach().std()) == pytest.approx(bound / 3**0.5, rel=0.1)
         assert not torch.equal(qkv.query_down, qkv.value_down)
@@ -151,7 +152,8 @@ def test_only_what_samed_trains_gets_gradients_and_merging_afterwards_changes_no
     base = {name: value.clone() for name, value in model.vision_encoder.state_dict().items() if "_up" not in name}
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=2e-2)
-    labels = (images().mean(1)[:, ::4, ::4] > 127).long()
+    pixel = TINY.patch_size // 4  # side of a pixel of the logits in the image
+    labels = (images().mean(1)[:, ::pixel, ::pixel] > 127).long()
     for _ in range(3):
         loss = functional.cross_entropy(model(images()), labels)
         optimizer.zero_grad()
@@ -186,7 +188,7 @@ def test_lean_blocks_and_groups_of_heads_change_nothing(int8: bool, monkeypatch:
     if int8:
         quantise_linears(model.vision_encoder)
     logits, plain = gradients(model)
-    monkeypatch.setattr(attention, "GROUP_ELEMENTS", 2 * 36 * 192 // 3)
+    monkeypatch.setattr(attention, "GROUP_ELEMENTS", 2 * model.tokens**2 * TINY.hidden_size // TINY.heads)
     model.checkpoint_blocks = True
     again, found = gradients(model)
     assert relative(again, logits) < 1e-12
@@ -339,7 +341,9 @@ def test_a_wrong_rank_is_refused(rank: Any, tmp_path: Path) -> None:
     description = {"architecture": "tiny", "classes": 3, "image_size": SIDE, "in_channels": 3, "rank": rank}
     save_adapter(tmp_path / "a", with_updates(build()))
     save_file(load_file(tmp_path / "a"), tmp_path / "b", {"medsaga_adapter": json.dumps(description)})
-    words = r"of wrong shape.*query_down \(4, 192\) instead of \(5, 192\)" if rank == 5 else "an adapter of medsaga"
+    channels = TINY.hidden_size
+    misshapen = rf"of wrong shape.*query_down \(4, {channels}\) instead of \(5, {channels}\)"
+    words = misshapen if rank == 5 else "an adapter of medsaga"
     assert_refused(tmp_path / "b", build(), words)
 
 

@@ -23,7 +23,7 @@ from transformers.models.sam.configuration_sam import (
 from transformers.models.sam.modeling_sam import SamModel
 
 from medsaga.errors import InputError
-from medsaga.models import weights
+from medsaga.models import registry
 from medsaga.models.sam import ARCHITECTURES, PIXEL_MEAN, PIXEL_STD, KClassSam, build_sam
 from medsaga.models.weights import detect_architecture, load_model, load_pretrained, save_model
 
@@ -40,13 +40,20 @@ def reference_model(side: int = SIDE) -> SamModel:
             num_hidden_layers=tiny.layers,
             num_attention_heads=tiny.heads,
             image_size=side,
+            patch_size=tiny.patch_size,
+            output_channels=tiny.decoder_size,
+            num_pos_feats=tiny.decoder_size // 2,
             window_size=tiny.window,
             global_attn_indexes=tiny.global_layers,
             initializer_range=0.05,
         ),
-        prompt_encoder_config=SamPromptEncoderConfig(image_size=side),
+        prompt_encoder_config=SamPromptEncoderConfig(
+            image_size=side, patch_size=tiny.patch_size, hidden_size=tiny.decoder_size
+        ),
         # The official decoder's epsilon; transformers' default is 1e-6.
-        mask_decoder_config=SamMaskDecoderConfig(mlp_dim=tiny.decoder_mlp_dim, layer_norm_eps=1e-5),
+        mask_decoder_config=SamMaskDecoderConfig(
+            hidden_size=tiny.decoder_size, mlp_dim=tiny.decoder_mlp_dim, layer_norm_eps=1e-5
+        ),
         attn_implementation="eager",
     )
     torch.manual_seed(0)
@@ -128,6 +135,7 @@ def test_the_official_layout_gives_the_numbers_of_transformers(reference: SamMod
         "architecture": "tiny",
         "image_size": SIDE,
         "release": None,
+        "episodic": False,
     }
     json.dumps(dataclasses.asdict(info))
 
@@ -157,7 +165,7 @@ def test_both_names_of_the_frequencies_are_understood(reference: SamModel, tmp_p
     assert torch.equal(model.state_dict()[POSITIONS], reference.state_dict()[POSITIONS])
 
 
-@pytest.mark.parametrize("side", [64, 208])
+@pytest.mark.parametrize("side", [32, 64, 208])
 def test_another_image_size_equals_transformers_on_resized_tables(
     reference: SamModel, official: Path, side: int
 ) -> None:
@@ -168,7 +176,8 @@ def test_another_image_size_equals_transformers_on_resized_tables(
     positions = state.pop("vision_encoder.pos_embed").permute(0, 3, 1, 2)
     tables = {name: state.pop(name) for name in list(state) if "rel_pos" in name}
     resized.load_state_dict(state, strict=False)
-    positions = F.interpolate(positions, (side // 16, side // 16), mode="bicubic", align_corners=False)
+    tokens = side // ARCHITECTURES["tiny"].patch_size
+    positions = F.interpolate(positions, (tokens, tokens), mode="bicubic", align_corners=False)
     resized.vision_encoder.pos_embed = nn.Parameter(positions.permute(0, 2, 3, 1))
     for name, table in tables.items():
         # Left at the length of the file: transformers itself interpolates tables of another length in its forward.
@@ -215,7 +224,8 @@ def test_missing_unexpected_and_misshapen_tensors_are_listed(official: Path, tmp
     state = torch.load(official, weights_only=True)
     del state["image_encoder.blocks.3.mlp.lin1.bias"]
     state["image_encoder.blocks.3.adapter.weight"] = torch.zeros(2)
-    state["mask_decoder.iou_token.weight"] = torch.zeros(1, 128)
+    width = ARCHITECTURES["tiny"].decoder_size
+    state["mask_decoder.iou_token.weight"] = torch.zeros(1, 2 * width)
     torch.save(state, tmp_path / "odd.pth")
     model = build()
     before = copy.deepcopy(model.state_dict())
@@ -224,7 +234,7 @@ def test_missing_unexpected_and_misshapen_tensors_are_listed(official: Path, tmp
     message = str(caught.value)
     assert "1 missing: vision_encoder.layers.3.mlp.lin1.bias" in message
     assert "1 unexpected: vision_encoder.layers.3.adapter.weight" in message
-    assert "mask_decoder.iou_token.weight (1, 128) instead of (1, 256)" in message
+    assert f"mask_decoder.iou_token.weight (1, {2 * width}) instead of (1, {width})" in message
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
@@ -251,10 +261,11 @@ def test_files_of_other_models_are_refused(tmp_path: Path, state: dict[str, Tens
         detect_architecture(tmp_path / "other.pth")
 
 
-def test_official_releases_are_recognised(official: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_known_releases_are_recognised_whatever_their_name(official: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     digest = hashlib.sha256(official.read_bytes()).hexdigest()
-    monkeypatch.setitem(weights.RELEASES, digest, "sam_tiny")
-    assert load_pretrained(build(), official).release == "sam_tiny"
+    known = dataclasses.replace(registry.weights_named("sam_vit_b_01ec64"), sha256=digest)
+    monkeypatch.setattr(registry, "known_weights", lambda: {known.name: known})
+    assert load_pretrained(build(), official).release == "sam_vit_b_01ec64 (Meta AI, Apache-2.0)"
 
 
 @pytest.mark.parametrize(("in_channels", "dtype"), [(1, torch.float32), (4, torch.bfloat16)])

@@ -147,11 +147,12 @@ def test_what_the_device_cannot_do_is_not_chosen(precision: str, leanest: str) -
 
 def test_useful_sizes_waste_nothing_of_a_window_and_do_not_enlarge_for_nothing() -> None:
     assert useful_sizes(Settings(method="medsaga", model="vit_b")) == [224, 448, 672, 896, 1024]
-    assert useful_sizes(Settings(method="medsaga", model="tiny")) == [128, 256]
+    assert useful_sizes(Settings(method="medsaga", model="tiny")) == [64, 128, 192, 256]
     assert useful_sizes(Settings(method="medsaga", model="vit_h"), 512) == [224, 448, 672]
     assert useful_sizes(Settings(method="medsaga", model="vit_h"), 448) == [224, 448]
     assert useful_sizes(Settings(method="medsaga", model="vit_h"), 5000) == [224, 448, 672, 896, 1024]
-    assert useful_sizes(Settings(method="medsaga", model="tiny"), 64) == [128]
+    assert useful_sizes(Settings(method="medsaga", model="tiny"), 96) == [64, 128]
+    assert useful_sizes(Settings(method="medsaga", model="tiny"), 48) == [64]
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from medsaga import methods
 from medsaga.config import ResolvedSettings, Settings
 from medsaga.errors import InputError, Interrupted, OutOfMemoryError, RunError
 from medsaga.files import sha256
-from medsaga.models.sam import build_sam
+from medsaga.models.sam import ARCHITECTURES, build_sam
 from medsaga.models.weights import save_model
 from medsaga.presets import DeviceDefaults, fill_in
 from medsaga.run_folder import read_metrics
@@ -60,7 +60,9 @@ def test_writes_the_whole_run_folder(toy: Path, tmp_path: Path, quick: Settings)
         "report.html",
     }
     assert json.loads((tmp_path / "run" / "result.json").read_text()) == result
-    assert result["projected_parameters"] > 2_000_000
+    tiny = ARCHITECTURES["tiny"]
+    # Of the encoder's blocks alone: qkv, proj and the two layers of the perceptron.
+    assert result["projected_parameters"] > (3 + 1 + 4 + 4) * tiny.hidden_size**2 * tiny.layers
     assert result["trainable_parameters"] > result["projected_parameters"]
     assert sum(result["memory_breakdown"].values()) == result["peak_memory_bytes"]
     assert set(result["dice"]) == {"disc", "bar"}
@@ -85,11 +87,18 @@ def test_two_runs_with_a_seed_are_bitwise_equal(toy: Path, tmp_path: Path, quick
     assert sha256(tmp_path / "a" / "model.safetensors") != sha256(tmp_path / "c" / "model.safetensors")
 
 
-def test_micro_batches_train_like_the_whole_batch(toy: Path, tmp_path: Path, quick: Settings) -> None:
-    train(toy, tmp_path / "whole", quick)
-    train(toy, tmp_path / "parts", dataclasses.replace(quick, micro_batch_size=1))
-    losses = [[line["loss"] for line in _steps(tmp_path / name)] for name in ["whole", "parts"]]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+def test_micro_batches_train_like_the_whole_batch_at_each_resolution_of_the_loss(
+    toy: Path, tmp_path: Path, quick: Settings
+) -> None:
+    losses: dict[str, list[list[float]]] = {}
+    for resolution in ("image", "logits"):
+        settings = dataclasses.replace(quick, loss_resolution=resolution)
+        for size in (None, 1):
+            run = tmp_path / f"{resolution}_{size}"
+            train(toy, run, dataclasses.replace(settings, micro_batch_size=size))
+            losses.setdefault(resolution, []).append([line["loss"] for line in _steps(run)])
+        assert losses[resolution][0] == pytest.approx(losses[resolution][1], rel=1e-4)
+    assert losses["image"][0] != pytest.approx(losses["logits"][0], rel=1e-2)
 
 
 def test_killed_and_resumed_equals_never_interrupted(toy: Path, tmp_path: Path, quick: Settings) -> None:
@@ -163,9 +172,9 @@ def _spoil(monkeypatch: pytest.MonkeyPatch, calls: set[int] | None) -> None:
     """Make the loss NaN at these calls of it; at all of them for None."""
     original, count = loss.segmentation_loss, 0
 
-    def spoiled(logits: Tensor, labels: Tensor, elsewhere: Tensor, *, dice_weight: float) -> Tensor:
+    def spoiled(logits: Tensor, labels: Tensor, elsewhere: Tensor, **how: Any) -> Tensor:
         nonlocal count
-        value = original(logits, labels, elsewhere, dice_weight=dice_weight)
+        value = original(logits, labels, elsewhere, **how)
         if logits.is_meta:  # the prediction of the run's memory
             return value
         count += 1

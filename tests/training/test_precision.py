@@ -36,8 +36,18 @@ def _losses(run: Path) -> list[float]:
 def test_a_narrow_run_learns_resumes_and_predicts(
     toy: Path, tmp_path: Path, quick: Settings, monkeypatch: pytest.MonkeyPatch, precision: Any
 ) -> None:
-    # A rank at which moments and bases are large enough for 8 bits.
-    settings = dataclasses.replace(quick, precision=precision, state_bits=8, rank=32, evaluate_every=100, steps=4)
+    # A rank at which moments and bases are large enough for 8 bits; weights that know nothing of discs and bars yet.
+    settings = dataclasses.replace(
+        quick,
+        precision=precision,
+        state_bits=8,
+        rank=32,
+        evaluate_every=100,
+        steps=4,
+        encoder_lr=1e-3,
+        decoder_lr=2e-3,
+        weights="random",
+    )
     whole, run = tmp_path / "whole", tmp_path / "run"
     result = train(toy, whole, settings)
     losses = _losses(whole)

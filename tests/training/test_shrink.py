@@ -53,12 +53,12 @@ def _exhaust(monkeypatch: pytest.MonkeyPatch, fails: Callable[[int, Tensor], boo
     """Let memory run out in the loss of a micro-batch, where ``fails(call, logits)``; the first call is 1."""
     original, calls = loss.segmentation_loss, 0
 
-    def exhausted(logits: Tensor, labels: Tensor, elsewhere: Tensor, *, dice_weight: float) -> Tensor:
+    def exhausted(logits: Tensor, labels: Tensor, elsewhere: Tensor, **how: Any) -> Tensor:
         nonlocal calls
         calls += 1
         if fails(calls, logits):
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return original(logits, labels, elsewhere, dice_weight=dice_weight)
+        return original(logits, labels, elsewhere, **how)
 
     monkeypatch.setattr(step, "segmentation_loss", exhausted)
 
@@ -154,7 +154,7 @@ def test_the_accelerators_own_peak_starts_afresh(monkeypatch: pytest.MonkeyPatch
 def test_in_the_middle_of_a_run_only_rounding_changes(
     toy: Path, tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = dataclasses.replace(settings, steps=5)
+    settings = dataclasses.replace(settings, steps=5, weights="random")
     small, run, resumed = tmp_path / "small", tmp_path / "run", tmp_path / "resumed"
     train(toy, small, dataclasses.replace(settings, micro_batch_size=1))
     # Two passes in the first step, two micro-batches each: the tenth call is the second of step 4.

@@ -19,7 +19,7 @@ from medsaga.data.types import Dataset, Item
 from medsaga.errors import InputError, Interrupted, RunError
 from medsaga.evaluation.summary import dice_text
 from medsaga.methods import METHODS, method_named
-from medsaga.training.prepare import CheckedData, check_data, settled, split_of
+from medsaga.training.prepare import CheckedData, check_data, find_weights, settled, split_of
 
 EXAMPLES = 3
 DATA_SETTINGS = (
@@ -173,11 +173,14 @@ def _settings_of(cell: Cell, shared: SharedSettings, methods: Sequence[str], tes
         kept = (*DATA_SETTINGS, "model", "weights", "steps")
         given = {name: value for name, value in given.items() if name in kept} | {"recipe": method.recipe}
     elif shared.image_size is None:
-        first = settled(Settings(method=methods[0], model=shared.model if METHODS[methods[0]].trains_sam else None))
+        sam = METHODS[methods[0]].trains_sam
+        first = settled(
+            Settings(method=methods[0], model=shared.model if sam else None, weights=shared.weights if sam else None)
+        )
         assert first.model is not None
         given["image_size"] = METHODS[methods[0]].image_sizes(first.model)[-1]
     settings = Settings(**given, method=cell.method, shots=cell.shots, seed=cell.seed, test_cases=test_cases)
-    settled(settings)
+    find_weights(settled(settings))
     return settings
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from medsaga.config import ResolvedSettings
 from medsaga.methods.base import Groups, Method, whole_gradients
 from medsaga.models.base import SegmentationModel
-from medsaga.models.sam import PATCH_SIZE, KClassSam
+from medsaga.models.sam import KClassSam
 
 
 class DecoderOnly(SegmentationModel):
@@ -26,7 +26,7 @@ class DecoderOnly(SegmentationModel):
     @property
     def input_shape(self) -> tuple[int, int, int]:
         """Shape of one embedding."""
-        tokens = self.image_size // PATCH_SIZE
+        tokens = self._whole[0].tokens
         return self._whole[0].prompt_encoder.no_mask_embed.embedding_dim, tokens, tokens
 
     @property

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.backends.cuda import SDPAParams, can_use_efficient_attention
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from medsaga.models.lean import computed_again, inside_lean_block
 
@@ -105,6 +106,40 @@ def resize_relative_positions(table: Tensor, size: int) -> Tensor:
     if table.shape[0] == length:
         return table
     return F.interpolate(table.T[None], size=length, mode="linear")[0].T
+
+
+def decoder_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: None,
+    *,
+    scaling: float,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """Attend for the mask decoder with the kernel that torch chooses, and with a fused one on the meta device.
+
+    There, torch would choose the attention that keeps the matrix of all token pairs for backward, and a prediction of
+    memory would count what a real step does not keep.
+
+    Args:
+        module: that attends.
+        query: ``(batch, heads, tokens, head size)``.
+        key: ``(batch, heads, other tokens, head size)``.
+        value: like ``key``.
+        attention_mask: SAM has none without prompts.
+        scaling: of the scores.
+        options: what else transformers passes on.
+
+    Returns:
+        ``(batch, tokens, heads, head size)``, and None in place of the attention weights.
+    """
+    if not query.is_meta:
+        output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
+        return output, None
+    kernel: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    return kernel(query, key, value, scale=scaling)[0].transpose(1, 2).contiguous(), None
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import AttentionInterface
 from transformers.models.sam.configuration_sam import (
     SamConfig,
     SamMaskDecoderConfig,
@@ -23,15 +24,16 @@ from transformers.models.sam.configuration_sam import (
 from transformers.models.sam.modeling_sam import SamMaskDecoder, SamPromptEncoder, SamVisionEncoder
 
 from medsaga.errors import InputError
-from medsaga.models.attention import use_fused_attention
+from medsaga.models.attention import decoder_attention, use_fused_attention
 from medsaga.models.base import SegmentationModel
 from medsaga.models.lean import LeanMlp, computed_again, lean_block
 
-PATCH_SIZE = 16
-"""Side of a token in pixels, in every architecture."""
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
 """SAM's normalisation of red, green and blue in 0..255."""
+DECODER_ATTENTION = "medsaga_decoder"
+"""The name under which transformers finds the attention of the mask decoder."""
+AttentionInterface.register(DECODER_ATTENTION, decoder_attention)
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,8 @@ class Architecture:
         image_size: side in pixels that suits the size, and that the published weights were trained at.
         window: side of an attention window in tokens.
         decoder_mlp_dim: hidden size of the perceptrons of the mask decoder's transformer.
+        decoder_size: channels of the embeddings and of the mask decoder.
+        patch_size: side of a token in pixels.
     """
 
     hidden_size: int
@@ -55,21 +59,27 @@ class Architecture:
     image_size: int = 1024
     window: int = 14
     decoder_mlp_dim: int = 2048
+    decoder_size: int = 256
+    patch_size: int = 16
 
 
 ARCHITECTURES: dict[str, Architecture] = {
-    "tiny": Architecture(192, 6, 3, (2, 5), image_size=256, window=8, decoder_mlp_dim=1024),
+    # Tokens of 8 px: with tokens of 16 px, as in the published sizes, a model of this width learns several times slower
+    # from few images (benchmarks/starter).
+    "tiny": Architecture(
+        128, 6, 2, (2, 5), image_size=256, window=8, decoder_mlp_dim=512, decoder_size=128, patch_size=8
+    ),
     "vit_b": Architecture(768, 12, 12, (2, 5, 8, 11)),
     "vit_l": Architecture(1024, 24, 16, (5, 11, 17, 23)),
     "vit_h": Architecture(1280, 32, 16, (7, 15, 23, 31)),
 }
-"""The three published sizes, and one of the same structure that trains on a CPU without published weights."""
+"""The three published sizes, and one of the same structure that trains on a CPU."""
 
 
 def useful_image_sizes(architecture: str) -> list[int]:
     """Return sides in pixels, ascending, in which SAM's windows waste nothing, up to the architecture's own side."""
     size = ARCHITECTURES[architecture]
-    window = size.window * PATCH_SIZE
+    window = size.window * size.patch_size
     return [*range(window, size.image_size, window), size.image_size]
 
 
@@ -105,6 +115,11 @@ class KClassSam(SegmentationModel):
         del embedding.positional_embedding
         embedding.register_buffer("positional_embedding", torch.randn(shape, dtype=torch.float32))
 
+    @property
+    def tokens(self) -> int:
+        """Tokens along each side of the image."""
+        return self.image_size // ARCHITECTURES[self.architecture].patch_size
+
     def make_constants(self) -> None:
         """Create the buffers of the pixel normalisation, float32, which no file stores."""
         mean, std = torch.tensor([PIXEL_MEAN, PIXEL_STD], dtype=torch.float32).view(2, 1, 3, 1, 1)
@@ -120,12 +135,12 @@ class KClassSam(SegmentationModel):
             images: ``(batch, in_channels, image_size, image_size)``, grey values or colours in 0..255.
 
         Returns:
-            ``low_res_logits``, ``(batch, classes, image_size / 4, image_size / 4)``, in the parameters' type.
+            ``low_res_logits``, ``(batch, classes, 4 * tokens, 4 * tokens)``, in the parameters' type.
         """
         return self.decode(self.encode(images))
 
     def encode(self, images: Tensor) -> Tensor:
-        """The dear part: ``images`` as in :meth:`forward` to embeddings ``(batch, 256, tokens, tokens)``."""
+        """The dear part: ``images`` as in :meth:`forward` to embeddings ``(batch, decoder_size, tokens, tokens)``."""
         expected = (self.in_channels, self.image_size, self.image_size)
         assert tuple(images.shape[1:]) == expected, f"images {tuple(images.shape)} are not (batch, *{expected})"
         encoder = self.vision_encoder
@@ -137,32 +152,45 @@ class KClassSam(SegmentationModel):
 
     def decode(self, embeddings: Tensor) -> Tensor:
         """The cheap part: embeddings of :meth:`encode` to ``low_res_logits``."""
+        class_tokens = self.mask_decoder.mask_tokens.weight.expand(len(embeddings), -1, -1)
         if not self.recomputes():
-            return self._masks(*self._class_tokens(embeddings))
-        tokens, pixels = computed_again(self._class_tokens, embeddings)
+            return self._masks(*self.attend(embeddings, class_tokens))
+        tokens, pixels = computed_again(self.attend, embeddings, class_tokens)
         return computed_again(self._masks, tokens, pixels)
 
-    def _class_tokens(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
-        """Let classes and pixels look at each other: ``(batch, classes, 256)`` and ``(batch, 256, tokens, tokens)``."""
+    def attend(self, embeddings: Tensor, class_tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Let classes and pixels look at each other: the decoder's transformer.
+
+        Args:
+            embeddings: of :meth:`encode`.
+            class_tokens: ``(batch, classes, decoder_size)``.
+
+        Returns:
+            class tokens and pixels, ``(batch, classes, decoder_size)`` and ``(batch, decoder_size, tokens, tokens)``.
+        """
         decoder = self.mask_decoder
         batch, channels, *grid = embeddings.shape
-        tokens = torch.cat((decoder.iou_token.weight, decoder.mask_tokens.weight))
+        tokens = torch.cat((decoder.iou_token.weight.expand(batch, 1, -1), class_tokens), dim=1)
         no_mask = self.prompt_encoder.no_mask_embed.weight.view(1, channels, 1, 1)
         tokens, pixels = decoder.transformer(
-            point_embeddings=tokens.expand(batch, 1, *tokens.shape),
+            point_embeddings=tokens[:, None],
             image_embeddings=embeddings + no_mask,
             image_positional_embeddings=self._image_positions().to(embeddings.dtype),
             attention_similarity=None,
         )
         return tokens[:, 0, 1:], pixels.transpose(2, 3).reshape(batch, channels, *grid)
 
-    def _masks(self, tokens: Tensor, pixels: Tensor) -> Tensor:
-        """Upscale the pixels fourfold, and give each a score for each class: ``low_res_logits``."""
+    def upscale(self, pixels: Tensor) -> Tensor:
+        """Upscale the pixels of :meth:`attend` fourfold: ``(batch, decoder_size / 8, 4 * tokens, 4 * tokens)``."""
         decoder = self.mask_decoder
         upscaled = decoder.upscale_conv1(pixels)
         upscaled = decoder.activation(decoder.upscale_layer_norm(upscaled))
-        upscaled = decoder.activation(decoder.upscale_conv2(upscaled))
-        networks = decoder.output_hypernetworks_mlps
+        return decoder.activation(decoder.upscale_conv2(upscaled))
+
+    def _masks(self, tokens: Tensor, pixels: Tensor) -> Tensor:
+        """Give each upscaled pixel a score for each class: ``low_res_logits``."""
+        upscaled = self.upscale(pixels)
+        networks = self.mask_decoder.output_hypernetworks_mlps
         kernels = torch.stack([networks[c](tokens[:, c]) for c in range(self.classes)], dim=1)
         return (kernels @ upscaled.flatten(2)).unflatten(2, upscaled.shape[2:])
 
@@ -172,9 +200,9 @@ class KClassSam(SegmentationModel):
         return normalised.to(self.vision_encoder.patch_embed.projection.weight.dtype)
 
     def _image_positions(self) -> Tensor:
-        """``(1, 256, tokens, tokens)``: Fourier features of the tokens' centres, float32."""
+        """``(1, decoder_size, tokens, tokens)``: Fourier features of the tokens' centres, float32."""
         embedding = self.prompt_encoder.shared_embedding
-        tokens = self.image_size // PATCH_SIZE
+        tokens = self.tokens
         centres = (
             torch.arange(tokens, device=embedding.positional_embedding.device, dtype=torch.float32) + 0.5
         ) / tokens
@@ -217,16 +245,24 @@ def _config(size: Architecture, classes: int, image_size: int, in_channels: int)
             num_attention_heads=size.heads,
             num_channels=3 if in_channels == 1 else in_channels,
             image_size=image_size,
+            patch_size=size.patch_size,
+            output_channels=size.decoder_size,
+            num_pos_feats=size.decoder_size // 2,
             window_size=size.window,
             global_attn_indexes=size.global_layers,
         ),
-        prompt_encoder_config=SamPromptEncoderConfig(image_size=image_size),
+        prompt_encoder_config=SamPromptEncoderConfig(
+            image_size=image_size, patch_size=size.patch_size, hidden_size=size.decoder_size
+        ),
         # 1e-5 is what the published decoders were trained with; transformers' default is 1e-6.
         mask_decoder_config=SamMaskDecoderConfig(
-            mlp_dim=size.decoder_mlp_dim, num_multimask_outputs=classes - 1, layer_norm_eps=1e-5
+            hidden_size=size.decoder_size,
+            mlp_dim=size.decoder_mlp_dim,
+            num_multimask_outputs=classes - 1,
+            layer_norm_eps=1e-5,
         ),
     )
-    config.mask_decoder_config._attn_implementation = "sdpa"
+    config.mask_decoder_config._attn_implementation = DECODER_ATTENTION
     return config
 
 

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from medsaga.errors import InputError
+from medsaga.models.registry import known_as
 
 State = dict[str, Tensor]
 
@@ -77,31 +78,44 @@ class SourceFile:
         path: the file.
         layout: ``official`` or ``transformers``, the layout it was in.
         state: its tensors under our names.
+        metadata: what else a safetensors file says.
     """
 
     path: Path
     layout: str
     state: State
+    metadata: Mapping[str, str]
 
 
 def read_source(source: str | Path) -> SourceFile:
-    """Read the tensors of a file, a Hugging Face folder or a model on the hub, without running code that it holds.
+    """Read the tensors of a source of weights, as in :func:`locate`, without running code that it holds.
 
     Raises:
         InputError: nothing is there, or it cannot be read.
     """
-    path = _locate(source)
-    raw = read_safetensors(path)[0] if path.suffix == ".safetensors" else _read_pickle(path)
+    path = locate(source)
+    raw, metadata = read_safetensors(path) if path.suffix == ".safetensors" else (_read_pickle(path), {})
     if any(name.startswith("image_encoder.") for name in raw):
-        return SourceFile(path, "official", {_own_name(name): tensor for name, tensor in raw.items()})
+        return SourceFile(path, "official", {_own_name(name): tensor for name, tensor in raw.items()}, metadata)
     copy = raw.pop(_TRANSFORMERS_COPY, None)
     if copy is not None:
         raw.setdefault("prompt_encoder.shared_embedding.positional_embedding", copy)
-    return SourceFile(path, "transformers", raw)
+    return SourceFile(path, "transformers", raw, metadata)
 
 
-def _locate(source: str | Path) -> Path:
-    """Return the file that holds the weights, downloaded if it takes that."""
+def locate(source: str | Path) -> Path:
+    """Return the file that holds the weights.
+
+    Args:
+        source: the name of known weights, such as ``starter``; a file; a folder that transformers saved; or a hub id,
+            which is downloaded once. The first of these that it is counts.
+
+    Raises:
+        InputError: it is none, or not there.
+    """
+    known = known_as(source)
+    if known is not None:
+        return known.located()
     path = Path(source)
     if path.is_file():
         return path
@@ -119,7 +133,7 @@ def _locate(source: str | Path) -> Path:
         return _download(str(source))
     raise InputError(
         source,
-        expected="a file or folder of weights, a hub id, or the name of an architecture",
+        expected="a file or folder of weights, a hub id, the name of an architecture, or one of `medsaga weights list`",
         found="nothing of that name",
         do="Check the path; without the internet, copy the file to this machine and name it.",
     )

@@ -21,19 +21,16 @@ from medsaga.errors import InputError
 from medsaga.models.attention import resize_relative_positions
 from medsaga.models.base import SegmentationModel
 from medsaga.models.int8 import float_state
-from medsaga.models.sam import ARCHITECTURES, PATCH_SIZE, KClassSam, build_sam
-from medsaga.models.sources import SourceFile, State, read_safetensors, read_source
+from medsaga.models.registry import checked_sha256, known_as, release_of
+from medsaga.models.sam import ARCHITECTURES, KClassSam, build_sam
+from medsaga.models.sources import SourceFile, State, locate, read_safetensors, read_source
 
-RELEASES = {
-    "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912": "sam_vit_b_01ec64 (Meta AI, Apache-2.0)",
-    "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622": "sam_vit_l_0b3195 (Meta AI, Apache-2.0)",
-    "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e": "sam_vit_h_4b8939 (Meta AI, Apache-2.0)",
-}
-"""SHA-256 of the official files."""
 REPEAT_NOISE = 0.02
 """Spread, relative to that of the tensor, of the noise that tells apart classes which start from the same mask."""
 DESCRIPTION = ("architecture", "classes", "image_size", "in_channels")
 """What it takes to build a model; a model file holds it as its metadata."""
+EPISODIC = "episodic"
+"""Key of the metadata of weights that were pre-trained on episodes; see `medsaga.training.class_tokens`."""
 SHOWN = 6
 """How many names of a kind an error lists."""
 
@@ -49,7 +46,8 @@ class WeightsInfo:
         layout: ``official`` or ``transformers``.
         architecture: key of ``ARCHITECTURES``.
         image_size: side in pixels that the weights were made for.
-        release: the official release that the file is, or None.
+        release: what the file is, if it is one of the known weights, or None.
+        episodic: whether they were pre-trained to know a class by its mean embedding.
     """
 
     source: str
@@ -59,17 +57,30 @@ class WeightsInfo:
     architecture: str
     image_size: int
     release: str | None
+    episodic: bool
 
 
 @dataclass(frozen=True)
-class _Weights:
-    """A file of weights, and the sizes that its tensors tell."""
+class Weights:
+    """Complete weights, and the sizes that their tensors tell.
+
+    Attributes:
+        file: that holds them.
+        sha256: of the file.
+        architecture: key of ``ARCHITECTURES``.
+        classes: number of mask tokens.
+        image_size: side in pixels that they were made for.
+        in_channels: channels of the patch embedding.
+        episodic: whether they were pre-trained to know a class by its mean embedding.
+    """
 
     file: SourceFile
+    sha256: str
     architecture: str
     classes: int
     image_size: int
     in_channels: int
+    episodic: bool
 
 
 def load_pretrained(model: KClassSam, source: str | Path) -> WeightsInfo:
@@ -82,13 +93,13 @@ def load_pretrained(model: KClassSam, source: str | Path) -> WeightsInfo:
 
     Args:
         model: of the architecture of the weights; see :func:`detect_architecture`.
-        source: an official or MedSAM ``.pth`` file, a ``.safetensors`` file, a Hugging Face folder, or a hub id such
-            as ``facebook/sam-vit-base``, which is downloaded once.
+        source: the name of known weights, an official or MedSAM ``.pth`` file, a ``.safetensors`` file, a Hugging Face
+            folder, or a hub id such as ``facebook/sam-vit-base``, which is downloaded once.
 
     Raises:
-        InputError: the file cannot be read, holds code, belongs to another architecture, or lacks a tensor.
+        InputError: as for :func:`read_weights`, or the weights belong to another architecture.
     """
-    weights = _read_weights(source)
+    weights = read_weights(source)
     if weights.architecture != model.architecture:
         raise InputError(
             source,
@@ -96,19 +107,46 @@ def load_pretrained(model: KClassSam, source: str | Path) -> WeightsInfo:
             found=f"weights of {weights.architecture}",
             do=f"Use --model {weights.architecture}, or other weights.",
         )
-    expected = _layout_of(weights.architecture, weights.classes, weights.image_size, weights.in_channels)
-    check_tensors(source, weights.file.state, expected)
     model.load_state_dict(_adapt(weights, model))
-    digest = files.sha256(weights.file.path)
     return WeightsInfo(
         source=str(source),
         file=weights.file.path.name,
-        sha256=digest,
+        sha256=weights.sha256,
         layout=weights.file.layout,
         architecture=weights.architecture,
         image_size=weights.image_size,
-        release=RELEASES.get(digest),
+        release=release_of(weights.sha256),
+        episodic=weights.episodic,
     )
+
+
+def read_weights(source: str | Path) -> Weights:
+    """Read weights that can be loaded: every tensor is there and finite, and a known file is what it should be.
+
+    Raises:
+        InputError: the file is missing, cannot be read, holds code, is not the known file that its name promises, or
+            lacks a tensor.
+    """
+    digest = checked_sha256(source, locate(source))
+    file = read_source(source)
+    patches = _patch_embedding(source, file.state)
+    architecture = _architecture_of(source, file.state, hidden_size=len(patches))
+    positions = file.state.get("vision_encoder.pos_embed")
+    tokens = file.state.get("mask_decoder.mask_tokens.weight")
+    side = ARCHITECTURES[architecture].image_size
+    if positions is not None and positions.dim() == 4:
+        side = positions.shape[1] * ARCHITECTURES[architecture].patch_size
+    classes, in_channels = max(2, len(tokens)) if tokens is not None else 4, patches.shape[1]
+    check_tensors(source, file.state, _layout_of(architecture, classes, side, in_channels))
+    odd = [name for name, tensor in file.state.items() if not tensor.isfinite().all()]
+    if odd:
+        raise InputError(
+            source,
+            expected="finite numbers",
+            found=f"NaN or infinity in {_some(odd)}",
+            do="The training that made the file has failed; use other weights.",
+        )
+    return Weights(file, digest, architecture, classes, side, in_channels, _is_episodic(file))
 
 
 def detect_architecture(source: str | Path) -> str:
@@ -117,16 +155,33 @@ def detect_architecture(source: str | Path) -> str:
     Raises:
         InputError: the file cannot be read, or belongs to none.
     """
-    return _read_weights(source).architecture
+    known = known_as(source)
+    if known is not None:
+        return known.architecture
+    state = read_source(source).state
+    return _architecture_of(source, state, hidden_size=len(_patch_embedding(source, state)))
 
 
 def save_model(path: Path, model: SegmentationModel) -> None:
     """Write a model as safetensors, whole or not at all; what it takes to build it goes into the file's metadata."""
+    save_state(path, float_state(model), **{name: getattr(model, name) for name in DESCRIPTION})
+
+
+def save_state(path: Path, state: State, *, episodic: bool = False, **description: str | int) -> None:
+    """Write the tensors of a model as :func:`save_model` does.
+
+    Args:
+        path: of the file.
+        state: of the model.
+        episodic: whether they were pre-trained to know a class by its mean embedding.
+        description: has the keys ``DESCRIPTION``.
+    """
+    assert description.keys() == set(DESCRIPTION)
     # safetensors writes its metadata in random order: with one entry, equal models are equal files.
-    metadata = {"medsaga": json.dumps({name: getattr(model, name) for name in DESCRIPTION})}
-    state = {name: tensor.contiguous() for name, tensor in float_state(model).items()}
+    facts = {name: description[name] for name in DESCRIPTION} | ({EPISODIC: True} if episodic else {})
+    metadata = {"medsaga": json.dumps(facts)}
     with files.replacing(path) as temporary:
-        save_file(state, temporary, metadata)
+        save_file({name: tensor.contiguous() for name, tensor in state.items()}, temporary, metadata)
 
 
 def load_model(path: Path, build: Callable[..., SegmentationModel] = build_sam) -> SegmentationModel:
@@ -159,9 +214,15 @@ def load_model(path: Path, build: Callable[..., SegmentationModel] = build_sam) 
     return model
 
 
-def _read_weights(source: str | Path) -> _Weights:
-    file = read_source(source)
-    state = file.state
+def _is_episodic(file: SourceFile) -> bool:
+    try:
+        facts = json.loads(file.metadata.get("medsaga", "{}"))
+    except ValueError:
+        return False
+    return isinstance(facts, dict) and facts.get(EPISODIC) is True
+
+
+def _patch_embedding(source: str | Path, state: State) -> Tensor:
     patches = state.get("vision_encoder.patch_embed.projection.weight")
     if patches is None or patches.dim() != 4:
         raise InputError(
@@ -170,19 +231,7 @@ def _read_weights(source: str | Path) -> _Weights:
             found=_some(sorted(state)) if state else "no tensors",
             do="SAM 2, SAM-HQ and MobileSAM are other models. Use a file of SAM or MedSAM, or facebook/sam-vit-base.",
         )
-    architecture = _architecture_of(source, state, hidden_size=len(patches))
-    positions = state.get("vision_encoder.pos_embed")
-    tokens = state.get("mask_decoder.mask_tokens.weight")
-    side = ARCHITECTURES[architecture].image_size
-    if positions is not None and positions.dim() == 4:
-        side = positions.shape[1] * PATCH_SIZE
-    return _Weights(
-        file=file,
-        architecture=architecture,
-        classes=max(2, len(tokens)) if tokens is not None else 4,
-        image_size=side,
-        in_channels=patches.shape[1],
-    )
+    return patches
 
 
 def _architecture_of(source: str | Path, state: State, *, hidden_size: int) -> str:
@@ -231,10 +280,10 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
 
 
-def _adapt(weights: _Weights, model: KClassSam) -> State:
+def _adapt(weights: Weights, model: KClassSam) -> State:
     """Fit complete weights to the classes, the image size and the channels of a model."""
     state = _with_classes(weights.file.state, weights.classes, model.classes)
-    tokens = model.image_size // PATCH_SIZE
+    tokens = model.tokens
     positions = state["vision_encoder.pos_embed"]
     if positions.shape[1] != tokens:
         resized = F.interpolate(positions.float().permute(0, 3, 1, 2), size=(tokens, tokens), mode="bicubic")

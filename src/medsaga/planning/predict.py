@@ -143,6 +143,7 @@ def _follow_training(model: SegmentationModel, settings: ResolvedSettings) -> Te
                 batch,
                 micro_batch_size=settings.micro_batch_size,
                 dice_weight=settings.dice_weight,
+                loss_resolution=settings.loss_resolution,
                 scale=scale,
                 meter=meter,
             )

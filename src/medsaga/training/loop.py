@@ -194,14 +194,14 @@ def _what_is_trained(run: Run, counters: Counters, console: Console) -> tuple[Se
 
 @torch.no_grad()
 def monitor_dice(model: SegmentationModel, samples: Samples, device: torch.device, *, batch_size: int) -> float:
-    """Return the Dice at low resolution, averaged over labels, of at most 64 evenly spaced samples together.
+    """Return the Dice in the model's square, averaged over labels, of at most 64 evenly spaced samples together.
 
     It is quick and good for following a run. Published numbers come from ``medsaga evaluate``, on the native grid.
     """
     stride = max(1, len(samples) // MONITORED_SAMPLES)
     indices = list(range(0, len(samples), stride))
     model.eval()
-    sums = torch.zeros(3, model.classes)
+    sums = torch.zeros(3, model.classes, dtype=torch.int64)
     for start in range(0, len(indices), batch_size):
         images, labels = samples.batch(indices[start : start + batch_size])
         sums += hard_dice_sums(model(images.to(device, torch.float32)), labels.to(device)).cpu()

@@ -33,12 +33,15 @@ from medsaga.errors import InputError
 from medsaga.methods import build_model, method_named
 from medsaga.models.base import SegmentationModel
 from medsaga.models.precision import set_precision
+from medsaga.models.registry import RANDOM, STARTER, weights_named
 from medsaga.models.sam import KClassSam
+from medsaga.models.sources import locate
 from medsaga.models.weights import detect_architecture, load_pretrained
 from medsaga.planning.plan import plan, useful_sizes
 from medsaga.presets import METHOD, fill_in
 from medsaga.progress import counting
 from medsaga.recipes import with_recipe
+from medsaga.training.class_tokens import start_class_tokens
 
 PACKAGES = ("torch", "transformers", "nibabel", "numpy", "pillow", "safetensors", "scipy")
 
@@ -104,6 +107,7 @@ def new_run(data: Path, out: Path, settings: Settings, console: Console, checked
             do="Choose another --out, or continue that run with --resume.",
         )
     asked, settings = requested(settings), settled(settings)
+    find_weights(settings)
     device = choose_device(settings.device)
     checked = checked or check_data(data, settings, console)
     dataset = checked.dataset
@@ -116,7 +120,7 @@ def new_run(data: Path, out: Path, settings: Settings, console: Console, checked
         config.write(out / run_folder.CONFIG)
         files.write_json(out / run_folder.SPLIT, split.to_json())
         files.write_json(out / run_folder.MANIFEST, manifest)
-        return _with_samples(out, config, split, dataset, model, device, console)
+        return _with_samples(out, config, split, dataset, model, device, console, model_info)
     except BaseException:
         shutil.rmtree(out)
         raise
@@ -130,6 +134,7 @@ def resumed_run(data: Path, out: Path, settings: Settings, console: Console) -> 
     """
     config = read_config(out / run_folder.CONFIG)
     manifest = files.read_json(out / run_folder.MANIFEST)
+    config = _with_named_weights(config)
     _check_same(requested(settings), manifest.get("requested", {}), config.settings)
     config = dataclasses.replace(config, settings=dataclasses.replace(config.settings, device=settings.device))
     device = choose_device(settings.device)
@@ -144,8 +149,16 @@ def resumed_run(data: Path, out: Path, settings: Settings, console: Console) -> 
     split = Split.from_json(files.read_json(out / run_folder.SPLIT))
     # The weights of a run that has a state come from there; before its first checkpoint it starts from the source.
     has_state = (out / run_folder.STATE).exists()
-    model = _empty_model(config) if has_state else _new_model(config, console)[0]
-    return _with_samples(out, config, split, checked.dataset, model, device, console)
+    model, model_info = (_empty_model(config), {}) if has_state else _new_model(config, console)
+    before = manifest.get("model", {}).get("sha256")
+    if model_info and model_info.get("sha256") != before:
+        raise InputError(
+            flag("weights"),
+            expected=f"{config.settings.weights} as the run began with, SHA-256 {before}",
+            found=str(model_info.get("sha256")),
+            do="Restore the file, or start a new run.",
+        )
+    return _with_samples(out, config, split, checked.dataset, model, device, console, model_info)
 
 
 def requested(settings: Settings) -> dict[str, Any]:
@@ -159,6 +172,14 @@ def requested(settings: Settings) -> dict[str, Any]:
         if option.name != "device" and getattr(settings, option.name) != option.default
     }
     return {name: list(value) if isinstance(value, tuple) else value for name, value in asked.items()}
+
+
+def _with_named_weights(config: RunConfig) -> RunConfig:
+    """Say what a run without weights starts from: before ``starter`` existed, no name meant random ones."""
+    settings = config.settings
+    if settings.weights is not None or not method_named(settings.method).trains_sam:
+        return config
+    return dataclasses.replace(config, settings=dataclasses.replace(settings, weights=RANDOM))
 
 
 def _check_same(asked: dict[str, Any], before: dict[str, Any], kept: ResolvedSettings) -> None:
@@ -202,13 +223,19 @@ def split_of(checked: CheckedData, settings: Settings) -> Split:
 def settled(settings: Settings) -> Settings:
     """Return the settings with the method, the architecture and the source of the weights settled.
 
+    SAM in the architecture of ``starter`` starts from these weights unless others are named, or ``random``; in another
+    architecture from random ones. The weights of a method that trains another model than SAM stay None.
+
     Raises:
         InputError: there is no such recipe, method or model, or they do not go together.
     """
     settings = with_recipe(settings)
     name = settings.method or METHOD
     method = method_named(name)
-    model, weights = settings.model or method.architectures[0], settings.weights
+    model, weights = settings.model, settings.weights
+    if model is None and method.trains_sam and weights not in (None, RANDOM):
+        model = detect_architecture(weights)
+    model = model or method.architectures[0]
     if model not in method.architectures:
         if not method.trains_sam:
             only = ", ".join(method.architectures)
@@ -226,9 +253,17 @@ def settled(settings: Settings) -> Settings:
             raise InputError(
                 flag_name, expected=f"no such option for {name}", found=str(weights or "int8"), do="Leave it out."
             )
+    if weights is None and method.trains_sam:
+        weights = STARTER if model == weights_named(STARTER).architecture else RANDOM
     if settings.optimizer == "sgd" and method.ranks:
         raise InputError("--optimizer", expected="adamw: GaLore is made for it", found="sgd", do="Leave it out.")
     return dataclasses.replace(settings, method=name, model=model, weights=weights)
+
+
+def find_weights(settings: Settings) -> None:
+    """Raise InputError if the weights of settled settings are not there, before anything that takes long."""
+    if settings.weights not in (None, RANDOM):
+        locate(settings.weights)
 
 
 def _resolve(settings: Settings, dataset: Dataset, split: Split, device: torch.device) -> RunConfig:
@@ -264,7 +299,7 @@ def _empty_model(config: RunConfig) -> SegmentationModel:
 
 def _new_model(config: RunConfig, console: Console) -> tuple[SegmentationModel, dict[str, Any]]:
     model, settings = _empty_model(config), config.settings
-    if settings.weights is not None:
+    if settings.weights not in (None, RANDOM):
         assert isinstance(model, KClassSam)
         info = load_pretrained(model, settings.weights)
         return model, {"architecture": settings.model, **dataclasses.asdict(info)}
@@ -298,6 +333,7 @@ def _with_samples(
     model: SegmentationModel,
     device: torch.device,
     console: Console,
+    model_info: dict[str, Any],
 ) -> Run:
     settings = config.settings
     method_named(settings.method).adapt(model, settings)
@@ -318,4 +354,8 @@ def _with_samples(
     train = samples("train", dataset.items_of(split.train))
     train.check_labelled()
     monitor = samples("validation", dataset.items_of(split.validation)) if split.validation else train
-    return Run(out, config, split, dataset, model.to(device), train, monitor, device)
+    model.to(device)
+    if model_info.get("episodic"):
+        assert isinstance(model, KClassSam)
+        start_class_tokens(model, train, batch_size=settings.micro_batch_size)
+    return Run(out, config, split, dataset, model, train, monitor, device)

@@ -46,6 +46,7 @@ def step_within_memory(
                     batch,
                     micro_batch_size=counters.micro_batch_size,
                     dice_weight=settings.dice_weight,
+                    loss_resolution=settings.loss_resolution,
                     scale=counters.loss_scale,
                     meter=meter,
                 )

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from medsaga.config import LossResolution
 from medsaga.data.augment import Augmentation, augment
 from medsaga.memory.meta import value_of
 from medsaga.memory.tracker import ELSEWHERE, TensorTracker
@@ -109,6 +110,7 @@ def gather(
     *,
     micro_batch_size: int,
     dice_weight: float,
+    loss_resolution: LossResolution,
     scale: LossScale,
     meter: StepMeter | None = None,
 ) -> float:
@@ -122,6 +124,7 @@ def gather(
     how: dict[str, Any] = {
         "micro_batch_size": micro_batch_size,
         "dice_weight": dice_weight,
+        "loss_resolution": loss_resolution,
         "scale": scale,
         "meter": meter,
     }
@@ -137,6 +140,7 @@ def backward(
     *,
     micro_batch_size: int,
     dice_weight: float,
+    loss_resolution: LossResolution,
     scale: LossScale,
     meter: StepMeter | None = None,
 ) -> float:
@@ -150,6 +154,7 @@ def backward(
         batch: on the host; only a micro-batch of it is on the model's device at a time.
         micro_batch_size: images per backward pass.
         dice_weight: share of Dice in the loss.
+        loss_resolution: where the loss is taken; see `medsaga.training.loss`.
         scale: factor of the gradient.
         meter: tells the tracker the phase, while memory is measured.
 
@@ -166,14 +171,16 @@ def backward(
             meter.phase("temporary")
         with torch.no_grad():
             for part in parts:
-                sums.append(dice_sums(*_through(model, batch, part)))
+                sums.append(dice_sums(*_through(model, batch, part), resolution=loss_resolution))
     total = torch.zeros(2, device=device)
     for number, part in enumerate(parts):
         if meter:
             meter.phase("activations")
         elsewhere = sum(sums[:number] + sums[number + 1 :], torch.zeros(3, 1, device=device))
         share = (part.stop - part.start) / len(batch)
-        cross_entropy, dice = segmentation_loss(*_through(model, batch, part), elsewhere, dice_weight=dice_weight)
+        cross_entropy, dice = segmentation_loss(
+            *_through(model, batch, part), elsewhere, dice_weight=dice_weight, resolution=loss_resolution
+        )
         if meter:
             meter.phase("temporary")
         (scale.value * (share * cross_entropy + dice)).backward()

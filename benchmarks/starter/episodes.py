@@ -1,0 +1,240 @@
+"""Episodes for pre-training: two images of one kind, and classes that occur in both.
+
+The bank holds, as 8-bit arrays on disk, images with label maps and the group that each belongs to: two images of one
+group make an episode. There are three kinds of group: a made-up world, a real dataset with its mask, and a single real
+image with a graph-based division into segments (Felzenszwalb and Huttenlocher, doi 10.1023/B:VISI.0000022288.19776.77),
+of which two views make an episode: it teaches boundaries where nobody has drawn any.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from benchmarks.starter.procedural import SIDE, draw_image, draw_world
+
+IGNORED = 255
+"""Label of pixels that no loss sees: padding, what lies beyond the image, classes that are not in the episode."""
+IMAGES_PER_WORLD = 4
+KINDS = ("worlds", "masks", "segments")
+SHARES = (0.45, 0.25, 0.3)
+"""How often an episode is of each kind."""
+SEGMENT_SCALES = (60, 200, 600)
+LUT_KNOTS = 6
+
+
+@dataclass(frozen=True, eq=False)
+class Bank:
+    """Images to draw episodes from.
+
+    Attributes:
+        images: ``(n, 256, 256, 3)`` uint8.
+        labels: ``(n, 256, 256)`` uint8.
+        groups: of each kind, the rows of each group.
+    """
+
+    images: npt.NDArray[np.uint8]
+    labels: npt.NDArray[np.uint8]
+    groups: dict[str, list[npt.NDArray[np.int64]]]
+
+
+def make_bank(data: Path, folder: Path, *, worlds: int, most_real: int | None, processes: int) -> Bank:
+    """Open the bank in a folder, or make it there.
+
+    Args:
+        data: the folder of pre-training images, with ``manifest.csv`` (columns dataset and name).
+        folder: where the bank is kept.
+        worlds: number of made-up worlds.
+        most_real: use so many of the real images only.
+        processes: that work side by side; their number changes nothing.
+    """
+    if not (folder / "groups.npz").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_bank(data, folder, worlds=worlds, most_real=most_real, processes=processes)
+    with np.load(folder / "groups.npz") as stored:
+        kinds, numbers = stored["kinds"], stored["numbers"]
+    groups = {}
+    for kind, name in enumerate(KINDS):
+        rows = np.flatnonzero(kinds == kind)
+        groups[name] = [rows[numbers[rows] == number] for number in np.unique(numbers[rows])]
+    return Bank(np.load(folder / "images.npy", mmap_mode="r"), np.load(folder / "labels.npy", mmap_mode="r"), groups)
+
+
+def _write_bank(data: Path, folder: Path, *, worlds: int, most_real: int | None, processes: int) -> None:
+    with (data / "manifest.csv").open(newline="") as file:
+        rows = [(row["dataset"], row["name"]) for row in csv.DictReader(file)]
+    if most_real is not None:
+        rows = [rows[i] for i in np.linspace(0, len(rows) - 1, most_real).astype(int)]
+    datasets = sorted({dataset for dataset, _ in rows})
+    total = worlds * IMAGES_PER_WORLD + 2 * len(rows)
+    images = np.lib.format.open_memmap(folder / "images.npy", "w+", np.uint8, (total, SIDE, SIDE, 3))
+    labels = np.lib.format.open_memmap(folder / "labels.npy", "w+", np.uint8, (total, SIDE, SIDE))
+    kinds, numbers = np.zeros((2, total), np.int64)
+    at = 0
+
+    def add(image: npt.NDArray[np.uint8], label: npt.NDArray[np.uint8], kind: str, number: int) -> None:
+        nonlocal at
+        images[at], labels[at], kinds[at], numbers[at] = image, label, KINDS.index(kind), number
+        at += 1
+
+    with get_context("spawn").Pool(processes) as pool:
+        for number, drawn in enumerate(pool.imap(_draw, range(worlds), chunksize=8)):
+            for image, label in drawn:
+                add(image, label, "worlds", number)
+        for number, (image, mask, segments) in enumerate(pool.imap(partial(_read, data), rows, chunksize=8)):
+            add(image, mask, "masks", datasets.index(rows[number][0]))
+            add(image, segments, "segments", number)
+    images.flush()
+    labels.flush()
+    np.savez(folder / "groups.npz", kinds=kinds, numbers=numbers)
+
+
+def _draw(seed: int) -> list[tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]]:
+    world = draw_world(seed)
+    return [draw_image(world, number) for number in range(IMAGES_PER_WORLD)]
+
+
+def _read(data: Path, row: tuple[str, str]) -> tuple[npt.NDArray[np.uint8], ...]:
+    from skimage.segmentation import felzenszwalb
+
+    dataset, name = row
+    image = np.asarray(Image.open(data / dataset / "images" / f"{name}.jpg").convert("RGB"))
+    mask = np.asarray(Image.open(data / dataset / "masks" / f"{name}.png"))
+    scale = np.random.default_rng([*name.encode()]).choice(SEGMENT_SCALES)
+    segments = felzenszwalb(image, scale=scale, sigma=1.0, min_size=int(scale)) % IGNORED
+    height, width = mask.shape
+    padding = ((0, SIDE - height), (0, SIDE - width))
+    return (
+        np.pad(image, (*padding, (0, 0))),
+        np.pad(mask, padding, constant_values=IGNORED),
+        np.pad(segments.astype(np.uint8), padding, constant_values=IGNORED),
+    )
+
+
+def draw_episodes(
+    bank: Bank, *, pairs: int, side: int, most_classes: int, seed: int, step: int
+) -> tuple[Tensor, Tensor]:
+    """Draw the episodes of a step, a pure function of seed and step.
+
+    Returns:
+        images ``(2 * pairs, 3, side, side)`` float32 from 0 to 255, two after each other belong together, and labels
+        ``(2 * pairs, side, side)`` int64: 0 to ``most_classes - 1``, or `IGNORED`.
+    """
+    random = np.random.default_rng([seed, step])
+    rows, same = [], []
+    for _ in range(pairs):
+        kind = random.choice(KINDS, p=SHARES)
+        group = bank.groups[kind][random.integers(len(bank.groups[kind]))]
+        rows += random.choice(group, 2, replace=len(group) < 2).tolist()
+        same += [len(group) < 2] * 2
+    images = torch.from_numpy(bank.images[rows]).permute(0, 3, 1, 2).float()
+    labels = torch.from_numpy(bank.labels[rows])
+    images = _recoloured(images, random)
+    centres = np.stack([_centre(bank.labels[row], random) for row in rows])
+    images, labels = _moved(images, labels, centres, np.array(same), side, random)
+    return _blemished(images, random), _few_classes(labels.long(), most_classes, random)
+
+
+def _centre(labels: npt.NDArray[np.uint8], random: np.random.Generator) -> npt.NDArray[np.float64]:
+    """Draw a place to look at, (x, y) from -1 to 1: on any class with the same chance, however small it is."""
+    coarse = labels[::4, ::4]
+    value = random.choice(np.setdiff1d(coarse, [IGNORED]))
+    y, x = random.permutation(np.argwhere(coarse == value))[0]
+    centre: npt.NDArray[np.float64] = 8 * np.array([x, y]) / SIDE - 1
+    return centre
+
+
+def _recoloured(images: Tensor, random: np.random.Generator) -> Tensor:
+    """Change the colours of both images of a pair alike, as if another machine had taken them."""
+    pairs = len(images) // 2
+    mixed = torch.empty_like(images)
+    for i in range(pairs):
+        pair = images[2 * i : 2 * i + 2] / 255
+        pair = (
+            pair.mean(1, keepdim=True).expand(-1, 3, -1, -1)
+            if random.random() < 0.4
+            else pair[:, random.permutation(3)]
+        )
+        if random.random() < 0.3:
+            pair = 1 - pair
+        if random.random() < 0.25:
+            knots = torch.from_numpy(np.sort(random.random(LUT_KNOTS)) + random.normal(0, 0.2, LUT_KNOTS)).float()
+            place = pair.clamp(0, 1) * (LUT_KNOTS - 1)
+            low = place.floor().clamp(max=LUT_KNOTS - 2)
+            pair = torch.lerp(knots[low.long()], knots[low.long() + 1], place - low)
+        pair = pair.clamp(0, 1) ** math.exp(random.normal(0, 0.35))
+        mixed[2 * i : 2 * i + 2] = 255 * pair
+    return mixed
+
+
+def _moved(
+    images: Tensor,
+    labels: Tensor,
+    centres: npt.NDArray[np.float64],
+    same: npt.NDArray[np.bool_],
+    side: int,
+    random: np.random.Generator,
+) -> tuple[Tensor, Tensor]:
+    """Turn, flip and zoom both images of a pair alike, then each a little by itself, and cut out a square.
+
+    The place to look at lies anywhere in the inner half of the square. Two views of one image differ more.
+    """
+    count = len(images)
+
+    def alike(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        return np.repeat(values[: count // 2], 2, axis=0)
+
+    angle = alike(random.uniform(-math.pi, math.pi, count) * (random.random(count) < 0.6))
+    angle = angle + random.normal(0, np.where(same, 0.5, 0.15), count)
+    reach = (0.35, 0.9) if side < SIDE else (0.6, 1.1)
+    extent = alike(np.exp(random.uniform(np.log(reach[0]), np.log(reach[1]), count)))
+    extent = extent * np.exp(random.normal(0, np.where(same, 0.25, 0.1), count))
+    flip = alike(random.choice([-1.0, 1.0], count))
+    room = np.maximum(0.1, 1 - extent)[:, None]
+    centre = np.clip(centres, -room, room) + random.uniform(-0.3, 0.3, (count, 2)) * extent[:, None]
+    cosine, sine = np.cos(angle) * extent, np.sin(angle) * extent
+    place = np.stack([cosine * flip, -sine, centre[:, 0], sine * flip, cosine, centre[:, 1]], axis=1).reshape(-1, 2, 3)
+    points = F.affine_grid(torch.from_numpy(place).float(), [count, 1, side, side], align_corners=False)
+    bend = torch.from_numpy(random.normal(0, 0.03, (count, 2, 5, 5)) * (random.random((count, 1, 1, 1)) < 0.5)).float()
+    points = points + F.interpolate(bend, (side, side), mode="bicubic", align_corners=True).movedim(1, -1)
+    images = F.grid_sample(images, points, mode="bilinear", padding_mode="zeros", align_corners=False)
+    shifted = F.grid_sample((IGNORED - labels.float())[:, None], points, mode="nearest", align_corners=False)
+    return images, (IGNORED - shifted[:, 0]).to(torch.uint8)
+
+
+def _blemished(images: Tensor, random: np.random.Generator) -> Tensor:
+    """Blur, brightness, contrast and noise of each image by itself."""
+    count = len(images)
+    for i in np.flatnonzero(random.random(count) < 0.25):
+        size = int(images.shape[-1] * random.uniform(0.4, 0.9))
+        small = F.interpolate(images[i : i + 1], (size, size), mode="bilinear", antialias=True)
+        images[i] = F.interpolate(small, images.shape[-2:], mode="bilinear")[0]
+    tone = torch.from_numpy(random.uniform(-0.2, 0.2, (2, count, 1, 1, 1))).float()
+    mean = images.mean((2, 3), keepdim=True)
+    images = (images - mean) * (1 + tone[0]) + mean * (1 + tone[1])
+    spread = random.uniform(0, 20, (count, 1, 1, 1)) * (random.random((count, 1, 1, 1)) < 0.4)
+    noise = torch.from_numpy(random.standard_normal((count, 1, *images.shape[-2:]), np.float32))
+    return (images + noise * torch.from_numpy(spread).float()).clamp_(0, 255)
+
+
+def _few_classes(labels: Tensor, most: int, random: np.random.Generator) -> Tensor:
+    """Number the classes that both images of a pair have from 0, at most ``most`` of them; ignore all others."""
+    chosen = torch.full_like(labels, IGNORED)
+    for i in range(0, len(labels), 2):
+        pair = labels[i : i + 2]
+        sizes = [np.bincount(image.flatten().numpy(), minlength=IGNORED + 1)[:IGNORED] for image in pair]
+        common = np.flatnonzero(np.minimum(*sizes) >= labels[0].numel() / 1000)
+        for number, value in enumerate(random.permutation(common)[:most].tolist()):
+            chosen[i : i + 2][pair == value] = number
+    return chosen

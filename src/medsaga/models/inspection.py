@@ -1,0 +1,88 @@
+"""What `medsaga weights verify` and `convert` do: read weights as a run would, and say what they are or write them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from medsaga.errors import InputError
+from medsaga.models.registry import release_of
+from medsaga.models.weights import Weights, read_weights, save_state
+
+FREQUENCIES = "prompt_encoder.shared_embedding.positional_embedding"
+"""SAM's random Fourier frequencies: they stay in float32, because fewer bits would shift them."""
+
+
+def verify(source: str | Path) -> dict[str, Any]:
+    """Read weights as a run would, and describe them.
+
+    Args:
+        source: as in `medsaga.models.weights.load_pretrained`.
+
+    Returns:
+        ``file``, ``sha256``, ``release`` (None if the file is not known), ``layout``, ``architecture``,
+        ``image_size``, ``in_channels``, ``masks``, ``tensors``, ``parameters`` and ``types``.
+
+    Raises:
+        InputError: a run could not use them.
+    """
+    weights = read_weights(source)
+    state = weights.file.state
+    return {
+        "file": str(weights.file.path),
+        "sha256": weights.sha256,
+        "release": release_of(weights.sha256),
+        "layout": weights.file.layout,
+        "architecture": weights.architecture,
+        "image_size": weights.image_size,
+        "in_channels": weights.in_channels,
+        "masks": weights.classes,
+        "tensors": len(state),
+        "parameters": sum(tensor.numel() for tensor in state.values()),
+        "types": sorted({str(tensor.dtype).removeprefix("torch.") for tensor in state.values()}),
+    }
+
+
+def convert(source: str | Path, out: Path, *, half: bool = False) -> None:
+    """Write weights as safetensors with transformers' names, which every source of weights may be.
+
+    Args:
+        source: as in `medsaga.models.weights.load_pretrained`.
+        out: the file to write, whole or not at all.
+        half: in float16, for half the size.
+
+    Raises:
+        InputError: the source cannot be used, ``out`` exists or has another suffix, or a number is too large for
+            float16.
+    """
+    if out.suffix != ".safetensors":
+        raise InputError(out, expected="a name that ends in .safetensors", found=out.name, do="Choose another name.")
+    if out.exists():
+        raise InputError(out, expected="a file that does not exist yet", found="one that does", do="Choose another.")
+    weights = read_weights(source)
+    state = _halved(source, weights) if half else weights.file.state
+    save_state(
+        out,
+        state,
+        architecture=weights.architecture,
+        classes=weights.classes,
+        image_size=weights.image_size,
+        in_channels=weights.in_channels,
+        episodic=weights.episodic,
+    )
+
+
+def _halved(source: str | Path, weights: Weights) -> dict[str, torch.Tensor]:
+    state = weights.file.state
+    halved = {name: tensor if name == FREQUENCIES else tensor.half() for name, tensor in state.items()}
+    for name, tensor in halved.items():
+        if not tensor.isfinite().all():
+            raise InputError(
+                source,
+                expected="numbers up to 65,504, which float16 holds",
+                found=f"larger ones in {name}",
+                do="Convert without --half.",
+            )
+    return halved

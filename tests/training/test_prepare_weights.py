@@ -1,0 +1,140 @@
+"""Which weights a run starts from: the starter by default, random ones on request, and the same ones on resuming."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import interrupt_in
+from rich.console import Console
+
+from medsaga import files, run_folder
+from medsaga.config import Settings, read_config
+from medsaga.errors import InputError, Interrupted
+from medsaga.methods import METHODS
+from medsaga.models.registry import RANDOM, STARTER, weights_named
+from medsaga.models.sam import build_sam
+from medsaga.models.weights import load_pretrained, save_model
+from medsaga.training.loop import train
+from medsaga.training.prepare import new_run, resumed_run, settled
+
+
+def start(toy: Path, out: Path, settings: Settings) -> tuple[dict[str, Any], dict[str, torch.Tensor], str]:
+    """What the manifest says of the model, its initial weights, and what was said on the console."""
+    said = io.StringIO()
+    run = new_run(toy, out, settings, Console(file=said))
+    return files.read_json(out / run_folder.MANIFEST)["model"], run.model.state_dict(), said.getvalue()
+
+
+@pytest.mark.parametrize("given", [{}, {"model": "tiny"}, {"model": STARTER}, {"weights": STARTER}])
+def test_tiny_starts_from_the_starter(given: dict[str, Any], toy: Path, tmp_path: Path, quick: Settings) -> None:
+    about, state, said = start(toy, tmp_path / "run", dataclasses.replace(quick, **given))
+    known = weights_named(STARTER)
+    assert (about["source"], about["sha256"], about["release"]) == (STARTER, known.sha256, known.release)
+    config = read_config(tmp_path / "run" / run_folder.CONFIG)
+    assert (config.settings.model, config.settings.weights) == ("tiny", STARTER)
+    expected = build_sam("tiny", classes=3, image_size=64, in_channels=1)
+    load_pretrained(expected, STARTER)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in expected.state_dict().items())
+    assert "random" not in said
+
+
+def test_random_is_random(toy: Path, tmp_path: Path, quick: Settings) -> None:
+    about, state, said = start(toy, tmp_path / "run", dataclasses.replace(quick, weights=RANDOM))
+    assert about == {"architecture": "tiny", "weights": "random"}
+    assert read_config(tmp_path / "run" / run_folder.CONFIG).settings.weights == RANDOM
+    torch.manual_seed(quick.seed)
+    expected = build_sam("tiny", classes=3, image_size=64, in_channels=1).state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in expected.items())
+    assert "tiny starts from random weights" in " ".join(said.split())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_only_sam_in_the_starters_size_has_it_as_its_default(method: str) -> None:
+    own = METHODS[method].trains_sam
+    assert settled(Settings(method=method)).weights == (STARTER if own else None)
+    if own:
+        for model in ("vit_b", "vit_l", "vit_h"):
+            assert settled(Settings(method=method, model=model)).weights == RANDOM
+
+
+def test_a_recipes_model_and_weights_count(tmp_path: Path) -> None:
+    assert settled(Settings(recipe="medsaga-paper")).weights == RANDOM
+    assert settled(Settings(recipe="medsaga-paper", model="tiny")).weights == STARTER
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text('weights = "random"\n')
+    assert settled(Settings(recipe=str(recipe))).weights == RANDOM
+
+
+def test_weights_alone_say_the_architecture(tmp_path: Path) -> None:
+    both = settled(Settings(weights="sam_vit_b_01ec64"))
+    assert (both.model, both.weights) == ("vit_b", "sam_vit_b_01ec64")
+    assert both == settled(Settings(model="sam_vit_b_01ec64"))
+
+
+def test_weights_that_are_not_there_are_missed_before_the_data_are_read(
+    tmp_path: Path, quick: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    settings = dataclasses.replace(quick, weights="sam_vit_b_01ec64")
+    with pytest.raises(InputError, match="medsaga weights fetch sam_vit_b_01ec64"):
+        new_run(tmp_path / "no data either", tmp_path / "run", settings, Console(file=io.StringIO()))
+
+
+@pytest.mark.parametrize("weights", [None, RANDOM])
+def test_an_interrupted_run_goes_on_from_the_same_weights(
+    weights: str | None, toy: Path, tmp_path: Path, quick: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = dataclasses.replace(quick, weights=weights, steps=3)
+    whole = train(toy, tmp_path / "whole", settings)
+    with monkeypatch.context() as patch:
+        interrupt_in(patch, 2)
+        with pytest.raises(Interrupted):
+            train(toy, tmp_path / "run", settings)
+    again = train(toy, tmp_path / "run", settings, resume=True)
+    assert again["cases"] == whole["cases"]
+    models = [files.sha256(tmp_path / name / run_folder.MODEL) for name in ("whole", "run")]
+    assert models[0] == models[1]
+
+
+def test_what_may_be_said_on_resuming(toy: Path, tmp_path: Path, quick: Settings) -> None:
+    silent = Console(file=io.StringIO())
+    new_run(toy, tmp_path / "run", quick, silent)
+    for weights in (None, STARTER):
+        resumed_run(toy, tmp_path / "run", dataclasses.replace(quick, weights=weights), silent)
+    with pytest.raises(InputError, match="--weights"):
+        resumed_run(toy, tmp_path / "run", dataclasses.replace(quick, weights=RANDOM), silent)
+
+
+def test_a_run_from_before_the_starter_keeps_its_random_weights(toy: Path, tmp_path: Path, quick: Settings) -> None:
+    silent = Console(file=io.StringIO())
+    expected = new_run(toy, tmp_path / "run", dataclasses.replace(quick, weights=RANDOM), silent).model.state_dict()
+    config = tmp_path / "run" / run_folder.CONFIG
+    config.write_text(config.read_text().replace('weights = "random"\n', ""))
+    manifest = tmp_path / "run" / run_folder.MANIFEST
+    document = files.read_json(manifest)
+    del document["requested"]["weights"]
+    files.write_json(manifest, document)
+    for weights in (None, RANDOM):
+        run = resumed_run(toy, tmp_path / "run", dataclasses.replace(quick, weights=weights), silent)
+        assert all(torch.equal(tensor, expected[name]) for name, tensor in run.model.state_dict().items())
+    with pytest.raises(InputError, match=r"--weights: expected the run's own setting, random"):
+        resumed_run(toy, tmp_path / "run", dataclasses.replace(quick, weights=STARTER), silent)
+
+
+def test_a_run_does_not_begin_anew_from_other_weights_than_its_first_ones(
+    toy: Path, tmp_path: Path, quick: Settings
+) -> None:
+    silent = Console(file=io.StringIO())
+    torch.manual_seed(0)
+    save_model(tmp_path / "own.safetensors", build_sam("tiny", classes=4, image_size=64))
+    settings = dataclasses.replace(quick, weights=str(tmp_path / "own.safetensors"))
+    new_run(toy, tmp_path / "run", settings, silent)
+    resumed_run(toy, tmp_path / "run", settings, silent)
+    save_model(tmp_path / "own.safetensors", build_sam("tiny", classes=4, image_size=64))
+    with pytest.raises(InputError, match="as the run began with"):
+        resumed_run(toy, tmp_path / "run", settings, silent)
