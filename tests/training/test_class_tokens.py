@@ -36,7 +36,7 @@ def test_each_token_moves_by_the_mean_embedding_of_its_class() -> None:
     model = build_sam("tiny", classes=4, image_size=SIDE, in_channels=1)
     samples = made_up_samples(5, classes=3)
     before = model.mask_decoder.mask_tokens.weight.detach().clone()
-    start_class_tokens(model, samples, batch_size=2)
+    start_class_tokens(model, samples)
     moved = model.mask_decoder.mask_tokens.weight.detach() - before
 
     with torch.no_grad():
@@ -62,7 +62,7 @@ def test_only_labelled_slices_count_and_not_more_than_needed(monkeypatch: pytest
         return original(self, rows)
 
     monkeypatch.setattr(Samples, "batch", batch)
-    start_class_tokens(model, samples, batch_size=2)
+    start_class_tokens(model, samples)
     assert seen == [1, 4, 7]
 
 

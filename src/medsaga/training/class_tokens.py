@@ -19,15 +19,15 @@ MOST_SAMPLES = 256
 
 
 @torch.no_grad()
-def start_class_tokens(model: KClassSam, samples: Samples, *, batch_size: int) -> None:
+def start_class_tokens(model: KClassSam, samples: Samples) -> None:
     """Add to each class's mask token the mean embedding of the class's pixels in the samples.
 
-    A class that occurs in none of the samples that are looked at keeps its mask token as it is.
+    A class that occurs in none of the samples that are looked at keeps its mask token as it is. Images go through the
+    encoder one by one, so that the result is the same bits whatever a run's micro-batch.
 
     Args:
         model: on its device.
         samples: to train on.
-        batch_size: images that go through the encoder at a time.
     """
     labelled = np.flatnonzero(samples.foreground)
     rows = labelled[np.unique(np.linspace(0, len(labelled) - 1, MOST_SAMPLES).round().astype(int))]
@@ -35,8 +35,8 @@ def start_class_tokens(model: KClassSam, samples: Samples, *, batch_size: int) -
     sums = torch.zeros(tokens.shape, device=tokens.device)
     sizes = torch.zeros(len(tokens), 1, device=tokens.device)
     classes = torch.arange(model.classes, device=tokens.device)[:, None, None]
-    for first in range(0, len(rows), batch_size):
-        images, labels = (tensor.to(tokens.device) for tensor in samples.batch(rows[first : first + batch_size]))
+    for row in rows:
+        images, labels = (tensor.to(tokens.device) for tensor in samples.batch([row]))
         embeddings = model.encode(images.float()).float()
         shares = F.adaptive_avg_pool2d((labels[:, None] == classes).float(), embeddings.shape[-1])
         sums += torch.einsum("bkhw,bchw->kc", shares, embeddings)

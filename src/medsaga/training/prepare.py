@@ -357,5 +357,5 @@ def _with_samples(
     model.to(device)
     if model_info.get("episodic"):
         assert isinstance(model, KClassSam)
-        start_class_tokens(model, train, batch_size=settings.micro_batch_size)
+        start_class_tokens(model, train)
     return Run(out, config, split, dataset, model, train, monitor, device)
