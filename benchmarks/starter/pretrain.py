@@ -137,7 +137,7 @@ def loss_of(logits: Tensor, labels: Tensor, there: Tensor) -> Tensor:
 def _optimizers(model: KClassSam, scale: nn.Parameter, weight_decay: float) -> list[torch.optim.Optimizer]:
     """Muon (Jordan et al., https://kellerjordan.github.io/posts/muon) for matrices inside layers, AdamW for the rest.
 
-    Step for step, it brought the loss to the same level in about a third of the steps that AdamW alone took.
+    AdamW alone at 1e-3 stood still at a loss that this passed after 100 to 200 steps (README; one run each).
     """
     inside = [
         module.weight

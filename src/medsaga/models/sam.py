@@ -64,8 +64,8 @@ class Architecture:
 
 
 ARCHITECTURES: dict[str, Architecture] = {
-    # Tokens of 8 px: with tokens of 16 px, as in the published sizes, a model of this width learns several times slower
-    # from few images (benchmarks/starter).
+    # Tokens of 8 px, not 16 as in the published sizes: the logits have half of the image's side, and thin structures
+    # stay visible at 256 px. benchmarks/starter has what it does to pre-training.
     "tiny": Architecture(
         128, 6, 2, (2, 5), image_size=256, window=8, decoder_mlp_dim=512, decoder_size=128, patch_size=8
     ),
