@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,18 @@ def quick() -> Settings:
     return Settings(
         shots=3, image_size=64, steps=6, batch_size=2, evaluate_every=2, refresh_every=3, rank=8, device="cpu"
     )
+
+
+@pytest.fixture(scope="module")
+def plain() -> Iterator[str]:
+    """An architecture that is small and has exactly the parts of the published ones, without details."""
+    from medsaga.models.sam import ARCHITECTURES
+
+    tiny = ARCHITECTURES["tiny"]
+    with pytest.MonkeyPatch.context() as patch:
+        smaller = dataclasses.replace(tiny, layers=5, global_layers=(1, 4), detail_widths=None)
+        patch.setitem(ARCHITECTURES, "plain", smaller)
+        yield "plain"
 
 
 def interrupt_in(monkeypatch: pytest.MonkeyPatch, number: int) -> None:

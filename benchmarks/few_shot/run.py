@@ -9,16 +9,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import medsaga
+from benchmarks.machine import machine
 from medsaga import files
 from medsaga.predict import predict_files
 
@@ -85,15 +82,7 @@ def main() -> None:
     arguments = parser.parse_args()
     folders = sorted(path for path in arguments.datasets.iterdir() if (path / "images").is_dir())
     records = [measure(folder, arguments.runs / folder.name) for folder in folders]
-    machine = {
-        "processor": platform.processor() or platform.machine(),
-        "cpus": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "medsaga": medsaga.__version__,
-    }
-    files.write_json(arguments.out / "results.json", {"machine": machine, "runs": records})
+    files.write_json(arguments.out / "results.json", {"machine": machine(), "runs": records})
     files.write_text(arguments.out / "results.md", table(records))
 
 

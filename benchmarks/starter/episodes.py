@@ -9,6 +9,7 @@ of which two views make an episode: it teaches boundaries where nobody has drawn
 from __future__ import annotations
 
 import csv
+import json
 import math
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +24,7 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.starter.procedural import SIDE, draw_image, draw_world
+from medsaga import files
 
 IGNORED = 255
 """Label of pixels that no loss sees: padding, what lies beyond the image, classes that are not in the episode."""
@@ -50,7 +52,7 @@ class Bank:
 
 
 def make_bank(data: Path, folder: Path, *, worlds: int, most_real: int | None, processes: int) -> Bank:
-    """Open the bank in a folder, or make it there.
+    """Open the bank in a folder, or make it there; a bank of other images is an error.
 
     Args:
         data: the folder of pre-training images, with ``manifest.csv`` (columns dataset and name).
@@ -59,9 +61,14 @@ def make_bank(data: Path, folder: Path, *, worlds: int, most_real: int | None, p
         most_real: use so many of the real images only.
         processes: that work side by side; their number changes nothing.
     """
-    if not (folder / "groups.npz").exists():
+    made_of = {"worlds": worlds, "most_real": most_real}
+    record = folder / "bank.json"
+    if not record.exists():
         folder.mkdir(parents=True, exist_ok=True)
         _write_bank(data, folder, worlds=worlds, most_real=most_real, processes=processes)
+        files.write_json(record, made_of)
+    if (there := json.loads(record.read_text())) != made_of:
+        raise SystemExit(f"{folder}: expected a bank of {made_of}, found one of {there}. Give another --bank.")
     with np.load(folder / "groups.npz") as stored:
         kinds, numbers = stored["kinds"], stored["numbers"]
     groups = {}
@@ -140,13 +147,13 @@ def draw_episodes(
         same += [len(group) < 2] * 2
     images = torch.from_numpy(bank.images[rows]).permute(0, 3, 1, 2).float()
     labels = torch.from_numpy(bank.labels[rows])
-    images = _recoloured(images, random)
-    centres = np.stack([_centre(bank.labels[row], random) for row in rows])
-    images, labels = _moved(images, labels, centres, np.array(same), side, random)
+    images = recoloured(images, random, together=2)
+    centres = np.stack([centre_of(bank.labels[row], random) for row in rows])
+    images, labels = moved(images, labels, centres, np.array(same), side, random, together=2)
     return _blemished(images, random), _few_classes(labels.long(), most_classes, random)
 
 
-def _centre(labels: npt.NDArray[np.uint8], random: np.random.Generator) -> npt.NDArray[np.float64]:
+def centre_of(labels: npt.NDArray[np.uint8], random: np.random.Generator) -> npt.NDArray[np.float64]:
     """Draw a place to look at, (x, y) from -1 to 1: on any class with the same chance, however small it is."""
     coarse = labels[::4, ::4]
     value = random.choice(np.setdiff1d(coarse, [IGNORED]))
@@ -155,45 +162,46 @@ def _centre(labels: npt.NDArray[np.uint8], random: np.random.Generator) -> npt.N
     return centre
 
 
-def _recoloured(images: Tensor, random: np.random.Generator) -> Tensor:
-    """Change the colours of both images of a pair alike, as if another machine had taken them."""
-    pairs = len(images) // 2
+def recoloured(images: Tensor, random: np.random.Generator, *, together: int) -> Tensor:
+    """Change the colours of so many images after each other alike, as if another machine had taken them."""
     mixed = torch.empty_like(images)
-    for i in range(pairs):
-        pair = images[2 * i : 2 * i + 2] / 255
-        pair = (
-            pair.mean(1, keepdim=True).expand(-1, 3, -1, -1)
+    for i in range(0, len(images), together):
+        alike = images[i : i + together] / 255
+        alike = (
+            alike.mean(1, keepdim=True).expand(-1, 3, -1, -1)
             if random.random() < 0.4
-            else pair[:, random.permutation(3)]
+            else alike[:, random.permutation(3)]
         )
         if random.random() < 0.3:
-            pair = 1 - pair
+            alike = 1 - alike
         if random.random() < 0.25:
             knots = torch.from_numpy(np.sort(random.random(LUT_KNOTS)) + random.normal(0, 0.2, LUT_KNOTS)).float()
-            place = pair.clamp(0, 1) * (LUT_KNOTS - 1)
+            place = alike.clamp(0, 1) * (LUT_KNOTS - 1)
             low = place.floor().clamp(max=LUT_KNOTS - 2)
-            pair = torch.lerp(knots[low.long()], knots[low.long() + 1], place - low)
-        pair = pair.clamp(0, 1) ** math.exp(random.normal(0, 0.35))
-        mixed[2 * i : 2 * i + 2] = 255 * pair
+            alike = torch.lerp(knots[low.long()], knots[low.long() + 1], place - low)
+        alike = alike.clamp(0, 1) ** math.exp(random.normal(0, 0.35))
+        mixed[i : i + together] = 255 * alike
     return mixed
 
 
-def _moved(
+def moved(
     images: Tensor,
     labels: Tensor,
     centres: npt.NDArray[np.float64],
     same: npt.NDArray[np.bool_],
     side: int,
     random: np.random.Generator,
+    *,
+    together: int,
 ) -> tuple[Tensor, Tensor]:
-    """Turn, flip and zoom both images of a pair alike, then each a little by itself, and cut out a square.
+    """Turn, flip and zoom so many images after each other alike, then each a little by itself, and cut out a square.
 
     The place to look at lies anywhere in the inner half of the square. Two views of one image differ more.
     """
     count = len(images)
 
     def alike(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        return np.repeat(values[: count // 2], 2, axis=0)
+        return np.repeat(values[: count // together], together, axis=0)
 
     angle = alike(random.uniform(-math.pi, math.pi, count) * (random.random(count) < 0.6))
     angle = angle + random.normal(0, np.where(same, 0.5, 0.15), count)

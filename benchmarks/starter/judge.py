@@ -11,17 +11,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
-import platform
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-import torch
-
 import medsaga
+from benchmarks.machine import machine
 from medsaga import files, run_folder
 from medsaga.config import read_config
 
@@ -97,13 +94,7 @@ def main() -> None:
                 for contender in arguments.contenders.split(","):
                     measure(arguments.datasets / dataset, arguments.runs, contender, k, seed)
     records = [json.loads(path.read_text()) for path in sorted(arguments.runs.glob("*.json"))]
-    machine = {
-        "processor": platform.processor() or platform.machine(),
-        "cpus": os.cpu_count(),
-        "torch": torch.__version__,
-        "medsaga": medsaga.__version__,
-    }
-    files.write_json(arguments.out / "judgement.json", {"machine": machine, "runs": records})
+    files.write_json(arguments.out / "judgement.json", {"machine": machine(), "runs": records})
     files.write_text(arguments.out / "judgement.md", table(records))
 
 

@@ -79,16 +79,16 @@ def few_shot_logits(model: KClassSam, images: Tensor, labels: Tensor, classes: i
         classes: more than the highest label.
 
     Returns:
-        logits ``(b, classes, side / 4, side / 4)``; features ``(b, 32, side / 4, side / 4)`` that a hypernetwork's
-        kernel is multiplied with; and which classes an image has, ``(b, classes)`` bool.
+        logits ``(b, classes, s, s)``; features ``(b, decoder_size / 8, s, s)`` that a hypernetwork's kernel is
+        multiplied with, where ``s`` is 4 times the tokens; and which classes an image has, ``(b, classes)`` bool.
     """
-    embeddings = model.encode(images)
+    embeddings, details = model.split(model.encode(images))
     weights, there = class_weights(labels, classes, embeddings.shape[-1])
     means = torch.einsum("bkhw,bchw->bkc", weights, embeddings.float())
     decoder = model.mask_decoder
     tokens = decoder.mask_tokens.weight[:1] + _partner(means)
     tokens, pixels = model.attend(embeddings, tokens.to(embeddings.dtype))
-    upscaled = model.upscale(pixels)
+    upscaled = model.upscale(pixels, details)
     kernels = decoder.output_hypernetworks_mlps[0](tokens)
     logits = (kernels @ upscaled.flatten(2)).unflatten(2, upscaled.shape[2:])
     return logits.float(), upscaled.float(), there

@@ -1,7 +1,8 @@
 """The values that fill in what the user and the recipe leave open.
 
-``benchmarks/few_shot`` has what they give from random weights. A run has few steps when the cases are few, so that
-warm-up and the refresh of GaLore's subspace are tied to its length.
+``benchmarks/starter`` has the runs that they were chosen by, on datasets that no weights of ours have seen; they are
+the same for all data. A run has few steps when the cases are few, so that warm-up and the refresh of GaLore's subspace
+are tied to its length.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from medsaga.recipes import with_recipe
 METHOD = "medsaga"
 DEFAULTS: dict[str, Any] = {
     "steps": 400,
-    "batch_size": 8,
+    "batch_size": 4,
     "encoder_lr": 5e-4,
     "decoder_lr": 5e-4,
     "weight_decay": 0.1,
@@ -29,7 +30,9 @@ DEFAULTS: dict[str, Any] = {
     "galore": "default",
     "augmentation": "fewshot",
 }
-"""For every method that has no value of its own."""
+"""For every model and method that has no value of its own."""
+MODEL_DEFAULTS: dict[str, dict[str, Any]] = {"tiny": {"encoder_lr": 1e-3, "decoder_lr": 1e-3}}
+"""For models that have values of their own: small ones learn faster at higher rates (``benchmarks/starter``)."""
 REFRESHES_PER_RUN = 20
 EVALUATIONS_PER_RUN = 10
 WARMUP_SHARE = 0.1
@@ -55,7 +58,8 @@ class DeviceDefaults:
 def fill_in(settings: Settings, *, defaults: DeviceDefaults, image_size: int | None = None) -> ResolvedSettings:
     """Return the settings with every open training field filled in.
 
-    What the user gives comes first, then the recipe, then the method's own values, then the common ones.
+    What the user gives comes first, then the recipe, then the method's own values, then the model's, then the common
+    ones.
 
     Args:
         settings: as the user gave them, with the name of an architecture as the model, or none.
@@ -73,7 +77,8 @@ def fill_in(settings: Settings, *, defaults: DeviceDefaults, image_size: int | N
     method = method_named(given.setdefault("method", METHOD))
     model = given.setdefault("model", method.architectures[0])
     own_size = image_size or method.image_sizes(model)[-1]
-    merged = {"image_size": own_size, **dataclasses.asdict(defaults), **DEFAULTS, **method.defaults, **given}
+    common = dataclasses.asdict(defaults) | DEFAULTS | MODEL_DEFAULTS.get(model, {})
+    merged = {"image_size": own_size, **common, **method.defaults, **given}
     steps = merged["steps"]
     merged.setdefault("refresh_every", max(1, steps // REFRESHES_PER_RUN))
     merged.setdefault("warmup", max(1, round(WARMUP_SHARE * steps)))

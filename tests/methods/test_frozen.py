@@ -49,7 +49,7 @@ def _model() -> KClassSam:
 def test_the_run_with_the_cache_equals_the_run_without(
     toy: Path, tmp_path: Path, quick: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = dataclasses.replace(quick, method="frozen", augmentation="none", weights="random")
+    settings = dataclasses.replace(quick, method="frozen", augmentation="none", weights="random", decoder_lr=5e-4)
     cached = train(toy, tmp_path / "cached", settings)
     without = dataclasses.replace(methods.METHODS["frozen"], trained_part=None)
     monkeypatch.setitem(methods.METHODS, "frozen", without)
@@ -58,6 +58,8 @@ def test_the_run_with_the_cache_equals_the_run_without(
     torch.manual_seed(settings.seed)
     start = build_sam("tiny", classes=3, image_size=64, in_channels=1).state_dict()
     for name in one:
+        if name.endswith("k_proj.bias"):
+            continue  # softmax cancels the bias of the keys: its gradient is nothing but rounding errors
         # A step moves a weight by up to 5e-4, and Adam makes much of rounding errors in small gradients.
         torch.testing.assert_close(one[name], other[name], rtol=1e-4, atol=1e-5)
     assert any(not torch.equal(one[name], start[name]) for name in one)

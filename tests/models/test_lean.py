@@ -174,7 +174,8 @@ def test_an_error_inside_leaves_no_block_open() -> None:
     assert not inside_lean_block()
 
 
-@pytest.mark.parametrize("architecture", ["tiny", "vit_b"])
+@pytest.mark.usefixtures("plain")
+@pytest.mark.parametrize("architecture", ["plain", "vit_b"])
 def test_names_and_shapes_are_those_of_transformers(architecture: str) -> None:
     with torch.device("meta"):
         model = build_sam(architecture, classes=3, image_size=224)

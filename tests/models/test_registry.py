@@ -29,7 +29,7 @@ def test_the_packaged_file_is_the_one_that_its_record_describes() -> None:
     assert Path(str(shipped)) == starter.path == locate(STARTER)
     assert files.sha256(starter.path) == starter.sha256
     assert starter.megabytes == round(starter.path.stat().st_size / 1e6)
-    model = build_sam("tiny", classes=4, image_size=256)
+    model = build_sam("tiny", classes=4, image_size=weights_named("starter").image_size)
     info = load_pretrained(model, STARTER)
     assert (info.source, info.architecture, info.image_size) == (STARTER, starter.architecture, starter.image_size)
     assert info.sha256 == starter.sha256

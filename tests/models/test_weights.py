@@ -27,32 +27,34 @@ from medsaga.models import registry
 from medsaga.models.sam import ARCHITECTURES, PIXEL_MEAN, PIXEL_STD, KClassSam, build_sam
 from medsaga.models.weights import detect_architecture, load_model, load_pretrained, save_model
 
+pytestmark = pytest.mark.usefixtures("plain")
+
 SIDE = 128
 POSITIONS = "prompt_encoder.shared_embedding.positional_embedding"
 
 
 def reference_model(side: int = SIDE) -> SamModel:
-    """Transformers' own SAM in the size of ``tiny``, eager attention, random weights everywhere."""
-    tiny = ARCHITECTURES["tiny"]
+    """Transformers' own SAM in the size of ``plain``, eager attention, random weights everywhere."""
+    plain = ARCHITECTURES["plain"]
     config = SamConfig(
         vision_config=SamVisionConfig(
-            hidden_size=tiny.hidden_size,
-            num_hidden_layers=tiny.layers,
-            num_attention_heads=tiny.heads,
+            hidden_size=plain.hidden_size,
+            num_hidden_layers=plain.layers,
+            num_attention_heads=plain.heads,
             image_size=side,
-            patch_size=tiny.patch_size,
-            output_channels=tiny.decoder_size,
-            num_pos_feats=tiny.decoder_size // 2,
-            window_size=tiny.window,
-            global_attn_indexes=tiny.global_layers,
+            patch_size=plain.patch_size,
+            output_channels=plain.decoder_size,
+            num_pos_feats=plain.decoder_size // 2,
+            window_size=plain.window,
+            global_attn_indexes=plain.global_layers,
             initializer_range=0.05,
         ),
         prompt_encoder_config=SamPromptEncoderConfig(
-            image_size=side, patch_size=tiny.patch_size, hidden_size=tiny.decoder_size
+            image_size=side, patch_size=plain.patch_size, hidden_size=plain.decoder_size
         ),
         # The official decoder's epsilon; transformers' default is 1e-6.
         mask_decoder_config=SamMaskDecoderConfig(
-            hidden_size=tiny.decoder_size, mlp_dim=tiny.decoder_mlp_dim, layer_norm_eps=1e-5
+            hidden_size=plain.decoder_size, mlp_dim=plain.decoder_mlp_dim, layer_norm_eps=1e-5
         ),
         attn_implementation="eager",
     )
@@ -67,7 +69,7 @@ def reference_model(side: int = SIDE) -> SamModel:
 
 
 @pytest.fixture(scope="module")
-def reference() -> SamModel:
+def reference(plain: str) -> SamModel:
     """The model that all files of this module hold."""
     return reference_model()
 
@@ -75,7 +77,7 @@ def reference() -> SamModel:
 @pytest.fixture(scope="module")
 def official(reference: SamModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The reference in a file like ``sam_vit_b_01ec64.pth``."""
-    path = tmp_path_factory.mktemp("official") / "sam_tiny.pth"
+    path = tmp_path_factory.mktemp("official") / "sam_plain.pth"
     torch.save(official_layout(reference.state_dict()), path)
     return path
 
@@ -84,7 +86,7 @@ def build(
     classes: int = 4, image_size: int = SIDE, in_channels: int = 3, dtype: torch.dtype = torch.float32
 ) -> KClassSam:
     torch.manual_seed(7)
-    return build_sam("tiny", classes=classes, image_size=image_size, in_channels=in_channels, dtype=dtype).eval()
+    return build_sam("plain", classes=classes, image_size=image_size, in_channels=in_channels, dtype=dtype).eval()
 
 
 def images(side: int = SIDE, channels: int = 3) -> Tensor:
@@ -113,7 +115,7 @@ def assert_computes_like(model: KClassSam, reference: SamModel) -> None:
 def test_the_official_layout_gives_the_numbers_of_transformers(reference: SamModel, official: Path) -> None:
     names = set(torch.load(official, weights_only=True))
     assert {
-        "image_encoder.blocks.5.attn.rel_pos_w",
+        "image_encoder.blocks.4.attn.rel_pos_w",
         "image_encoder.blocks.0.norm2.bias",
         "image_encoder.neck.3.weight",
         "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix",
@@ -129,10 +131,10 @@ def test_the_official_layout_gives_the_numbers_of_transformers(reference: SamMod
     assert_computes_like(model, reference)
     assert dataclasses.asdict(info) == {
         "source": str(official),
-        "file": "sam_tiny.pth",
+        "file": "sam_plain.pth",
         "sha256": hashlib.sha256(official.read_bytes()).hexdigest(),
         "layout": "official",
-        "architecture": "tiny",
+        "architecture": "plain",
         "image_size": SIDE,
         "release": None,
         "episodic": False,
@@ -145,7 +147,7 @@ def test_a_folder_of_transformers_gives_the_same(reference: SamModel, tmp_path: 
     model = build()
     assert load_pretrained(model, tmp_path).layout == "transformers"
     assert_computes_like(model, reference)
-    assert detect_architecture(str(tmp_path)) == "tiny"
+    assert detect_architecture(str(tmp_path)) == "plain"
 
 
 def test_every_tensor_arrives(reference: SamModel, official: Path) -> None:
@@ -176,7 +178,7 @@ def test_another_image_size_equals_transformers_on_resized_tables(
     positions = state.pop("vision_encoder.pos_embed").permute(0, 3, 1, 2)
     tables = {name: state.pop(name) for name in list(state) if "rel_pos" in name}
     resized.load_state_dict(state, strict=False)
-    tokens = side // ARCHITECTURES["tiny"].patch_size
+    tokens = side // ARCHITECTURES["plain"].patch_size
     positions = F.interpolate(positions, (tokens, tokens), mode="bicubic", align_corners=False)
     resized.vision_encoder.pos_embed = nn.Parameter(positions.permute(0, 2, 3, 1))
     for name, table in tables.items():
@@ -224,7 +226,7 @@ def test_missing_unexpected_and_misshapen_tensors_are_listed(official: Path, tmp
     state = torch.load(official, weights_only=True)
     del state["image_encoder.blocks.3.mlp.lin1.bias"]
     state["image_encoder.blocks.3.adapter.weight"] = torch.zeros(2)
-    width = ARCHITECTURES["tiny"].decoder_size
+    width = ARCHITECTURES["plain"].decoder_size
     state["mask_decoder.iou_token.weight"] = torch.zeros(1, 2 * width)
     torch.save(state, tmp_path / "odd.pth")
     model = build()
@@ -241,7 +243,7 @@ def test_missing_unexpected_and_misshapen_tensors_are_listed(official: Path, tmp
 def test_weights_of_another_architecture_are_named(tmp_path: Path, official: Path) -> None:
     with torch.device("meta"):
         model = build_sam("vit_b", classes=2, image_size=64)
-    with pytest.raises(InputError, match=r"weights of vit_b.*weights of tiny.*--model tiny"):
+    with pytest.raises(InputError, match=r"weights of vit_b.*weights of plain.*--model plain"):
         load_pretrained(model, official)
     state = {
         "image_encoder.patch_embed.proj.weight": torch.zeros(768, 3, 16, 16),
@@ -277,7 +279,7 @@ def test_a_saved_model_comes_back_the_same(tmp_path: Path, in_channels: int, dty
     loaded = load_model(tmp_path / "model.safetensors").eval()
     assert torch.equal(torch.get_rng_state(), generator_before)
     described = [(m.architecture, m.classes, m.image_size, m.in_channels) for m in (model, loaded)]
-    assert described[0] == described[1] == ("tiny", 3, 64, in_channels)
+    assert described[0] == described[1] == ("plain", 3, 64, in_channels)
     for (name, ours), (other, theirs) in zip(model.state_dict().items(), loaded.state_dict().items(), strict=True):
         assert name == other
         assert ours.dtype == theirs.dtype
@@ -293,12 +295,12 @@ def test_a_saved_model_is_a_source_of_weights(tmp_path: Path) -> None:
     model = build(classes=3)
     save_model(tmp_path / "model.safetensors", model)
     torch.manual_seed(99)
-    other = build_sam("tiny", classes=3, image_size=SIDE).eval()
+    other = build_sam("plain", classes=3, image_size=SIDE).eval()
     load_pretrained(other, tmp_path / "model.safetensors")
     assert torch.equal(other(images()), model(images()))
 
 
-DESCRIPTION = {"architecture": "tiny", "classes": 3, "image_size": 64, "in_channels": 3}
+DESCRIPTION = {"architecture": "plain", "classes": 3, "image_size": 64, "in_channels": 3}
 
 
 def test_equal_models_are_equal_files(tmp_path: Path) -> None:
@@ -311,7 +313,7 @@ def test_equal_models_are_equal_files(tmp_path: Path) -> None:
     "metadata",
     [
         None,
-        {"medsaga": "tiny"},
+        {"medsaga": "plain"},
         {"medsaga": "[]"},
         {"medsaga": "{}"},
         {"medsaga": json.dumps(DESCRIPTION | {"architecture": "vit_x"})},

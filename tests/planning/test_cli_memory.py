@@ -122,7 +122,7 @@ def test_training_within_a_budget(toy: Path, tmp_path: Path, capsys: pytest.Capt
     result = json.loads(capsys.readouterr().out)
     assert 0 < result["peak_memory_bytes"] <= 30 * 10**6
     chosen = read_config(run / "config.toml").settings
-    # Images of 64 x 48 pixels gain nothing from tiny's own 256; float32 would not fit.
+    # Images of 64 x 48 pixels gain nothing from tiny's own 192; float32 would not fit.
     assert (chosen.image_size, chosen.precision, chosen.budget) == (64, "bf16", "30MB")
     assert main([*train, "--resume", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == result

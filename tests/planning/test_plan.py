@@ -52,12 +52,12 @@ def best() -> ResolvedSettings:
 
 
 def test_time_is_given_up_before_anything_else(best: ResolvedSettings) -> None:
-    whole = just_enough_for(best, checkpointing="none", micro_batch_size=8)
-    blocks = just_enough_for(best, micro_batch_size=8)
-    four, one = just_enough_for(best, micro_batch_size=4), just_enough_for(best)
-    assert one < four < blocks < whole
-    expected = [(whole, "none", 8), (whole - 1, "blocks", 8), (blocks, "blocks", 8), (blocks - 1, "blocks", 4)]
-    for budget, checkpointing, micro_batch_size in [*expected, (four, "blocks", 4), (one, "blocks", 1)]:
+    whole = just_enough_for(best, checkpointing="none", micro_batch_size=4)
+    blocks = just_enough_for(best, micro_batch_size=4)
+    two, one = just_enough_for(best, micro_batch_size=2), just_enough_for(best)
+    assert one < two < blocks < whole
+    expected = [(whole, "none", 4), (whole - 1, "blocks", 4), (blocks, "blocks", 4), (blocks - 1, "blocks", 2)]
+    for budget, checkpointing, micro_batch_size in [*expected, (two, "blocks", 2), (one, "blocks", 1)]:
         chosen = choose(budget)
         assert (chosen.checkpointing, chosen.micro_batch_size) == (checkpointing, micro_batch_size)
         assert (chosen.image_size, chosen.rank, chosen.precision, chosen.state_bits) == (256, 64, "fp32", 32)
@@ -147,7 +147,7 @@ def test_what_the_device_cannot_do_is_not_chosen(precision: str, leanest: str) -
 
 def test_useful_sizes_waste_nothing_of_a_window_and_do_not_enlarge_for_nothing() -> None:
     assert useful_sizes(Settings(method="medsaga", model="vit_b")) == [224, 448, 672, 896, 1024]
-    assert useful_sizes(Settings(method="medsaga", model="tiny")) == [64, 128, 192, 256]
+    assert useful_sizes(Settings(method="medsaga", model="tiny")) == [64, 128, 192]
     assert useful_sizes(Settings(method="medsaga", model="vit_h"), 512) == [224, 448, 672]
     assert useful_sizes(Settings(method="medsaga", model="vit_h"), 448) == [224, 448]
     assert useful_sizes(Settings(method="medsaga", model="vit_h"), 5000) == [224, 448, 672, 896, 1024]

@@ -114,7 +114,7 @@ def test_inference_is_what_a_segmenter_takes(in_channels: int, micro_batch_size:
 
 def test_nothing_is_allocated() -> None:
     of = fill_in(
-        Settings(model="vit_h", micro_batch_size=8, checkpointing="none"),
+        Settings(model="vit_h", batch_size=8, micro_batch_size=8, checkpointing="none"),
         image_size=1024,
         defaults=DeviceDefaults("fp32", 32),
     )

@@ -40,7 +40,7 @@ def test_each_token_moves_by_the_mean_embedding_of_its_class() -> None:
     moved = model.mask_decoder.mask_tokens.weight.detach() - before
 
     with torch.no_grad():
-        embeddings = model.encode(torch.from_numpy(samples.images).float()).double()
+        embeddings = model.split(model.encode(torch.from_numpy(samples.images).float()))[0].double()
     pixelwise = embeddings.repeat_interleave(SIDE // GRID, 2).repeat_interleave(SIDE // GRID, 3).movedim(1, -1)
     labels = torch.from_numpy(samples.labels)
     for c in range(3):

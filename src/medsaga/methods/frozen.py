@@ -25,9 +25,9 @@ class DecoderOnly(SegmentationModel):
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
-        """Shape of one embedding."""
-        tokens = self._whole[0].tokens
-        return self._whole[0].prompt_encoder.no_mask_embed.embedding_dim, tokens, tokens
+        """Shape of what the encoder makes of one image."""
+        (whole,) = self._whole
+        return whole.encoded_channels, whole.tokens, whole.tokens
 
     @property
     def takes_images(self) -> bool:
@@ -35,7 +35,7 @@ class DecoderOnly(SegmentationModel):
         return False
 
     def forward(self, embeddings: Tensor) -> Tensor:
-        """Turn embeddings, ``(batch, 256, tokens, tokens)``, into ``low_res_logits``."""
+        """Turn embeddings, ``(batch, encoded_channels, tokens, tokens)``, into ``low_res_logits``."""
         (whole,) = self._whole
         whole.checkpoint_blocks = self.checkpoint_blocks
         return whole.decode(embeddings.to(self.prompt_encoder.no_mask_embed.weight.dtype))

@@ -15,6 +15,6 @@ METHOD = Method(
     groups=_groups,
     architectures=("unet",),
     build=lambda _, **sizes: UNet(**sizes),
-    image_sizes=lambda _: [64, 96, 128, 160, 192, 224, 256],
+    image_sizes=lambda _: [64, 96, 128, 160, 192],
     defaults={"encoder_lr": 1e-3, "decoder_lr": 1e-3},
 )

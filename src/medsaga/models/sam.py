@@ -26,6 +26,7 @@ from transformers.models.sam.modeling_sam import SamMaskDecoder, SamPromptEncode
 from medsaga.errors import InputError
 from medsaga.models.attention import decoder_attention, use_fused_attention
 from medsaga.models.base import SegmentationModel
+from medsaga.models.details import PATCH_SIZE, DetailDecoder, DetailEncoder
 from medsaga.models.lean import LeanMlp, computed_again, lean_block
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)
@@ -50,6 +51,8 @@ class Architecture:
         decoder_mlp_dim: hidden size of the perceptrons of the mask decoder's transformer.
         decoder_size: channels of the embeddings and of the mask decoder.
         patch_size: side of a token in pixels.
+        detail_widths: channels of the convolutions at a half and a quarter of the image's side that find what the
+            tokens are too coarse for (`medsaga.models.details`); the published sizes have none.
     """
 
     hidden_size: int
@@ -61,13 +64,27 @@ class Architecture:
     decoder_mlp_dim: int = 2048
     decoder_size: int = 256
     patch_size: int = 16
+    detail_widths: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        """Check what the parts ask of each other."""
+        assert self.detail_widths is None or self.patch_size == PATCH_SIZE
 
 
 ARCHITECTURES: dict[str, Architecture] = {
     # Tokens of 8 px, not 16 as in the published sizes: the logits have half of the image's side, and thin structures
-    # stay visible at 256 px. benchmarks/starter has what it does to pre-training.
+    # stay visible in small images. benchmarks/starter has what that, the details and the side of 192 px do.
     "tiny": Architecture(
-        128, 6, 2, (2, 5), image_size=256, window=8, decoder_mlp_dim=512, decoder_size=128, patch_size=8
+        128,
+        6,
+        2,
+        (2, 5),
+        image_size=192,
+        window=8,
+        decoder_mlp_dim=512,
+        decoder_size=128,
+        patch_size=8,
+        detail_widths=(32, 64),
     ),
     "vit_b": Architecture(768, 12, 12, (2, 5, 8, 11)),
     "vit_l": Architecture(1024, 24, 16, (5, 11, 17, 23)),
@@ -98,13 +115,20 @@ class KClassSam(SegmentationModel):
 
     def __init__(self, architecture: str, *, classes: int, image_size: int, in_channels: int) -> None:
         super().__init__(architecture, classes=classes, image_size=image_size, in_channels=in_channels)
-        config = _config(ARCHITECTURES[architecture], classes, image_size, in_channels)
+        size = ARCHITECTURES[architecture]
+        config = _config(size, classes, image_size, in_channels)
         self.vision_encoder = SamVisionEncoder(config.vision_config)
         use_fused_attention(self.vision_encoder)
         for layer in self.vision_encoder.layers:
             layer.mlp = LeanMlp(layer.mlp)
         self.prompt_encoder = SamPromptEncoder(config)
         self.mask_decoder = SamMaskDecoder(config.mask_decoder_config)
+        if size.detail_widths:
+            channels = config.vision_config.num_channels
+            self.vision_encoder.details = DetailEncoder(
+                channels, size.detail_widths, size.hidden_size, size.decoder_size
+            )
+            self.mask_decoder.details = DetailDecoder(size.decoder_size)
         self._make_frequencies_constant()
         self.make_constants()
 
@@ -119,6 +143,17 @@ class KClassSam(SegmentationModel):
     def tokens(self) -> int:
         """Tokens along each side of the image."""
         return self.image_size // ARCHITECTURES[self.architecture].patch_size
+
+    @property
+    def has_details(self) -> bool:
+        """Whether the model sees the image finer than in tokens."""
+        return ARCHITECTURES[self.architecture].detail_widths is not None
+
+    @property
+    def encoded_channels(self) -> int:
+        """Channels of what :meth:`encode` returns."""
+        size = ARCHITECTURES[self.architecture]
+        return size.decoder_size * (4 if self.has_details else 1)
 
     def make_constants(self) -> None:
         """Create the buffers of the pixel normalisation, float32, which no file stores."""
@@ -140,29 +175,45 @@ class KClassSam(SegmentationModel):
         return self.decode(self.encode(images))
 
     def encode(self, images: Tensor) -> Tensor:
-        """The dear part: ``images`` as in :meth:`forward` to embeddings ``(batch, decoder_size, tokens, tokens)``."""
+        """The dear part: ``images`` as in :meth:`forward` to ``(batch, encoded_channels, tokens, tokens)``.
+
+        These are SAM's embeddings, ``decoder_size`` channels, and after them the details, where there are any.
+        """
         expected = (self.in_channels, self.image_size, self.image_size)
         assert tuple(images.shape[1:]) == expected, f"images {tuple(images.shape)} are not (batch, *{expected})"
         encoder = self.vision_encoder
-        hidden = encoder.patch_embed(self._normalise(images)) + encoder.pos_embed
+        normalised = self._normalise(images)
+        hidden = encoder.patch_embed(normalised) + encoder.pos_embed
+        details = None
         lean = self.recomputes()
+        if self.has_details:
+            finer = encoder.details
+            for_tokens, details = computed_again(finer, normalised) if lean else finer(normalised)
+            hidden = hidden + for_tokens
         for layer in encoder.layers:
             hidden = lean_block(layer, hidden) if lean else layer(hidden)
-        return encoder.neck(hidden)
+        embeddings = encoder.neck(hidden)
+        return embeddings if details is None else torch.cat((embeddings, details), dim=1)
 
-    def decode(self, embeddings: Tensor) -> Tensor:
-        """The cheap part: embeddings of :meth:`encode` to ``low_res_logits``."""
+    def decode(self, encoded: Tensor) -> Tensor:
+        """The cheap part: what :meth:`encode` returns to ``low_res_logits``."""
+        embeddings, details = self.split(encoded)
         class_tokens = self.mask_decoder.mask_tokens.weight.expand(len(embeddings), -1, -1)
         if not self.recomputes():
-            return self._masks(*self.attend(embeddings, class_tokens))
+            return self._masks(*self.attend(embeddings, class_tokens), details)
         tokens, pixels = computed_again(self.attend, embeddings, class_tokens)
-        return computed_again(self._masks, tokens, pixels)
+        return computed_again(self._masks, tokens, pixels, details)
+
+    def split(self, encoded: Tensor) -> tuple[Tensor, Tensor]:
+        """Divide what :meth:`encode` returns into embeddings, ``decoder_size`` channels, and details, the rest."""
+        size = ARCHITECTURES[self.architecture].decoder_size
+        return encoded[:, :size], encoded[:, size:]
 
     def attend(self, embeddings: Tensor, class_tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Let classes and pixels look at each other: the decoder's transformer.
 
         Args:
-            embeddings: of :meth:`encode`.
+            embeddings: of :meth:`split`.
             class_tokens: ``(batch, classes, decoder_size)``.
 
         Returns:
@@ -180,16 +231,18 @@ class KClassSam(SegmentationModel):
         )
         return tokens[:, 0, 1:], pixels.transpose(2, 3).reshape(batch, channels, *grid)
 
-    def upscale(self, pixels: Tensor) -> Tensor:
+    def upscale(self, pixels: Tensor, details: Tensor) -> Tensor:
         """Upscale the pixels of :meth:`attend` fourfold: ``(batch, decoder_size / 8, 4 * tokens, 4 * tokens)``."""
         decoder = self.mask_decoder
+        if self.has_details:
+            return decoder.details(decoder, pixels, details)
         upscaled = decoder.upscale_conv1(pixels)
         upscaled = decoder.activation(decoder.upscale_layer_norm(upscaled))
         return decoder.activation(decoder.upscale_conv2(upscaled))
 
-    def _masks(self, tokens: Tensor, pixels: Tensor) -> Tensor:
+    def _masks(self, tokens: Tensor, pixels: Tensor, details: Tensor) -> Tensor:
         """Give each upscaled pixel a score for each class: ``low_res_logits``."""
-        upscaled = self.upscale(pixels)
+        upscaled = self.upscale(pixels, details)
         networks = self.mask_decoder.output_hypernetworks_mlps
         kernels = torch.stack([networks[c](tokens[:, c]) for c in range(self.classes)], dim=1)
         return (kernels @ upscaled.flatten(2)).unflatten(2, upscaled.shape[2:])
@@ -220,7 +273,7 @@ def build_sam(
     Args:
         architecture: key of :data:`ARCHITECTURES`.
         classes: number of classes, background included.
-        image_size: side of the square input in pixels, a multiple of 16.
+        image_size: side of the square input in pixels, a multiple of `medsaga.models.base.SIDE_MULTIPLE`.
         in_channels: channels of the input. 1 is shown to SAM as grey RGB; other numbers than 1 and 3 get a patch
             embedding of their own.
         dtype: type of the parameters.

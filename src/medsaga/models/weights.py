@@ -31,6 +31,8 @@ DESCRIPTION = ("architecture", "classes", "image_size", "in_channels")
 """What it takes to build a model; a model file holds it as its metadata."""
 EPISODIC = "episodic"
 """Key of the metadata of weights that were pre-trained on episodes; see `medsaga.training.class_tokens`."""
+PIXEL_KERNELS = ("vision_encoder.patch_embed.projection.weight", "vision_encoder.details.stride_2.0.0.weight")
+"""Kernels that see the channels of the image."""
 SHOWN = 6
 """How many names of a kind an error lists."""
 
@@ -89,7 +91,7 @@ def load_pretrained(model: KClassSam, source: str | Path) -> WeightsInfo:
     - Absolute positions are resized bicubically, relative positions of the global layers linearly.
     - Class c starts as SAM's mask c modulo 4; where several classes start as the same mask, a little noise from a
       fixed seed tells the later ones apart.
-    - A patch embedding for other than RGB input is the mean over RGB, scaled to keep the size of its sums.
+    - A kernel for other than RGB input is the mean over RGB, scaled to keep the size of its sums.
 
     Args:
         model: of the architecture of the weights; see :func:`detect_architecture`.
@@ -292,12 +294,12 @@ def _adapt(weights: Weights, model: KClassSam) -> State:
         for table in ("rel_pos_h", "rel_pos_w"):
             name = f"vision_encoder.layers.{layer}.attn.{table}"
             state[name] = resize_relative_positions(state[name].float(), tokens)
-    name = "vision_encoder.patch_embed.projection.weight"
-    kernel = state[name]
     channels = model.vision_encoder.patch_embed.projection.in_channels
-    if kernel.shape[1] != channels:
-        scale = kernel.shape[1] / channels
-        state[name] = kernel.float().mean(1, keepdim=True).expand(-1, channels, -1, -1) * scale
+    for name in PIXEL_KERNELS:
+        kernel = state.get(name)
+        if kernel is not None and kernel.shape[1] != channels:
+            scale = kernel.shape[1] / channels
+            state[name] = kernel.float().mean(1, keepdim=True).expand(-1, channels, -1, -1) * scale
     return state
 
 

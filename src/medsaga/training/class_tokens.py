@@ -37,7 +37,7 @@ def start_class_tokens(model: KClassSam, samples: Samples) -> None:
     classes = torch.arange(model.classes, device=tokens.device)[:, None, None]
     for row in rows:
         images, labels = (tensor.to(tokens.device) for tensor in samples.batch([row]))
-        embeddings = model.encode(images.float()).float()
+        embeddings = model.split(model.encode(images.float()))[0].float()
         shares = F.adaptive_avg_pool2d((labels[:, None] == classes).float(), embeddings.shape[-1])
         sums += torch.einsum("bkhw,bchw->kc", shares, embeddings)
         sizes += shares.sum((0, 2, 3))[:, None]

@@ -34,7 +34,7 @@ def embed(
     tracker: TensorTracker,
     progress: Callable[[int, int], None],
 ) -> Samples:
-    """Return samples whose images are embeddings, (256, tokens, tokens) float32, memory-mapped in ``folder``.
+    """Return samples whose images are what the encoder makes of them, float32, memory-mapped in ``folder``.
 
     Args:
         model: has ``encode``.

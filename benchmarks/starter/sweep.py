@@ -1,0 +1,130 @@
+"""What the defaults of few-shot runs were chosen by: one thing changed at a time, the same for all datasets.
+
+    python -m benchmarks.starter.sweep FOLDER_OF_DATASETS --runs RUNS
+
+A run has 4 cases, 128 px to save time, and everything else that `train` picks by itself, but for what its name says.
+Runs whose record is in RUNS are not repeated, so that several of these can work side by side.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import medsaga
+from benchmarks.machine import machine
+from medsaga import files
+from medsaga.data.augment import AUGMENTATIONS, Augmentation
+
+DATASETS = {"spider_lumbar_mr": 20, "axondeepseg_sem": 2, "hc18_fetal_us": 20}
+"""And the number of cases to test on."""
+SEEDS = (1, 2)
+SHOTS = 4
+COMMON: dict[str, Any] = {"image_size": 128}
+MILD = Augmentation(
+    rotate=0.3,
+    degrees=10,
+    scale=0.3,
+    scale_range=(0.9, 1.1),
+    shift=0.3,
+    shift_limit=0.05,
+    elastic=0.15,
+    tone=0.5,
+    noise=0.1,
+    blur=0.1,
+)
+"""The augmentation of version 0.1.0."""
+VARIANTS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "random weights": {"weights": "random"},
+    "random weights, mild augmentation": {"weights": "random", "augmentation": MILD},
+    "mild augmentation": {"augmentation": MILD},
+    "half the learning rates": {"encoder_lr": 5e-4, "decoder_lr": 5e-4},
+    "twice the learning rates": {"encoder_lr": 2e-3, "decoder_lr": 2e-3},
+    "encoder at a quarter": {"encoder_lr": 2.5e-4},
+    "150 steps": {"steps": 150},
+    "150 steps, mild augmentation": {"steps": 150, "augmentation": MILD},
+    "rank 16": {"rank": 16},
+    "half Dice, half cross-entropy": {"dice_weight": 0.5},
+    "256 px, a quarter of the steps": {"image_size": 256, "steps": 100},
+}
+
+
+def measure(data: Path, runs: Path, variant: str, seed: int) -> dict[str, Any]:
+    """Train and test once, unless it has been done, and return the record."""
+    name = f"{data.name}-{variant.replace(' ', '_').replace(',', '')}-{seed}"
+    record = runs / f"{name}.json"
+    if record.exists():
+        return json.loads(record.read_text())
+    given = COMMON | VARIANTS[variant]
+    augmentation = given.pop("augmentation", None)
+    settings = medsaga.Settings(shots=SHOTS, seed=seed, test_cases=DATASETS[data.name], **given)
+    shutil.rmtree(runs / name, ignore_errors=True)
+    with _augmented(augmentation):
+        result = medsaga.train(data, runs / name, settings)
+    document = {
+        "dataset": data.name,
+        "variant": variant,
+        "seed": seed,
+        **{key: result[key] for key in ("dice_mean", "dice", "case_count", "steps", "seconds_per_step")},
+    }
+    files.write_json(record, document)
+    shutil.rmtree(runs / name)
+    return document
+
+
+@contextlib.contextmanager
+def _augmented(augmentation: Augmentation | None) -> Iterator[None]:
+    """Let the default name stand for another augmentation for a while."""
+    usual = AUGMENTATIONS["fewshot"]
+    AUGMENTATIONS["fewshot"] = augmentation or usual
+    try:
+        yield
+    finally:
+        AUGMENTATIONS["fewshot"] = usual
+
+
+def table(records: list[dict[str, Any]]) -> str:
+    """Lay out the mean Dice over seeds, per dataset, as Markdown."""
+    datasets = [name for name in DATASETS if any(record["dataset"] == name for record in records)]
+    lines = [f"| changed | {' | '.join(datasets)} | mean |", f"|---|{'---|' * (len(datasets) + 1)}"]
+    for variant in VARIANTS:
+        means = []
+        for dataset in datasets:
+            found = [r["dice_mean"] for r in records if (r["dataset"], r["variant"]) == (dataset, variant)]
+            means.append(mean(found) if len(found) == len(SEEDS) else None)
+        cells = ["not measured" if value is None else f"{value:.3f}" for value in means]
+        known = [value for value in means if value is not None]
+        total = f"{mean(known):.3f}" if len(known) == len(datasets) else ""
+        if known:
+            lines.append(f"| {variant} | {' | '.join(cells)} | {total} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Do it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("datasets", type=Path)
+    parser.add_argument("--runs", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent)
+    parser.add_argument("--variants", help="names, separated by semicolons; default all")
+    arguments = parser.parse_args()
+    arguments.runs.mkdir(parents=True, exist_ok=True)
+    for variant in (arguments.variants or ";".join(VARIANTS)).split(";"):
+        for dataset in DATASETS:
+            for seed in SEEDS:
+                measure(arguments.datasets / dataset, arguments.runs, variant, seed)
+    records = [json.loads(path.read_text()) for path in sorted(arguments.runs.glob("*.json"))]
+    files.write_json(arguments.out / "sweep.json", {"machine": machine(), "shots": SHOTS, "runs": records})
+    files.write_text(arguments.out / "sweep.md", table(records))
+    print(table(records))
+
+
+if __name__ == "__main__":
+    main()
