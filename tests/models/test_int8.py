@@ -488,8 +488,8 @@ def test_an_encoder_of_codes_learns_like_one_of_floats() -> None:
         expected = _train_linears(dense)
     losses = _train_linears(model)
     assert losses[-1] < losses[0] - 0.05
-    # Over four seeds the largest difference was 0.0007; the loss falls by 0.057 to 0.097.
-    assert losses == pytest.approx(expected, abs=0.003)
+    # Over four seeds the loss fell by 0.19 to 0.38, and the largest difference was 3.3 % of the fall.
+    assert losses == pytest.approx(expected, abs=0.05 * (expected[0] - expected[-1]))
     assert all(not torch.equal(_weight(m).codes, codes) for m, codes in zip(linears, before, strict=True))
 
 
