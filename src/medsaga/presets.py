@@ -17,7 +17,7 @@ from medsaga.recipes import with_recipe
 
 METHOD = "medsaga"
 DEFAULTS: dict[str, Any] = {
-    "steps": 400,
+    "steps": 250,
     "batch_size": 4,
     "encoder_lr": 5e-4,
     "decoder_lr": 5e-4,
