@@ -12,10 +12,15 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from medsaga.data.dicom.series import Series
 from medsaga.errors import InputError
 
+Source = Path | Series
+"""Where an image lies: in a file of one of the formats, or in the files of a DICOM series."""
 Array = npt.NDArray[np.generic]
 """An image, ``(channels, *shape)``, in the units of its file: grey values, HU, arbitrary MR units."""
+Block = tuple[int, int, Array]
+"""A piece of a volume: its first channel, its first k, and ``(channels, i, j, slices)`` of it."""
 Labels = npt.NDArray[np.integer]
 """A label map, ``(*shape)``: integer label values as in the file, or class indices where a docstring says so."""
 
@@ -64,20 +69,23 @@ class Item:
     Attributes:
         name: the name under which predictions of it are written; unique in its dataset.
         case: the patient, animal or examination it belongs to; splits never divide a case.
-        images: one file with all channels, or one file per channel in channel order.
+        images: one source with all channels, or one per channel in channel order: files, or DICOM series.
         masks: the file of the label map, or one file per structure; empty when there is none. Read them with
             `medsaga.data.items.read_mask`.
         header: grid and channels of the whole image.
         structures: the label value of each of ``masks``, ascending, where each is the binary mask of a structure;
             empty where the one file is the label map.
+        names: name and label value of every label, where the mask calls its structures by names (DICOM); empty where
+            it holds label values.
     """
 
     name: str
     case: str
-    images: tuple[Path, ...]
+    images: tuple[Source, ...]
     masks: tuple[Path, ...]
     header: Header
     structures: tuple[int, ...] = ()
+    names: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True)

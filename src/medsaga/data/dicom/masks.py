@@ -1,0 +1,70 @@
+"""Label maps out of DICOM files, whichever of the two kinds they are: segmentations or structure sets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from medsaga.data.dicom import segmentation, structures
+from medsaga.data.dicom.documents import as_key
+from medsaga.data.dicom.geometry import Geometry
+from medsaga.data.dicom.reading import is_dicom, read_header, uid
+from medsaga.data.types import Labels
+from medsaga.errors import InputError
+
+SUFFIX = ".dcm"
+
+
+def is_mask(path: Path) -> bool:
+    """Whether a file is to be read as a DICOM mask: by its suffix, or by DICOM's mark in it."""
+    return path.suffix.lower() == SUFFIX or is_dicom(path)
+
+
+def names_in(path: Path) -> tuple[str, ...]:
+    """Return the names of what is outlined in a DICOM segmentation or structure set, in its order.
+
+    Raises:
+        InputError: it is neither, or damaged.
+    """
+    of = structures.structures_of if _is_structure_set(path) else segmentation.segments_of
+    return tuple(of(path))
+
+
+def require_some(path: Path, wanted: Mapping[str, int]) -> None:
+    """Require that a mask outlines at least one of the labels.
+
+    Raises:
+        InputError: it does not, or cannot be read.
+    """
+    names, labels = names_in(path), [name for name, value in wanted.items() if value]
+    if not {as_key(name) for name in names} & {as_key(name) for name in wanted}:
+        raise InputError(
+            path,
+            expected=f"one of the labels {', '.join(labels)}" if labels else "at least one segment or structure",
+            found=", ".join(names[:8]) or "no segment",
+            do="Name the labels in dataset.json as the segments are called.",
+        )
+
+
+def read_mask(path: Path, geometry: Geometry, wanted: Mapping[str, int]) -> tuple[Labels, tuple[str, ...]]:
+    """Read a DICOM segmentation or structure set onto the grid of its images.
+
+    Args:
+        path: the file.
+        geometry: of the series that it belongs to.
+        wanted: label value of each name; what has another name is background.
+
+    Returns:
+        Labels of the shape of ``geometry.grid``; warnings.
+
+    Raises:
+        InputError: it cannot be read, or is of other images.
+    """
+    read = structures.read_structures if _is_structure_set(path) else segmentation.read_segmentation
+    labels, _, warnings = read(path, geometry, wanted)
+    return labels, warnings
+
+
+def _is_structure_set(path: Path) -> bool:
+    header = read_header(path, ("SOPClassUID",), until=0x00080018)
+    return uid(path, header, "SOPClassUID") in structures.STORAGE_CLASSES

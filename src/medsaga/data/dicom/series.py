@@ -1,0 +1,213 @@
+"""Which image series lie in a folder, and which one is meant."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from medsaga.data.dicom import reading
+from medsaga.errors import InputError
+
+_MOST_FILES = 100_000
+_MOST_LISTED = 20
+CHOOSE = "Choose one with --series: its number in this list, a part of its description, or 'largest'."
+_KEYWORDS = (
+    *("SOPClassUID", "Modality", "SeriesDescription", "SeriesInstanceUID", "StudyInstanceUID"),
+    *("Rows", "Columns", "NumberOfFrames"),
+)
+_BEHIND_COLUMNS = 0x00280012
+_NO_IMAGES = frozenset(
+    ("SEG", "RTSTRUCT", "RTPLAN", "RTDOSE", "RTRECORD", "SR", "PR", "KO", "REG", "FID", "DOC", "PLAN", "AU", "ECG")
+)
+"""Modalities whose files describe images or treatments. RTDOSE has pixels, which are doses."""
+
+
+@dataclass(frozen=True)
+class Series:
+    """The images that a scanner stored as one series.
+
+    Attributes:
+        root: the folder, or the file, that the user named.
+        uid: SeriesInstanceUID; never shown.
+        study: StudyInstanceUID; never shown.
+        files: its files, sorted by name.
+        modality: ``CT``, ``MR``, ``US``, ...
+        description: the operator's words for it, printable and at most 60 characters.
+        images: the number of images: frames count one by one.
+        rows: height of the images in pixels; 0 where it differs.
+        columns: width of the images in pixels; 0 where it differs.
+    """
+
+    root: Path
+    uid: str = field(repr=False)
+    files: tuple[Path, ...] = field(repr=False)
+    modality: str
+    description: str
+    images: int
+    rows: int = 0
+    columns: int = 0
+    study: str = field(default="", repr=False)
+
+    def label(self) -> str:
+        """Say in words for people which series it is."""
+        size = f"{self.rows} x {self.columns}" if self.rows and self.columns else "several sizes"
+        description = f" {self.description!r}" if self.description else ""
+        return f"{self.modality or 'unknown modality'}{description}, {self.images} x ({size})"
+
+
+@dataclass(frozen=True)
+class _Found:
+    file: Path
+    uid: str
+    study: str
+    modality: str
+    description: str
+    images: int
+    size: tuple[int, int]
+
+
+def find_series(root: Path) -> list[Series]:
+    """Find the image series in a file, a folder, or an export of any depth; headers are read, no pixels.
+
+    Files that are no DICOM are passed over, and so are directories of media (DICOMDIR), segmentations, structure
+    sets, reports and presentation states. Symbolic links are followed only within ``root``.
+
+    Returns:
+        Largest first; empty where there is none.
+
+    Raises:
+        InputError: there is no such file or folder, it holds more than 100,000 files, or a file is damaged DICOM.
+    """
+    found: dict[tuple[str, Path | None], list[_Found]] = {}
+    for path in _files(root):
+        image = _image(path)
+        if image is not None:
+            # Images without a UID can only be kept together by their folder.
+            found.setdefault((image.uid, None if image.uid else path.parent), []).append(image)
+    series = [_series(root, images) for images in found.values()]
+    return sorted(series, key=lambda each: (-each.images, -each.rows * each.columns, each.modality, each.uid))
+
+
+def choose_series(found: list[Series], wanted: str | None = None, *, do: str = CHOOSE) -> Series:
+    """Choose one of the series of `find_series`.
+
+    Args:
+        found: the series, largest first.
+        wanted: None takes the only one; ``largest``; its number in the list of the message, from 1; its
+            SeriesInstanceUID; else a part of its description, in upper or lower case.
+        do: what the user can do when several fit.
+
+    Raises:
+        InputError: there is none, or more than one fits; the message lists them.
+    """
+    if not found:
+        raise InputError(
+            "DICOM", expected="an image series", found="none", do="Name a file or a folder with DICOM images."
+        )
+    if wanted is None:
+        fitting = found
+    elif wanted == "largest":
+        most = max(each.images * each.rows * each.columns for each in found)
+        fitting = [each for each in found if each.images * each.rows * each.columns == most]
+    elif wanted.isdecimal() and 1 <= int(wanted[:9]) <= len(found):
+        fitting = [found[int(wanted[:9]) - 1]]
+    else:
+        fitting = [each for each in found if each.uid == wanted] or [
+            each for each in found if wanted.casefold() in each.description.casefold()
+        ]
+    if len(fitting) == 1:
+        return fitting[0]
+    asked = "that UID" if wanted and set(wanted) <= set("0123456789.") and "." in wanted else repr(wanted)
+    raise InputError(
+        found[0].root,
+        expected="one DICOM series" if wanted is None else f"one DICOM series that fits {asked}",
+        found=f"{_listed(found, fitting)}" if fitting else f"none among {_listed(found, found)}",
+        do=do,
+    )
+
+
+def _listed(found: list[Series], some: list[Series]) -> str:
+    lines = [f"{number}: {each.label()}" for number, each in enumerate(found, 1) if each in some]
+    more = [f"and {len(lines) - _MOST_LISTED} more"] if len(lines) > _MOST_LISTED else []
+    return f"{len(lines)} series ({'; '.join(lines[:_MOST_LISTED] + more)})"
+
+
+def _files(root: Path) -> Iterator[Path]:
+    """Yield the files below a folder in the order of their names, or the file itself."""
+    if root.is_file():
+        yield root
+        return
+    if not root.is_dir():
+        raise InputError(
+            root, expected="a DICOM file or a folder", found="no such file or folder", do="Check its name."
+        )
+    inside, count, folders = root.resolve(), 0, [root]
+    while folders:
+        folder = folders.pop()
+        try:
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        except OSError:
+            raise InputError(
+                folder, expected="a folder that can be read", found="no access to it", do="Check its permissions."
+            ) from None
+        folders.extend(Path(entry.path) for entry in reversed(entries) if entry.is_dir(follow_symlinks=False))
+        for entry in entries:
+            path = Path(entry.path)
+            # Also what is no file counts towards the bound: a folder of pipes is as long to walk.
+            count += 1
+            if count > _MOST_FILES:
+                raise InputError(
+                    root,
+                    expected=f"at most {_MOST_FILES:,} files",
+                    found="more",
+                    do="Name the folder of one patient or of one series.",
+                )
+            if entry.is_file() and (not entry.is_symlink() or path.resolve().is_relative_to(inside)):
+                yield path
+
+
+def _image(path: Path) -> _Found | None:
+    """Return what a file says of its series; None where it is no DICOM image."""
+    has_magic = reading.is_dicom(path)
+    if path.name.upper() == "DICOMDIR" or not (has_magic or reading.may_be_bare(path)):
+        return None
+    try:
+        header = reading.read_header(path, _KEYWORDS, _BEHIND_COLUMNS)
+        modality, storage = reading.text(path, header, "Modality"), reading.uid(path, header, "SOPClassUID")
+        if modality in _NO_IMAGES or ("Rows" not in header and not _is_image_storage(storage)):
+            return None
+        size = reading.whole(path, header, "Rows"), reading.whole(path, header, "Columns")
+        images = max(1, reading.whole(path, header, "NumberOfFrames", 1))
+    except InputError:
+        # Without the mark it was only a guess that it is DICOM at all.
+        if has_magic:
+            raise
+        return None
+    uid, study = (reading.uid(path, header, name) for name in ("SeriesInstanceUID", "StudyInstanceUID"))
+    return _Found(path, uid, study, modality, reading.text(path, header, "SeriesDescription"), images, size)
+
+
+def _is_image_storage(storage: str) -> bool:
+    """Whether the class of an object is one of images, so that one without Rows is damaged."""
+    name = reading.as_uid(storage).name
+    return "Image Storage" in name and "Presentation State" not in name
+
+
+def _series(root: Path, images: list[_Found]) -> Series:
+    images = sorted(images, key=lambda each: str(each.file))
+    sizes = Counter(each.size for each in images)
+    rows, columns = next(iter(sizes)) if len(sizes) == 1 else (0, 0)
+    return Series(
+        root=root,
+        uid=images[0].uid,
+        files=tuple(each.file for each in images),
+        modality=images[0].modality,
+        description=images[0].description,
+        images=sum(each.images for each in images),
+        rows=rows,
+        columns=columns,
+        study=images[0].study,
+    )
