@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from medsaga.data.formats import arrays, nifti, raster
+from medsaga.data.formats import arrays, itk, nifti, raster
 from medsaga.data.types import Array, Header, Labels
 from medsaga.errors import InputError
 
@@ -43,7 +43,7 @@ class Format(Protocol):
         """Write ``(classes, *shape)`` float32 probabilities on the grid of the image ``like``."""
 
 
-FORMATS: tuple[Format, ...] = (raster, nifti, arrays)
+FORMATS: tuple[Format, ...] = (raster, nifti, itk, arrays)
 SUFFIXES: tuple[str, ...] = tuple(suffix for each in FORMATS for suffix in each.SUFFIXES)
 
 

@@ -34,6 +34,8 @@ _LOW_BIT_STEP = {"L;2": 85, "L;4": 17}
 """Pillow stretches 2-bit and 4-bit grey to 0..255 by these factors, which would change label values."""
 _MOST_PIXELS_PER_BYTE = {"raw": 8, "zip": 8 * 1100}
 """By Pillow's name of the decoder: one bit per pixel, which deflate makes at most 1032 times smaller."""
+_MOST_PIXELS = 20_000 * 20_000
+"""More than Pillow's own bound, for tissue sections; 1.2 GB in colour. What is larger is read in parts elsewhere."""
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT: dict[int, Image.Transpose] = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -126,7 +128,7 @@ def read_labels(path: Path) -> Labels:
     return stored.astype(stored.dtype.newbyteorder("="))
 
 
-def write_labels(path: Path, labels: Labels, like: Path) -> None:
+def write_labels(path: Path, labels: Labels, like: Path | Grid) -> None:
     """Write ``(height, width)`` labels as 8-bit or 16-bit grey PNG or TIFF, by the suffix of ``path``.
 
     Raises:
@@ -139,7 +141,7 @@ def write_labels(path: Path, labels: Labels, like: Path) -> None:
             found=f"the suffix {path.suffix!r}",
             do="Choose another suffix: JPEG would change the labels.",
         )
-    assert labels.shape == read_header(like).grid.shape, "predictions are written on the grid of their image"
+    assert labels.shape == _shape_of(like), "predictions are written on the grid of their image"
     assert labels.min() >= 0
     assert labels.max() <= 65535
     smallest = np.uint8 if labels.max() <= 255 else np.uint16
@@ -147,7 +149,7 @@ def write_labels(path: Path, labels: Labels, like: Path) -> None:
         Image.fromarray(labels.astype(smallest)).save(temporary)
 
 
-def write_probabilities(path: Path, probabilities: npt.NDArray[np.float32], like: Path) -> None:
+def write_probabilities(path: Path, probabilities: npt.NDArray[np.float32], like: Path | Grid) -> None:
     """Write ``(classes, height, width)`` float32 as a TIFF with one page per class.
 
     Raises:
@@ -160,10 +162,14 @@ def write_probabilities(path: Path, probabilities: npt.NDArray[np.float32], like
             found=f"the suffix {path.suffix!r}",
             do="Choose .tif: PNG and JPEG cannot hold floating point.",
         )
-    assert probabilities.shape[1:] == read_header(like).grid.shape, "predictions have the grid of their image"
+    assert probabilities.shape[1:] == _shape_of(like), "predictions have the grid of their image"
     first, *others = (Image.fromarray(page.astype(np.float32, copy=False)) for page in probabilities)
     with replacing(path) as temporary:
         first.save(temporary, save_all=True, append_images=others, compression="tiff_adobe_deflate")
+
+
+def _shape_of(like: Path | Grid) -> tuple[int, ...]:
+    return like.shape if isinstance(like, Grid) else read_header(like).grid.shape
 
 
 @contextlib.contextmanager
@@ -177,7 +183,7 @@ def _opened(path: Path, *, verify: bool = False) -> Iterator[Image.Image]:
     TIFFs that are to be rotated (seen with Pillow 13). Damaged files make the decoders raise nearly anything, hence
     the broad ``except``. Their warnings (large image, odd metadata) call for nothing that a user could do.
     """
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _own_bound():
         warnings.simplefilter("ignore")
         try:
             with path.open("rb") as handle, Image.open(handle, formats=("PNG", "JPEG", "TIFF", "BMP", "GIF")) as image:
@@ -191,9 +197,9 @@ def _opened(path: Path, *, verify: bool = False) -> Iterator[Image.Image]:
         except Image.DecompressionBombError as error:
             raise InputError(
                 path,
-                expected=f"at most {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels",
+                expected=f"at most {_MOST_PIXELS:,} pixels",
                 found="a header that claims more",
-                do="Cut the image into tiles, or save it again if the file is damaged.",
+                do="Save it at a lower magnification or in several parts, or again if the file is damaged.",
             ) from error
         except Exception as error:
             raise InputError(
@@ -202,6 +208,16 @@ def _opened(path: Path, *, verify: bool = False) -> Iterator[Image.Image]:
                 found=_what_happened(path, error),
                 do="Copy or export the file again.",
             ) from error
+
+
+@contextlib.contextmanager
+def _own_bound() -> Iterator[None]:
+    # Pillow refuses from twice this number on. It is put back, because it is everybody's.
+    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, _MOST_PIXELS // 2
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
 
 
 def _what_happened(path: Path, error: Exception) -> str:
