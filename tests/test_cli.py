@@ -56,7 +56,12 @@ def test_train_evaluate_predict(run: Path, toy: Path, tmp_path: Path, capsys: py
     assert json.loads(captured.out) == json.loads((run / "result.json").read_text())
     assert json.loads(captured.out)["metric_protocol"] == "mm"
     assert main(["predict", str(run), str(toy / "images"), "--out", str(tmp_path / "out"), "--overlay"]) == 0
-    labels = sorted(path for path in (tmp_path / "out").iterdir() if "overlay" not in path.name)
+    first, *order = (tmp_path / "out" / "confidence.csv").read_text().splitlines()
+    assert first == "case,confidence,disc,bar"
+    assert sorted(line.split(",")[0] for line in order) == [f"img{n}" for n in range(6)]
+    confidence = [float(line.split(",")[1]) for line in order]
+    assert confidence == sorted(confidence)
+    labels = sorted(path for path in (tmp_path / "out").glob("*.png") if "overlay" not in path.name)
     assert [path.name for path in labels] == [f"img{n}.png" for n in range(6)]
     for path in labels:
         with Image.open(path) as picture:
@@ -90,7 +95,7 @@ def test_predict_one_file_to_one_file_and_never_over_an_input(
     assert main(["predict", str(run), str(toy / "images"), "--out", str(toy / "images")]) == 2
     assert image.read_bytes() == before
     assert main(["predict", str(run), str(image), "--out", str(tmp_path / "x.nii.gz")]) == 2
-    assert "another format" in capsys.readouterr().err
+    assert "png, tiff; found nifti" in capsys.readouterr().err
 
 
 def test_info(toy: Path, capsys: pytest.CaptureFixture[str]) -> None:

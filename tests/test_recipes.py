@@ -13,7 +13,7 @@ from medsaga.errors import InputError
 from medsaga.methods import METHODS
 from medsaga.presets import DeviceDefaults, fill_in
 from medsaga.recipes import read_recipe, recipe_names, with_recipe
-from medsaga.training.prepare import settled
+from medsaga.training.settle import settled
 
 
 @pytest.mark.parametrize("name", recipe_names())

@@ -18,6 +18,7 @@ from rich.table import Table
 from tyro.conf import Positional
 
 from medsaga import run_folder
+from medsaga.cli_suggest import Suggest
 from medsaga.cli_weights import Weights
 from medsaga.config import Settings, SharedSettings
 from medsaga.errors import InputError, Interrupted, MedsagaError, OutOfMemoryError, RunError
@@ -49,7 +50,7 @@ class Info:
     """Describe a dataset: cases, channels, labels, spacing, problems."""
 
     data: Positional[Path]
-    """Dataset folder: nnU-Net layout, or images/ and masks/."""
+    """Dataset folder: nnU-Net layout, or images/ and masks/ (DICOM: images/CASE/ and masks/CASE.dcm)."""
     json: bool = False
     """Print one JSON document."""
     debug: bool = False
@@ -74,12 +75,19 @@ class Info:
 
 @dataclass(kw_only=True)
 class Train:
-    """Fine-tune a model on the labelled cases of a dataset and test it on the held-out ones."""
+    """Fine-tune a model on the labelled cases of a dataset and test it on the held-out ones.
 
-    data: Positional[Path]
-    """Dataset folder: nnU-Net layout, or images/ and masks/."""
+    With --continue RUN --data NEW, go on from a finished run with new or corrected cases.
+    """
+
+    folder: Annotated[Positional[Path | None], tyro.conf.arg(metavar="[DATA]")] = None
+    """Dataset folder: nnU-Net layout, or images/ and masks/ (DICOM: images/CASE/ and masks/CASE.dcm)."""
     out: Path
     """Run folder to make."""
+    before: Annotated[Path | None, tyro.conf.arg(name="continue")] = None
+    """Run to start from: its weights, its settings, its training cases, and the same test cases."""
+    new: Annotated[Path | None, tyro.conf.arg(name="data")] = None
+    """With --continue: dataset folder of the cases to add; one that the run trained on is replaced."""
     settings: Annotated[Settings, tyro.conf.arg(name="")] = field(default_factory=Settings)
     resume: bool = False
     """Go on with the interrupted run in OUT, to the same result."""
@@ -89,10 +97,22 @@ class Train:
     """Show the traceback of an error."""
 
     def run(self) -> None:
-        """Do it."""
+        """Do it.
+
+        Raises:
+            InputError: there is no data, or more than needed.
+        """
         from medsaga.training.loop import train
 
-        result = train(self.data, self.out, self.settings, resume=self.resume, console=console())
+        data, other = (self.folder, self.new) if self.before is None else (self.new, self.folder)
+        if data is None or other is not None:
+            raise InputError(
+                "train",
+                expected="DATA, or --continue RUN with --data NEW",
+                found="neither" if data is None and other is None else "a mixture of both",
+                do="Name the folder of the labelled cases once.",
+            )
+        result = train(data, self.out, self.settings, continue_from=self.before, resume=self.resume, console=console())
         print_result(result, as_json=self.json)
         console().print(f"report: {self.out / run_folder.REPORT}")
 
@@ -122,18 +142,37 @@ class Evaluate:
 
 @dataclass(kw_only=True)
 class Predict:
-    """Segment an image, a volume, or a folder of them; label maps come back on the input's own grid."""
+    """Segment an image, a volume, a DICOM series, or a folder of them; label maps lie on the input's own grid.
+
+    Of several images the least confident are named: look at those first.
+    """
 
     folder: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]
     """Run folder."""
     input: Positional[Path]
-    """Image or volume file, or a folder of them."""
+    """Image or volume file, DICOM series, or a folder of them."""
     out: Path
-    """Label map to write; a folder when INPUT is one."""
+    """Label map to write, its format given by the suffix; a folder when INPUT has several images."""
+    format: str = "auto"
+    """auto (the input's own; of DICOM a segmentation object), seg, rtstruct, nifti, png or tiff."""
+    series: str | None = None
+    """Which DICOM series, where there are several: a part of its description, its number, its UID, or largest."""
     probabilities: bool = False
     """Write the probability of every class too."""
     overlay: bool = False
     """Write a picture of the label map on the image too."""
+    measure: bool = False
+    """Write measurements.csv too: volume, area, largest diameter, components of every class."""
+    tta: bool = False
+    """Average over the flips of each slice: often better, four times as long."""
+    largest_component: bool = False
+    """Keep the largest piece of every class only."""
+    fill_holes: bool = False
+    """Fill what a class encloses."""
+    min_size: float = 0.0
+    """Remove pieces smaller than this, in mm3 (2-D: mm2; without a spacing: voxels)."""
+    codes: Path | None = None
+    """JSON file with coded terminology of the labels, for DICOM."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
     debug: bool = False
@@ -141,14 +180,24 @@ class Predict:
 
     def run(self) -> None:
         """Do it."""
-        from medsaga.predict import predict_files
+        from medsaga.data.dicom.terminology import read_codes
+        from medsaga.postprocess import PostProcessing
+        from medsaga.predict import Wanted, predict_files
 
         written = predict_files(
             self.folder,
             self.input,
             self.out,
-            probabilities=self.probabilities,
-            overlay=self.overlay,
+            Wanted(
+                format=self.format,
+                probabilities=self.probabilities,
+                overlay=self.overlay,
+                measure=self.measure,
+                post=PostProcessing(self.largest_component, self.fill_holes, self.min_size),
+                codes={} if self.codes is None else read_codes(self.codes),
+            ),
+            series=self.series,
+            tta=self.tta,
             device=self.device,
             console=console(),
         )
@@ -243,7 +292,7 @@ class Compare:
         console().print(f"page: {self.out / 'index.html'}")
 
 
-Verb = Demo | Info | Train | Evaluate | Predict | Compare | Memory | Weights
+Verb = Demo | Info | Train | Evaluate | Predict | Suggest | Compare | Memory | Weights
 
 
 def whole_numbers(flag: str, text: str) -> list[int]:

@@ -24,6 +24,7 @@ Augmentations = Literal["fewshot", "samed", "none"]
 Checkpointing = Literal["auto", "none", "blocks"]
 LossResolution = Literal["image", "logits"]
 Precision = Literal["auto", "fp32", "bf16", "fp16", "int8"]
+SMALLEST_TILE = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +42,8 @@ class SharedSettings:
     """Training cases put aside to choose the best checkpoint; by default a fifth of 10 or more, else none."""
     image_size: int | None = None
     """Side in pixels of the square that the model sees; a multiple of 16."""
+    tile: int | None = None
+    """Side in pixels of the image's own grid: larger slices are cut into tiles of it; by default seen whole."""
     channels: tuple[str, ...] | None = None
     """Names of the image channels to use, where each is a file of its own; by default all."""
     axis: Axis = "auto"
@@ -127,6 +130,13 @@ class Settings(SharedSettings):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(flag(name), expected="at least 1", found=str(value), do="Give a larger number.")
+        if self.tile is not None and self.tile < SMALLEST_TILE:
+            raise InputError(
+                flag("tile"),
+                expected=f"at least {SMALLEST_TILE} pixels",
+                found=str(self.tile),
+                do="Give a larger tile.",
+            )
         for name in ["neighbours", "seed", "fold", "validation_cases", "test_cases", "warmup", "weight_decay"]:
             value = getattr(self, name)
             if value is not None and value < 0:
@@ -222,6 +232,7 @@ class RunConfig:
         channels: names of the image channels, in order.
         intensities: one resolved intensity mapping per channel.
         settings: nothing that training needs is left open.
+        added: the dataset folders whose cases were added, one after the other, by continuing a run.
     """
 
     data: str
@@ -229,6 +240,7 @@ class RunConfig:
     channels: tuple[str, ...]
     intensities: tuple[Intensity, ...]
     settings: ResolvedSettings
+    added: tuple[str, ...] = ()
 
     @property
     def in_channels(self) -> int:
@@ -239,6 +251,7 @@ class RunConfig:
         """Write ``config.toml``, whole or not at all."""
         document = {
             "data": self.data,
+            "added": list(self.added),
             "channels": list(self.channels),
             "settings": {k: v for k, v in dataclasses.asdict(self.settings).items() if v is not None},
             "labels": self.labels,
@@ -265,6 +278,7 @@ def read_config(path: Path) -> RunConfig:
             channels=tuple(document["channels"]),
             intensities=tuple(Intensity(**entry) for entry in document["intensities"]),
             settings=ResolvedSettings(**settings),
+            added=tuple(document.get("added", ())),
         )
     except FileNotFoundError:
         raise InputError(

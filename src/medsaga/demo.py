@@ -11,7 +11,7 @@ from medsaga import run_folder
 from medsaga.config import Settings
 from medsaga.data.phantom import write_phantom_ct
 from medsaga.errors import InputError
-from medsaga.predict import predict_files
+from medsaga.predict import Wanted, predict_files
 from medsaga.training.loop import train
 
 SETTINGS = Settings(shots=4, steps=250, batch_size=4, image_size=128)
@@ -38,6 +38,6 @@ def demo(out: Path, console: Console) -> dict[str, Any]:
     result = train(data, run, SETTINGS, console=console)
     worst = min(result["cases"], key=lambda case: case["dice_mean"])
     image = data / "imagesTr" / f"{worst['name']}_0000.nii.gz"
-    predict_files(run, image, out / "prediction", overlay=True, console=console)
+    predict_files(run, image, out / "prediction", Wanted(overlay=True), console=console)
     console.print(f"report: {run / run_folder.REPORT}\npicture: {out / 'prediction'} ({worst['name']}, the worst case)")
     return result

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Self
 
@@ -12,13 +13,16 @@ import numpy.typing as npt
 import torch
 
 from medsaga import run_folder
+from medsaga.confidence import Confidence, ConfidenceScores
 from medsaga.config import RunConfig, read_config
-from medsaga.data.dataset import find_inputs
-from medsaga.data.intensity import apply
-from medsaga.data.items import read_item
-from medsaga.data.letterbox import letterbox, unletterbox
-from medsaga.data.slices import SliceView, slice_channels, slice_view
+from medsaga.data.inputs import find_inputs
+from medsaga.data.letterbox import content_size, letterbox, unletterbox
+from medsaga.data.pictures import picture_of, read_picture
+from medsaga.data.slices import SliceView, Stack, slice_channels, slice_view
+from medsaga.data.sources import place_of
+from medsaga.data.tiles import blended, overlapping, tile_shape
 from medsaga.data.types import Array, Grid, Item, Labels, to_label_values
+from medsaga.data.volumes import empty_result
 from medsaga.device import choose_device
 from medsaga.errors import InputError, OutOfMemoryError
 from medsaga.memory.tracker import is_out_of_memory
@@ -29,23 +33,30 @@ from medsaga.models.weights import load_model
 
 # A slice is mapped back to its own size one at a time: the probabilities of a large slice outweigh the model.
 BATCH_SIZE = 8
-"""Slices that go through the model at a time, unless the run was trained with fewer at a time."""
+"""Slices or tiles that go through the model at a time, unless the run was trained with fewer at a time."""
+FLIPS: tuple[tuple[int, ...], ...] = ((), (1,), (2,), (1, 2))
+"""The axes of ``(channels, height, width)`` that each pass of test-time augmentation turns round."""
 
 
 @dataclass(frozen=True)
 class Prediction:
     """The segmentation of one image or volume, on its own grid.
 
+    What is larger than `medsaga.data.volumes.LARGEST_IN_MEMORY` lies in temporary files, which go with this object:
+    arrays are memory maps then, and the voxels of the image are read slice by slice.
+
     Attributes:
         labels: (*shape) label values, as ``dataset.json`` names them; unsigned integers.
         probabilities: (classes, *shape) float32, summing to 1 over the classes; None unless asked for.
-        picture: (slices, channels, height, width) uint8, what the model looked at, slice by slice.
+        confidence: how sure the model is of ``labels``, which is no promise that it is right.
+        picture: slice by slice, (channels, height, width) uint8: what the model looked at.
         view: how ``picture`` and the grid belong together.
     """
 
     labels: Labels
     probabilities: npt.NDArray[np.float32] | None
-    picture: npt.NDArray[np.uint8]
+    confidence: ConfidenceScores
+    picture: Stack[np.uint8]
     view: SliceView
 
 
@@ -100,6 +111,7 @@ class Segmenter:
         spacing: Sequence[float] | None = None,
         affine: npt.NDArray[np.float64] | None = None,
         probabilities: bool = False,
+        tta: bool = False,
         progress: Callable[[int, int], None] | None = None,
     ) -> Prediction:
         """Segment an image or a volume.
@@ -111,29 +123,43 @@ class Segmenter:
             affine: (4, 4) voxel index to RAS+ mm of an array that is a volume; without it i, j, k are taken to point
                 right, anterior and superior.
             probabilities: whether to return them too; they take 4 bytes per class and voxel.
-            progress: called with the slices done and the slices in all.
+            tta: test-time augmentation, which takes four times as long: the mean of the probabilities of every slice
+                and of its mirror images along one axis, the other, and both.
+            progress: called with what is done and what there is in all: slices, or tiles of slices.
 
         Raises:
             InputError: the image cannot be used with this model.
         """
         if isinstance(image, str | Path):
-            items = find_inputs(Path(image), channels=len(self.config.channels))
+            items = find_inputs(Path(image), channels=self.config.channels)
             if len(items) != 1:
                 raise InputError(
                     image, expected="one image", found=f"{len(items)}", do="Predict a folder with `medsaga predict`."
                 )
-            return self.predict_item(items[0], probabilities=probabilities, progress=progress)
+            return self.predict_item(items[0], probabilities=probabilities, tta=tta, progress=progress)
         array = self._channels_first(np.asarray(image))
         if spacing is None and affine is not None:
             spacing = [float(size) for size in np.linalg.norm(np.asarray(affine)[:3, :3], axis=0)]
+        found = f"{len(array)}" if array.ndim in (3, 4) else f"an array of {array.ndim} axes"
+        self._check_channels(found, "array")
         grid = Grid(array.shape[1:], None if spacing is None else tuple(spacing), affine)
-        return self._predict(array, grid, "array", probabilities, progress)
+        view = slice_view(grid, self.config.settings.axis)
+        picture = picture_of(array, view, self.config.intensities, "array")
+        return self._predict(picture, view, probabilities, tta, progress)
 
     def predict_item(
-        self, item: Item, *, probabilities: bool = False, progress: Callable[[int, int], None] | None = None
+        self,
+        item: Item,
+        *,
+        probabilities: bool = False,
+        tta: bool = False,
+        progress: Callable[[int, int], None] | None = None,
     ) -> Prediction:
         """Segment an image or volume from its file or files; see `predict`."""
-        return self._predict(read_item(item), item.header.grid, str(item.images[0]), probabilities, progress)
+        self._check_channels(f"{item.header.channels}", place_of(item.images[0]))
+        view = slice_view(item.header.grid, self.config.settings.axis)
+        picture = read_picture(item, view, self.config.intensities)
+        return self._predict(picture, view, probabilities, tta, progress)
 
     def _channels_first(self, array: Array) -> Array:
         channels = len(self.config.channels)
@@ -141,49 +167,93 @@ class Segmenter:
             return np.moveaxis(array, -1, 0)
         return array if array.ndim == 4 else array[np.newaxis]
 
-    def _predict(
-        self,
-        image: Array,
-        grid: Grid,
-        where: str,
-        probabilities: bool,
-        progress: Callable[[int, int], None] | None,
-    ) -> Prediction:
-        channels = len(self.config.channels)
-        if image.ndim not in (3, 4) or len(image) != channels:
+    def _check_channels(self, found: str, where: str | Path) -> None:
+        names = self.config.channels
+        if found != f"{len(names)}":
             raise InputError(
                 where,
-                expected=f"{channels} channel(s), as the model was trained on: {', '.join(self.config.channels)}",
-                found=f"{len(image)}" if image.ndim in (3, 4) else f"an array of {image.ndim} axes",
+                expected=f"{len(names)} channel(s), as the model was trained on: {', '.join(names)}",
+                found=found,
                 do="Give the same channels in the same order.",
             )
-        view = slice_view(grid, self.config.settings.axis)
-        picture = view.view(
-            np.stack([apply(i, channel, where) for i, channel in zip(self.config.intensities, image, strict=True)])
-        )
-        classes = np.empty((view.slices, *view.slice_shape), dtype=np.uint8)
-        soft = np.empty((view.slices, self.model.classes, *view.slice_shape), np.float32) if probabilities else None
-        for index, probability in enumerate(self._probabilities(picture, view.slice_shape)):
-            classes[index] = probability.argmax(0).to("cpu", torch.uint8).numpy()
-            if soft is not None:
-                soft[index] = probability.cpu().numpy()
-            if progress:
-                progress(index + 1, view.slices)
-        labels = to_label_values(view.restore(classes), self.label_values)
-        return Prediction(labels, None if soft is None else view.restore(soft), picture, view)
+
+    def _predict(
+        self,
+        picture: Stack[np.uint8],
+        view: SliceView,
+        probabilities: bool,
+        tta: bool,
+        progress: Callable[[int, int], None] | None,
+    ) -> Prediction:
+        order = view.order or (0, 1)
+        labels = empty_result(view.shape, order, np.min_scalar_type(int(self.label_values.max())))
+        soft = None
+        if probabilities:
+            stored = (order[0] + 1, 0, *(axis + 1 for axis in order[1:])) if view.order else (0, 1, 2)
+            soft = empty_result((self.model.classes, *view.shape), stored, np.float32)
+        confidence = Confidence(self.model.classes)
+        labels_of = view.view(labels[np.newaxis])[:, 0]
+        soft_of = None if soft is None else view.view(soft)
+        for index, top, strip in self._strips(picture, view.slice_shape, tta, progress):
+            rows = slice(top, top + strip.shape[1])
+            confidence.add(strip)
+            # argmax takes ten times as long, on a CPU.
+            classes = strip.max(0).indices.to("cpu", torch.uint8).numpy()
+            labels_of[index, rows] = to_label_values(classes, self.label_values)
+            if soft_of is not None:
+                soft_of[index, :, rows] = strip.cpu().numpy()
+        return Prediction(labels, soft, confidence.result(), picture, view)
 
     @torch.inference_mode()
-    def _probabilities(self, picture: npt.NDArray[np.uint8], shape: tuple[int, int]) -> Iterator[torch.Tensor]:
-        """Yield (classes, height, width) float32 per slice; the model sees ``BATCH_SIZE`` slices at a time."""
+    def _strips(
+        self,
+        picture: Stack[np.uint8],
+        shape: tuple[int, int],
+        tta: bool,
+        progress: Callable[[int, int], None] | None,
+    ) -> Iterator[tuple[int, int, torch.Tensor]]:
+        """Yield slice, first row and (classes, rows, width) float32 probabilities, in that order: all of a slice, or,
+        where it is cut into tiles, strips of it.
+        """
+        height, width = tile_shape(shape, self.config.settings.tile)
+        tops, lefts = overlapping(shape[0], height), overlapping(shape[1], width)
+        total = len(picture) * len(tops) * len(lefts)
+
+        def windows() -> Iterator[npt.NDArray[np.uint8]]:
+            for index in range(len(picture)):
+                channels = slice_channels(picture, index, self.config.settings.neighbours)
+                for top in tops:
+                    for left in lefts:
+                        yield channels[:, top : top + height, left : left + width]
+
+        def counted() -> Iterator[torch.Tensor]:
+            for done, probability in enumerate(self._probabilities(windows(), FLIPS if tta else FLIPS[:1]), 1):
+                if progress:
+                    progress(done, total)
+                yield probability
+
+        predicted = counted()
+        for index in range(len(picture)):
+            for top, strip in blended(predicted, tops, lefts, shape):
+                yield index, top, strip
+
+    def _probabilities(
+        self, windows: Iterator[npt.NDArray[np.uint8]], flips: Sequence[tuple[int, ...]]
+    ) -> Iterator[torch.Tensor]:
+        """Yield (classes, height, width) float32 per (channels, height, width): the mean over its mirror images."""
         size = self.model.image_size
-        for start in range(0, len(picture), BATCH_SIZE):
-            indices = range(start, min(start + BATCH_SIZE, len(picture)))
-            boxed = [
-                letterbox(slice_channels(picture, index, self.config.settings.neighbours), size) for index in indices
-            ]
-            images = torch.from_numpy(np.stack([square for square, _ in boxed])).to(self.device)
-            for one, (_, content) in zip(self._logits(images), boxed, strict=True):
-                yield unletterbox(one[None], content, size, shape)[0].softmax(0)
+        while batch := [*islice(windows, BATCH_SIZE // len(flips))]:
+            boxed = [letterbox(np.flip(window, flip), size) for window in batch for flip in flips]
+            logits = self._logits(torch.from_numpy(np.stack([square for square, _ in boxed])).to(self.device))
+            for window in batch:
+                _, height, width = window.shape
+                total: torch.Tensor | None = None
+                for flip, one in zip(flips, islice(logits, len(flips)), strict=True):
+                    maps = unletterbox(one[None], content_size((height, width), size), size, (height, width))
+                    found = maps[0].softmax(0)
+                    total = found if total is None else total.add_(found.flip(flip))
+                assert total is not None
+                yield total if len(flips) == 1 else total / len(flips)
 
     def _logits(self, images: torch.Tensor) -> Iterator[torch.Tensor]:
         """Yield (classes, size / 4, size / 4) float32 per image, as many images at a time as memory holds."""

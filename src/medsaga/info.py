@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from medsaga.data.dataset import check_items, read_dataset
-from medsaga.data.items import overlap
+from medsaga.data.items import overlap, warnings_of
 from medsaga.data.labels import listed
 from medsaga.data.types import Dataset, Item
 from medsaga.errors import InputError
@@ -42,6 +42,9 @@ def describe(data: Path, console: Console) -> tuple[dict[str, Any], tuple[InputE
         "test_cases": list(dataset.test),
         "value_range": dataset.value_range,
         "overlapping_structures": None if problems else _overlaps(dataset),
+        "warnings": []
+        if problems
+        else [f"{item.name}: {text}" for item in dataset.items for text in warnings_of(item)],
         "problems": [str(problem) for problem in problems],
     }
     return document, problems
@@ -69,6 +72,10 @@ def info_table(document: dict[str, Any]) -> Table:
     if overlaps is not None:
         found = f"{overlaps['pixels']:,} pixels in {overlaps['images']} images; the label with the higher number wins"
         table.add_row("structures overlap", found if overlaps["pixels"] else "nowhere")
+    warnings = document["warnings"]
+    table.add_row("warnings", "none" if not warnings else f"{len(warnings)}")
+    for warning in warnings[:SHOWN_PROBLEMS]:
+        table.add_row("", Text(warning))
     table.add_row("problems", "none" if not problems else f"{len(problems)}")
     for problem in problems[:SHOWN_PROBLEMS]:
         table.add_row("", Text(problem))

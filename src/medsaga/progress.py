@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 MIB = 2**20
+BAR_WIDTH = 24
 
 
 class RunProgress:
@@ -58,10 +59,14 @@ class RunProgress:
 
 
 def counting(console: Console, what: str) -> Callable[[int, int], None]:
-    """Return a ``progress(done, total)`` that shows one line, rewritten on a terminal and silent elsewhere."""
+    """Return a ``progress(done, total)`` that shows a bar in one line, on a terminal; it is silent elsewhere."""
 
     def show(done: int, total: int) -> None:
-        if console.is_terminal:
-            console.print(f"{what} {done}/{total}", end="\r" if done < total else "\n", highlight=False)
+        if not console.is_terminal:
+            return
+        filled = BAR_WIDTH * done // max(1, total)
+        line = f"[{'=' * filled:{BAR_WIDTH}}] {done}/{total} {what}"
+        # A line that is wider than the terminal could not be written over.
+        console.print(line[: console.width - 1], end="\r" if done < total else "\n", markup=False, highlight=False)
 
     return show

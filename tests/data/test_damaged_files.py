@@ -22,8 +22,10 @@ import pytest
 from PIL import Image
 
 from medsaga import cli
-from medsaga.data.dataset import check_items, find_inputs, fingerprint, read_dataset
+from medsaga.data.dataset import check_items, fingerprint, read_dataset
 from medsaga.data.formats import format_of
+from medsaga.data.inputs import find_inputs
+from medsaga.data.sources import read_image
 from medsaga.errors import InputError
 from medsaga.training import loop
 
@@ -175,7 +177,7 @@ def assert_usable_or_reported(root: Path) -> bool:
     assert len(fingerprint(dataset)) == 64
     for item in dataset.items:
         assert item.masks
-        parts = [format_of(path).read_image(path) for path in item.images]
+        parts = [read_image(source) for source in item.images]
         assert (sum(map(len, parts)), *parts[0].shape[1:]) == (item.header.channels, *item.header.grid.shape)
         assert all(np.isfinite(part).all() for part in parts)
         labels = format_of(item.masks[0]).read_labels(item.masks[0])

@@ -14,14 +14,15 @@ from PIL import Image
 
 from medsaga.data.dataset import (
     check_items,
-    find_inputs,
     fingerprint,
     labels_of_cases,
     raise_problems,
     read_dataset,
 )
+from medsaga.data.inputs import find_inputs
 from medsaga.data.labels import values_in
 from medsaga.data.layouts import LAYOUTS
+from medsaga.data.sources import place_of
 from medsaga.errors import InputError
 
 AFFINE = np.diag([2.0, 2.0, 5.0, 1.0])
@@ -120,7 +121,7 @@ def test_nnunet_is_read_whole(nnunet: Path) -> None:
     assert dataset.channels == ("T1", "FLAIR")
     assert dataset.cases == ("case_1", "case_2")
     item = dataset.items[0]
-    assert [path.name for path in item.images] == ["case_1_0000.nii.gz", "case_1_0001.nii.gz"]
+    assert [place_of(source).name for source in item.images] == ["case_1_0000.nii.gz", "case_1_0001.nii.gz"]
     assert (item.header.channels, item.header.grid.shape, item.header.grid.spacing) == (2, (6, 5, 4), (2, 2, 5))
 
 
@@ -385,7 +386,7 @@ NNUNET_MISTAKES: dict[str, tuple[Any, str, str]] = {
     ),
     "an unknown ending": (
         lambda root: write_json(
-            root / "dataset.json", {"labels": {"background": 0, "lesion": 1}, "file_ending": ".nrrd"}
+            root / "dataset.json", {"labels": {"background": 0, "lesion": 1}, "file_ending": ".xyz"}
         ),
         "dataset.json",
         '"file_ending": one of',
@@ -497,8 +498,9 @@ def test_inputs_are_a_file_or_the_images_of_a_folder(folder: Path, nnunet: Path)
 def test_numbered_images_are_not_taken_for_channels_of_one_case(tmp_path: Path) -> None:
     for index in range(3):
         write_image(tmp_path / f"frame_{index:04d}.png", index)
-    assert [item.name for item in find_inputs(tmp_path, channels=1)] == ["frame_0000", "frame_0001", "frame_0002"]
-    assert [item.name for item in find_inputs(tmp_path, channels=3)] == ["frame"]
+    alone = find_inputs(tmp_path, channels=("grey",))
+    assert [item.name for item in alone] == ["frame_0000", "frame_0001", "frame_0002"]
+    assert [item.name for item in find_inputs(tmp_path, channels=("a", "b", "c"))] == ["frame"]
     (tmp_path / "frame_0000.png").unlink()
     assert [item.name for item in find_inputs(tmp_path)] == ["frame_0001", "frame_0002"]
 

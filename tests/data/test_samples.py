@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import threading
+import tracemalloc
 from pathlib import Path
 
 import nibabel as nib
@@ -14,6 +15,7 @@ import torch
 from PIL import Image
 
 from medsaga.data import samples as module
+from medsaga.data import volumes
 from medsaga.data.formats import format_of
 from medsaga.data.intensity import Intensity
 from medsaga.data.letterbox import letterbox, letterbox_labels
@@ -47,7 +49,7 @@ def dataset(tmp_path: Path) -> Dataset:
     return Dataset(tmp_path, "folder", {"background": 0, "liver": 2, "spleen": 5}, ("CT",), tuple(items))
 
 
-def build(dataset: Dataset, folder: Path, *, neighbours: int = 0, size: int = SIZE) -> Samples:
+def build(dataset: Dataset, folder: Path, *, neighbours: int = 0, size: int = SIZE, tile: int | None = None) -> Samples:
     return build_samples(
         folder,
         dataset,
@@ -56,6 +58,7 @@ def build(dataset: Dataset, folder: Path, *, neighbours: int = 0, size: int = SI
         intensities=(Intensity("window", -160, 240),),
         image_size=size,
         neighbours=neighbours,
+        tile=tile,
     )
 
 
@@ -97,6 +100,63 @@ def test_every_slice_is_what_inference_would_see(dataset: Dataset, tmp_path: Pat
     assert samples.foreground.sum() == 4 + 3
 
 
+def test_tiles_of_large_slices_are_samples_of_their_own(dataset: Dataset, tmp_path: Path) -> None:
+    tile = 16
+    samples = build(dataset, tmp_path / "tiles", neighbours=1, tile=tile)
+    whole = build(dataset, tmp_path / "whole", neighbours=1, size=48)
+    # 20 x 30 and 24 x 40 pixels: as many tiles as cover them, the last ones moved inwards.
+    corners = [(y, x) for y in (0, 14) for x in (0, 4)], [(y, x) for y in (0, 16, 24) for x in (0, 8)]
+    n = 0
+    for item, places in zip(dataset.items, corners, strict=True):
+        view = slice_view(item.header.grid, "axial")
+        assert view.slice_shape == ((30, 20) if item.name.startswith("a") else (40, 24))
+        volume = nib.load(item.images[0]).get_fdata()
+        picture = view.view(np.rint(np.clip((volume + 160) / 400, 0, 1) * 255).astype(np.uint8)[None])
+        mask = view.view(np.searchsorted([0, 2, 5], nib.load(item.masks[0]).get_fdata()).astype(np.uint8)[None])[:, 0]
+        for y, x in places:
+            for index in range(view.slices):
+                image, labels = samples.batch([n])
+                around = slice_channels(picture, index, 1)[:, y : y + tile, x : x + tile]
+                assert np.abs(image[0].numpy().astype(int) - letterbox(around, SIZE)[0]).max() <= 1
+                expected = letterbox_labels(mask[index, y : y + tile, x : x + tile], SIZE)
+                np.testing.assert_array_equal(labels[0], expected)
+                assert samples.foreground[n] == expected.any()
+                assert (samples.item_names[n], samples.slice_indices[n]) == (item.name, index)
+                assert tuple(samples.content[n]) == (SIZE, SIZE)
+                n += 1
+    assert n == len(samples) == 4 * 5 + 6 * 4
+    assert len(whole) == 5 + 4
+    assert len(build(dataset, tmp_path / "larger", tile=40)) == 5 + 4
+
+
+def test_large_volumes_give_the_same_samples(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = build(dataset, tmp_path / "small", tile=16)
+    monkeypatch.setattr(volumes, "LARGEST_IN_MEMORY", 0)
+    large = build(dataset, tmp_path / "large", tile=16)
+    np.testing.assert_array_equal(large.images, small.images)
+    np.testing.assert_array_equal(large.labels, small.labels)
+
+
+def test_a_large_volume_takes_the_memory_of_its_label_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(volumes, "LARGEST_IN_MEMORY", 0)
+    monkeypatch.setattr(volumes, "_BLOCK_BYTES", 2**16)
+    peaks = []
+    for slices in (16, 96):
+        random = np.random.default_rng(0)
+        paths = tmp_path / f"{slices}.nii", tmp_path / f"{slices}_mask.nii"
+        shape = (96, 64, slices)
+        nib.save(nib.Nifti1Image(random.integers(-1000, 1000, shape).astype(np.int16), np.eye(4)), paths[0])
+        nib.save(nib.Nifti1Image(random.choice(np.array([0, 2, 5], np.uint8), shape), np.eye(4)), paths[1])
+        item = item_of(*paths)
+        labels = {"background": 0, "liver": 2, "spleen": 5}
+        tracemalloc.start()
+        build(Dataset(tmp_path, "folder", labels, ("CT",), (item,)), tmp_path / f"cache{slices}")
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    # One byte per voxel of the label map, and none of the two of the image.
+    assert (peaks[1] - peaks[0]) / 80 < 96 * 64 * 1.5
+
+
 def test_pictures_of_several_channels_and_files(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     paths = [tmp_path / f"x_{n}.png" for n in range(2)]
@@ -134,6 +194,7 @@ def test_a_cache_is_used_again_until_something_changes(dataset: Dataset, tmp_pat
             intensities=(Intensity("window", changes.get("low", -160), 240),),
             image_size=changes.get("size", SIZE),
             neighbours=changes.get("neighbours", 0),
+            tile=changes.get("tile"),
             progress=lambda n, total: done.append(n),
         )
         assert done in ([], [1, 2])
@@ -144,6 +205,7 @@ def test_a_cache_is_used_again_until_something_changes(dataset: Dataset, tmp_pat
     assert not rebuilt(neighbours=2)
     assert rebuilt(low=-150)
     assert rebuilt(size=16)
+    assert rebuilt(tile=16)
     mask = dataset.items[0].masks[0]
     image = nib.load(mask)
     nib.save(nib.Nifti1Image(np.zeros(image.shape, np.uint8), image.affine), mask)
@@ -155,6 +217,7 @@ def test_a_broken_build_leaves_nothing_and_is_not_used(
 ) -> None:
     cache = tmp_path / "cache"
     second = dataset.items[1].images[0]
+    assert isinstance(second, Path)
     content = second.read_bytes()
     header = dataset.items[1]
     second.write_bytes(content[: len(content) // 2])

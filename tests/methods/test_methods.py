@@ -24,7 +24,7 @@ from medsaga.models.weights import load_pretrained, save_model
 from medsaga.planning.predict import predict_memory
 from medsaga.presets import DeviceDefaults, fill_in
 from medsaga.training.loop import train
-from medsaga.training.prepare import settled
+from medsaga.training.settle import settled
 
 
 def _settings(method: str, **given: Any) -> ResolvedSettings:

@@ -20,7 +20,8 @@ from medsaga.models.registry import RANDOM, STARTER, weights_named
 from medsaga.models.sam import build_sam
 from medsaga.models.weights import load_pretrained, save_model
 from medsaga.training.loop import train
-from medsaga.training.prepare import new_run, resumed_run, settled
+from medsaga.training.prepare import new_run, resumed_run
+from medsaga.training.settle import settled
 
 
 def start(toy: Path, out: Path, settings: Settings) -> tuple[dict[str, Any], dict[str, torch.Tensor], str]:

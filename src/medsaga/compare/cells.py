@@ -25,8 +25,9 @@ from medsaga.errors import InputError, Interrupted, MedsagaError, OutOfMemoryErr
 from medsaga.evaluation.run import most_labelled_slice
 from medsaga.inference import Segmenter
 from medsaga.memory.tracker import is_out_of_memory
+from medsaga.training.checked import CheckedData
 from medsaga.training.loop import train
-from medsaga.training.prepare import CheckedData, requested
+from medsaga.training.settle import requested
 
 
 @dataclass(frozen=True)

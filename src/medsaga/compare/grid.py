@@ -19,13 +19,15 @@ from medsaga.data.types import Dataset, Item
 from medsaga.errors import InputError, Interrupted, RunError
 from medsaga.evaluation.summary import dice_text
 from medsaga.methods import METHODS, method_named
-from medsaga.training.prepare import CheckedData, check_data, find_weights, settled, split_of
+from medsaga.training.checked import CheckedData, check_data, split_of
+from medsaga.training.settle import find_weights, settled
 
 EXAMPLES = 3
 DATA_SETTINGS = (
     "fold",
     "validation_cases",
     "channels",
+    "tile",
     "axis",
     "neighbours",
     "intensity",

@@ -71,8 +71,8 @@ class Augmentation:
 
 AUGMENTATIONS = {
     # Strong, because a few cases show next to nothing of what the others will look like. Mild changes are learned
-    # sooner and are ahead in a run of 150 steps, not in one of 300 (benchmarks/starter). No flips: they make the left
-    # kidney a right one.
+    # sooner and were ahead in single runs of 150 steps, not in ones of 300 (benchmarks/starter). No flips: they make
+    # the left kidney a right one.
     "fewshot": Augmentation(
         rotate=0.6,
         degrees=25,

@@ -1,9 +1,8 @@
-"""Finding and checking the images and masks of a dataset, and the images to predict on."""
+"""Finding and checking the images and masks of a dataset."""
 
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -12,13 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from medsaga.data.formats import format_of, stem
 from medsaga.data.items import read_mask
 from medsaga.data.labels import listed, unknown_labels, values_in
 from medsaga.data.layouts import LAYOUTS
-from medsaga.data.layouts.nnunet import grouped_inputs
-from medsaga.data.layouts.shared import collecting, image_files, joint_header, shown
-from medsaga.data.types import Array, Dataset, Item
+from medsaga.data.layouts.shared import collecting, joint_header, shown
+from medsaga.data.sources import files_of, place_of, read_image
+from medsaga.data.types import Array, Dataset, Item, Source
 from medsaga.errors import InputError
 from medsaga.files import sha256
 
@@ -75,14 +73,14 @@ def select_channels(dataset: Dataset, names: Sequence[str] | None) -> Dataset:
         raise InputError(
             "--channels",
             expected="a dataset in which each channel is a file of its own",
-            found=f"all of {known} in {listed(path.name for path in together.images)}",
+            found=f"all of {known} in {listed(place_of(source).name for source in together.images)}",
             do="Leave it out, or save the channels as separate files, as in nnU-Net's layout.",
         )
     places = [dataset.channels.index(name) for name in names]
     items = []
     for item in dataset.items:
-        paths = tuple(item.images[place] for place in places)
-        items.append(replace(item, images=paths, header=joint_header(paths)))
+        sources = tuple(item.images[place] for place in places)
+        items.append(replace(item, images=sources, header=joint_header(sources)))
     return replace(dataset, channels=tuple(names), items=tuple(items))
 
 
@@ -99,10 +97,10 @@ def check_items(dataset: Dataset, progress: Callable[[int, int], None] | None = 
     reported = {problem.where for problem in dataset.problems}
     for done, item in enumerate(dataset.items, start=1):
         before = len(problems)
-        for path in item.images:
-            if str(path) not in reported:
+        for source in item.images:
+            if str(place_of(source)) not in reported:
                 with collecting(problems):
-                    _check_image(path, item, dataset)
+                    _check_image(source, item, dataset)
         # A file that holds image and label map is damaged only once.
         reported.update(problem.where for problem in problems[before:])
         if item.masks and reported.isdisjoint(map(str, item.masks)):
@@ -139,50 +137,18 @@ def labels_of_cases(dataset: Dataset) -> dict[str, frozenset[int]]:
 
 def fingerprint(dataset: Dataset) -> str:
     """Return a SHA-256 of the names and contents of all images and masks, whatever folder they lie in."""
-    paths = {path for item in dataset.items for path in (*item.images, *item.masks)}
+    paths = {path for item in dataset.items for path in files_of_item(item)}
     entries = [(path.relative_to(dataset.root).as_posix(), path.stat().st_size, sha256(path)) for path in paths]
     return hashlib.sha256(json.dumps(sorted(entries)).encode()).hexdigest()
 
 
-def find_inputs(path: Path, *, channels: int | None = None) -> list[Item]:
-    """Return the images to predict on: one file, or the images of a folder, without masks and sorted by name.
-
-    Files that are all named ``CASE_0000``, ``CASE_0001`` and so on, as many for each case, are the channels of
-    their cases, as in nnU-Net.
-
-    Args:
-        path: a file or a folder; subfolders are not entered.
-        channels: how many channels the model takes; files are grouped only into images of so many channels.
-
-    Raises:
-        InputError: there is no image, a header cannot be read, or two images would share a name.
-    """
-    if path.is_dir():
-        paths = image_files(path)
-        groups = grouped_inputs(paths)
-        if groups is not None:
-            items = [_input(name, files) for name, files in sorted(groups.items())]
-            if channels is None or all(item.header.channels == channels for item in items):
-                return items
-        items = sorted((_input(stem(file), (file,)) for file in paths), key=lambda item: item.name)
-        for one, next_one in itertools.pairwise(items):
-            if one.name == next_one.name:
-                raise InputError(
-                    next_one.images[0],
-                    expected="one image per name, because predictions are named after their images",
-                    found=f"also {one.images[0].name}",
-                    do="Rename one of them.",
-                )
-        return items
-    return [_input(stem(path), (path,))]
+def files_of_item(item: Item) -> tuple[Path, ...]:
+    """Return the files of an item: those of its images, and those of its masks."""
+    return (*(path for source in item.images for path in files_of(source)), *item.masks)
 
 
-def _input(name: str, paths: tuple[Path, ...]) -> Item:
-    return Item(name, name, paths, (), joint_header(paths))
-
-
-def _check_image(path: Path, item: Item, dataset: Dataset) -> None:
-    image = format_of(path).read_image(path)
+def _check_image(source: Source, item: Item, dataset: Dataset) -> None:
+    path, image = place_of(source), read_image(source)
     if image.shape[1:] != item.header.grid.shape:
         raise InputError(
             path,
@@ -223,7 +189,7 @@ def _check_range(path: Path, image: Array, low: float, high: float) -> None:
 def _check_mask(item: Item, dataset: Dataset) -> None:
     labels = read_mask(item)
     # Labels that could not be read have been reported; every value would be unknown now.
-    if len(dataset.labels) > 1 and not item.structures:
+    if len(dataset.labels) > 1 and not item.structures and not item.names:
         problem = unknown_labels(item.masks[0], values_in(labels), dataset.labels)
         if problem is not None:
             raise problem

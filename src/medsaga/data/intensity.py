@@ -11,11 +11,13 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from medsaga.data.items import read_item, read_mask
+from medsaga.data.sources import place_of
 from medsaga.data.types import Array, Dataset, Item
 from medsaga.errors import InputError
 
@@ -102,7 +104,7 @@ def choose_intensity(
         return (Intensity("window", *dataset.value_range),) * channels
     other = next((item for item in items if item.header.dtype != np.uint8), None)
     if requested == "identity" and other is not None:
-        raise _not_uint8(other.images[0].name, other.header.dtype)
+        raise _not_uint8(place_of(other.images[0]).name, other.header.dtype)
     if requested == "identity" or (requested == "auto" and other is None):
         return (Intensity("identity", 0.0, 255.0),) * channels
     if requested == "percentile":
@@ -125,22 +127,22 @@ def apply(intensity: Intensity, channel: Array, where: str | Path = "image") -> 
         InputError: ``identity`` for values that are not uint8, or values that are not finite.
     """
     if intensity.kind == "identity":
-        if channel.dtype != np.uint8:
-            raise _not_uint8(where, channel.dtype)
+        require_uint8(channel.dtype, where)
         return channel.astype(np.uint8, copy=False)
-    if channel.dtype.kind == "f" and not all(np.isfinite(channel[piece]).all() for piece in _blocks(channel)):
-        raise InputError(where, expected="finite values", found="NaN or infinity", do="Replace them in the file.")
+    for piece in _blocks(channel):
+        require_finite(channel[piece], where)
     if intensity.kind == "window":
         low, high = intensity.low, intensity.high
     else:
         low, high = _percentiles(channel, intensity)
     result = np.empty_like(channel, dtype=np.uint8)
     for piece in _blocks(channel):
-        result[piece] = _rescaled(channel[piece], low, high)
+        result[piece] = rescaled(channel[piece], low, high)
     return result
 
 
-def _rescaled(values: Array, low: float, high: float) -> npt.NDArray[np.uint8]:
+def rescaled(values: Array, low: float, high: float) -> npt.NDArray[np.uint8]:
+    """Map finite values, of any shape, to uint8 of the same shape: ``low`` to 0 and ``high`` to 255."""
     # float32 holds 16-bit integers exactly; wider types need float64 or the window's ends would move.
     real = np.result_type(values.dtype, np.float32).type
     span = real(high) - real(low)
@@ -154,19 +156,51 @@ def _rescaled(values: Array, low: float, high: float) -> npt.NDArray[np.uint8]:
 
 
 def _percentiles(channel: Array, intensity: Intensity) -> tuple[float, float]:
-    """The ends of the range: percentiles over the voxels above the image's minimum, which is its background."""
     values = channel
     if channel.size > _SAMPLE:
-        # Random places (seeded) rather than every n-th voxel, which could fall on one column of every slice.
-        places = np.random.default_rng(0).integers(0, channel.size, _SAMPLE)
-        values = channel[np.unravel_index(places, channel.shape)]
-    minimum = channel.min()
-    values = values[values > minimum]
+        values = channel[np.unravel_index(sampled_places(channel.size), channel.shape)]
+    return percentile_range(intensity, values, channel.min(), channel.max())
+
+
+def sampled_places(size: int) -> npt.NDArray[np.int64]:
+    """Return the places, in an image of so many voxels, of the values that percentiles are taken of; at most a million.
+
+    They are random (seeded): every n-th voxel could fall on one column of every slice.
+    """
+    if size <= _SAMPLE:
+        return np.arange(size)
+    return np.random.default_rng(0).integers(0, size, _SAMPLE)
+
+
+def percentile_range(
+    intensity: Intensity, sample: npt.NDArray[Any], minimum: np.generic, maximum: np.generic
+) -> tuple[float, float]:
+    """Return the ends of the range: percentiles over the voxels above the image's minimum, which is its background.
+
+    Args:
+        intensity: of the kind ``percentile``.
+        sample: the image's values at `sampled_places`.
+        minimum: of the whole image.
+        maximum: of the whole image.
+    """
+    values = sample[sample > minimum]
     if values.size == 0:
-        return float(minimum), float(channel.max())
+        return float(minimum), float(maximum)
     low, high = (float(end) for end in np.percentile(values, (intensity.low, intensity.high)))
     # Where all of the foreground has one value, as in a binary image, the background is the other end.
     return (low, high) if low < high else (float(minimum), high)
+
+
+def require_finite(values: Array, where: str | Path) -> None:
+    """Raise an InputError if a value is NaN or infinite."""
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise InputError(where, expected="finite values", found="NaN or infinity", do="Replace them in the file.")
+
+
+def require_uint8(dtype: np.dtype, where: str | Path) -> None:
+    """Raise an InputError if values are not those that ``identity`` keeps."""
+    if dtype != np.uint8:
+        raise _not_uint8(where, dtype)
 
 
 def _windows_of_ct(dataset: Dataset, items: Sequence[Item], requested: str) -> tuple[Intensity, ...]:

@@ -8,8 +8,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from medsaga.data.dicom import masks
+from medsaga.data.dicom.series import Series
 from medsaga.data.formats import format_of
 from medsaga.data.labels import listed, values_in
+from medsaga.data.reorientation import reorientation
+from medsaga.data.sources import geometry_of, place_of, read_image
 from medsaga.data.types import Array, Item, Labels
 from medsaga.errors import InputError
 
@@ -20,9 +24,9 @@ def read_item(item: Item) -> Array:
     Raises:
         InputError: a file cannot be read, or has another shape than the header that the item was found with.
     """
-    images = [format_of(path).read_image(path) for path in item.images]
+    images = [read_image(source) for source in item.images]
     image = images[0] if len(images) == 1 else np.concatenate(images)
-    _require_shape(item, item.images[0], image.shape, (item.header.channels, *item.header.grid.shape))
+    _require_shape(item, place_of(item.images[0]), image.shape, (item.header.channels, *item.header.grid.shape))
     return image
 
 
@@ -37,12 +41,26 @@ def read_mask(item: Item) -> Labels:
     """
     if not item.masks:
         raise InputError(item.name, expected="a mask", found="none", do="Only images with a mask can be trained on.")
+    if item.names:
+        return _read_dicom(item)[0]
     if not item.structures:
         return _read_labels(item, item.masks[0])
     labels = np.zeros(item.header.grid.shape, np.min_scalar_type(max(item.structures)))
     for value, inside in _structures(item):
         labels[inside] = value
     return labels
+
+
+def warnings_of(item: Item) -> tuple[str, ...]:
+    """Return what the user should know of an item though it can be used; the mask is decoded for it.
+
+    Raises:
+        InputError: as `read_mask`.
+    """
+    said = [text for source in item.images if isinstance(source, Series) for text in geometry_of(source).warnings]
+    if item.masks and item.names:
+        said += _read_dicom(item)[1]
+    return tuple(dict.fromkeys(said))
 
 
 def overlap(item: Item) -> int:
@@ -68,8 +86,28 @@ def _structures(item: Item) -> Iterator[tuple[int, npt.NDArray[np.bool_]]]:
         yield value, stored != 0
 
 
+def _read_dicom(item: Item) -> tuple[Labels, tuple[str, ...]]:
+    path, first = item.masks[0], None
+    # It may have been drawn on any of the channels.
+    for image in item.images:
+        if isinstance(image, Series):
+            try:
+                return masks.read_mask(path, geometry_of(image), dict(item.names))
+            except InputError as error:
+                first = first or error
+    raise first or InputError(
+        path,
+        expected="a mask in the format of its image",
+        found="a DICOM mask, which belongs to DICOM images",
+        do="Give the DICOM series that it was drawn on, or convert the mask.",
+    )
+
+
 def _read_labels(item: Item, path: Path) -> Labels:
-    labels = format_of(path).read_labels(path)
+    """Return a label map, its axes in the order of the image's."""
+    chosen = format_of(path)
+    labels, onto = chosen.read_labels(path), reorientation(chosen.read_header(path).grid, item.header.grid)
+    labels = labels if onto is None else onto(labels)
     _require_shape(item, path, labels.shape, item.header.grid.shape)
     return labels
 

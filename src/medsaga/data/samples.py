@@ -24,10 +24,13 @@ import numpy.typing as npt
 import torch
 
 from medsaga import files
-from medsaga.data.intensity import Intensity, apply
-from medsaga.data.items import read_item, read_mask
+from medsaga.data.intensity import Intensity
+from medsaga.data.items import read_mask
 from medsaga.data.letterbox import content_size, letterbox, letterbox_labels
+from medsaga.data.pictures import read_picture
 from medsaga.data.slices import SliceView, slice_view
+from medsaga.data.sources import files_of
+from medsaga.data.tiles import tile_corners, tile_shape
 from medsaga.data.types import Dataset, Item, Labels, to_class_indices
 from medsaga.errors import InputError
 
@@ -41,6 +44,8 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 @dataclass(frozen=True, eq=False)
 class Samples:
     """Slices, letterboxed to the model's square, with their labels.
+
+    A slice that is cut into tiles is as many samples; those of one tile are stored like those of an item.
 
     Attributes:
         images: ``(n, channels, size, size)`` uint8, memory-mapped.
@@ -174,11 +179,13 @@ def build_samples(
     intensities: Sequence[Intensity],
     image_size: int,
     neighbours: int,
+    tile: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Samples:
     """Prepare all slices of some items in ``folder``, or take what lies there if it was made of the same.
 
-    Items are decoded one at a time. A build that is interrupted leaves nothing that a later one would use.
+    Items are decoded one at a time: label maps and 2-D images whole, large volumes slice by slice. A build that is
+    interrupted leaves nothing that a later one would use.
 
     Args:
         folder: for the cache; each combination of data and settings gets a folder of its own in it.
@@ -188,20 +195,21 @@ def build_samples(
         intensities: one per channel.
         image_size: side of the square in pixels.
         neighbours: see `Samples`; it does not change what is stored.
+        tile: side in pixels of the tiles that larger slices are cut into, each of them a sample; None for none.
         progress: called with the items done and the items in all.
 
     Raises:
         InputError: an item has no mask, a label that the dataset does not know, or other dimensions than its header
             says; or there is no room on the disk.
     """
-    key = _key(dataset, items, view_axis, intensities, image_size)
+    key = _key(dataset, items, view_axis, intensities, image_size, tile)
     place = folder / key[:16]
     if not (place / "index.json").is_file():
         folder.mkdir(parents=True, exist_ok=True)
         building = folder / f".{secrets.token_hex(4)}.building"
         building.mkdir()
         try:
-            _build(building, key, dataset, items, view_axis, intensities, image_size, progress)
+            _build(building, key, dataset, items, view_axis, intensities, image_size, tile, progress)
             _take_place(building, place)
         finally:
             shutil.rmtree(building, ignore_errors=True)
@@ -216,31 +224,41 @@ def _build(
     view_axis: str,
     intensities: Sequence[Intensity],
     image_size: int,
+    tile: int | None,
     progress: Callable[[int, int], None] | None,
 ) -> None:
     views = [slice_view(item.header.grid, view_axis) for item in items]
-    slices = sum(view.slices for view in views)
+    tiles = [tile_corners(view.slice_shape, tile) for view in views]
+    counts = [view.slices * len(corners) for view, corners in zip(views, tiles, strict=True)]
     square = (image_size, image_size)
-    require_room(folder, slices * image_size**2 * (len(intensities) + 1))
-    foreground: list[bool] = []
+    require_room(folder, sum(counts) * image_size**2 * (len(intensities) + 1))
+    foreground = np.zeros(sum(counts), np.bool_)
     # Plain writes rather than a memory map: a full disk is then an error and not a SIGBUS.
     with (folder / "images.npy").open("wb") as images, (folder / "labels.npy").open("wb") as labels:
-        for handle, shape in ((images, (slices, len(intensities), *square)), (labels, (slices, *square))):
+        for handle, shape in ((images, (sum(counts), len(intensities), *square)), (labels, (sum(counts), *square))):
             header = {"descr": "|u1", "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(handle, header)
-        for done, (item, view) in enumerate(zip(items, views, strict=True), 1):
-            for image, classes in _squares(item, view, intensities, dataset.label_values, image_size):
-                images.write(image.tobytes())
-                labels.write(classes.tobytes())
-                foreground.append(bool(classes.any()))
+        starts = images.tell(), labels.tell()
+        first = 0
+        for done, (item, view, corners) in enumerate(zip(items, views, tiles, strict=True), 1):
+            for place, image, classes in _squares(item, view, corners, intensities, dataset.label_values, square, tile):
+                for handle, start, values in zip((images, labels), starts, (image, classes), strict=True):
+                    handle.seek(start + (first + place) * values.nbytes)
+                    handle.write(values.tobytes())
+                foreground[first + place] = classes.any()
+            first += counts[done - 1]
             if progress is not None:
                 progress(done, len(items))
     index = {
         "key": key,
-        "item": [item.name for item, view in zip(items, views, strict=True) for _ in range(view.slices)],
-        "slice": [n for view in views for n in range(view.slices)],
-        "content": [content_size(view.slice_shape, image_size) for view in views for _ in range(view.slices)],
-        "foreground": foreground,
+        "item": [item.name for item, count in zip(items, counts, strict=True) for _ in range(count)],
+        "slice": [n for view, corners in zip(views, tiles, strict=True) for _ in corners for n in range(view.slices)],
+        "content": [
+            content_size(tile_shape(view.slice_shape, tile), image_size)
+            for view, count in zip(views, counts, strict=True)
+            for _ in range(count)
+        ],
+        "foreground": foreground.tolist(),
     }
     files.write_json(folder / "index.json", index)
 
@@ -248,19 +266,27 @@ def _build(
 def _squares(
     item: Item,
     view: SliceView,
+    corners: Sequence[tuple[int, int]],
     intensities: Sequence[Intensity],
     values: npt.NDArray[np.int64],
-    image_size: int,
-) -> Iterator[tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]]:
-    """Decode one item; yield its slices, ``(channels, size, size)``, and their class indices, ``(size, size)``."""
-    image = read_item(item)
-    channels = [apply(how, channel, item.images[0]) for how, channel in zip(intensities, image, strict=True)]
-    del image
-    views = [view.view(channel[np.newaxis]) for channel in channels]
-    mask = read_mask(item)
-    for n, labels in enumerate(view.view(mask[np.newaxis])):
-        square, _ = letterbox(np.concatenate([channel[n] for channel in views]), image_size)
-        yield square, letterbox_labels(_classes(item, labels[0], values), image_size)
+    square: tuple[int, int],
+    tile: int | None,
+) -> Iterator[tuple[int, npt.NDArray[np.uint8], npt.NDArray[np.uint8]]]:
+    """Decode one item, slice by slice.
+
+    Yields:
+        the place of a sample among those of the item, where all slices of the first tile come first, so that
+        neighbouring slices are neighbours; its image, ``(channels, size, size)``; its class indices, ``(size, size)``.
+    """
+    picture = read_picture(item, view, intensities)
+    mask = view.view(read_mask(item)[np.newaxis])[:, 0]
+    height, width = tile_shape(view.slice_shape, tile)
+    for n in range(view.slices):
+        channels, labels = picture[n], mask[n]
+        for place, (top, left) in enumerate(corners):
+            part = slice(top, top + height), slice(left, left + width)
+            image, _ = letterbox(channels[:, *part], square[0])
+            yield place * view.slices + n, image, letterbox_labels(_classes(item, labels[part], values), square[0])
 
 
 def _classes(item: Item, labels: Labels, values: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
@@ -276,7 +302,12 @@ def _classes(item: Item, labels: Labels, values: npt.NDArray[np.int64]) -> npt.N
 
 
 def _key(
-    dataset: Dataset, items: Sequence[Item], view_axis: str, intensities: Sequence[Intensity], image_size: int
+    dataset: Dataset,
+    items: Sequence[Item],
+    view_axis: str,
+    intensities: Sequence[Intensity],
+    image_size: int,
+    tile: int | None,
 ) -> str:
     """SHA-256 of everything that the stored bytes depend on; files count by name, size and time of change."""
 
@@ -290,8 +321,15 @@ def _key(
         "axis": view_axis,
         "intensities": [dataclasses.asdict(intensity) for intensity in intensities],
         "size": image_size,
+        "tile": tile,
         "items": [
-            [item.name, [stamp(path) for path in (*item.images, *item.masks)], list(item.structures)] for item in items
+            [
+                item.name,
+                [[stamp(path) for path in files_of(source)] for source in (*item.images, *item.masks)],
+                list(item.structures),
+                list(item.names),
+            ]
+            for item in items
         ],
     }
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()

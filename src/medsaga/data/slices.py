@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,17 @@ _ROWS_AND_COLUMNS = {"sagittal": (2, 1), "coronal": (2, 0), "axial": (1, 0)}
 _TIE = 0.95
 
 Scalar = TypeVar("Scalar", bound=np.generic)
+Stored = TypeVar("Stored", bound=np.generic, covariant=True)
+
+
+class Stack(Protocol[Stored]):
+    """The slices of one image, ``(channels, height, width)`` each. An array of them is one, too."""
+
+    def __len__(self) -> int:
+        """Return the number of slices."""
+
+    def __getitem__(self, index: int, /) -> npt.NDArray[Stored]:
+        """Return a slice."""
 
 
 @dataclass(frozen=True)
@@ -127,11 +138,11 @@ def common_axis(grids: Iterable[Grid], axis: str = "auto") -> str:
     return max(sorted(planes), key=planes.__getitem__)
 
 
-def slice_channels(stack: npt.NDArray[Scalar], index: int, neighbours: int) -> npt.NDArray[Scalar]:
+def slice_channels(stack: Stack[Scalar], index: int, neighbours: int) -> npt.NDArray[Scalar]:
     """Return one slice with its neighbours as further channels (2.5-D).
 
     Args:
-        stack: ``(slices, channels, height, width)`` of one item.
+        stack: of one item.
         index: the slice in the middle.
         neighbours: slices to take on either side; beyond an end of the stack its last slice is repeated.
 
@@ -139,7 +150,13 @@ def slice_channels(stack: npt.NDArray[Scalar], index: int, neighbours: int) -> n
         ``(channels * (2 * neighbours + 1), height, width)``: all channels of the first slice, then of the next.
     """
     wanted = np.clip(np.arange(index - neighbours, index + neighbours + 1), 0, len(stack) - 1)
-    return stack[wanted].reshape(-1, *stack.shape[-2:])
+    slices = [stack[int(n)] for n in wanted]
+    return slices[0] if len(slices) == 1 else np.concatenate(slices)
+
+
+def most_labelled(stack: npt.NDArray[np.integer]) -> int:
+    """Return the slice of a label map, ``(slices, height, width)``, that holds most of anything but background (0)."""
+    return int(np.argmax([np.count_nonzero(labels) for labels in stack]))
 
 
 def _orientation(grid: Grid) -> tuple[tuple[int, ...], tuple[bool, ...]]:

@@ -17,6 +17,7 @@ from medsaga import files, run_folder
 from medsaga.config import RunConfig, read_config
 from medsaga.data.dataset import check_items, raise_problems, read_dataset, select_channels
 from medsaga.data.items import read_mask
+from medsaga.data.slices import most_labelled
 from medsaga.data.splits import Split
 from medsaga.data.types import Dataset, Item, Labels, to_class_indices
 from medsaga.errors import InputError
@@ -152,11 +153,10 @@ def most_labelled_slice(prediction: Prediction, truth: Labels, label_values: npt
         label_values: (classes,) the label value of each class index.
     """
     view = prediction.view
-    true, guess = (
-        view.view(to_class_indices(labels, label_values)[np.newaxis])[:, 0] for labels in (truth, prediction.labels)
-    )
-    index = int((true > 0).sum(axis=(1, 2)).argmax())
-    return ShownSlice(prediction.picture[index], true[index], guess[index], view.spacing)
+    stacks = [view.view(labels[np.newaxis])[:, 0] for labels in (truth, prediction.labels)]
+    index = most_labelled(stacks[0])
+    true, guess = (to_class_indices(stack[index], label_values) for stack in stacks)
+    return ShownSlice(prediction.picture[index], true, guess, view.spacing)
 
 
 def _cost(run: Path) -> dict[str, Any]:

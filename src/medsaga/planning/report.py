@@ -13,7 +13,7 @@ from medsaga.errors import InputError
 from medsaga.planning.plan import Plan, plan, useful_sizes
 from medsaga.planning.predict import predict_memory
 from medsaga.presets import fill_in
-from medsaga.training.prepare import settled
+from medsaga.training.settle import settled
 
 SHOWN = (
     "model",

@@ -28,10 +28,11 @@ from medsaga.optim.gathering import GatheringOptimizer
 from medsaga.planning.predict import predict_memory
 from medsaga.progress import RunProgress, counting
 from medsaga.run_folder import MetricsLog
+from medsaga.training.checked import CheckedData
 from medsaga.training.checkpoint import Counters, load_state, save_state
 from medsaga.training.embeddings import embed
 from medsaga.training.loss import hard_dice_sums
-from medsaga.training.prepare import CheckedData, Run, new_run, resumed_run
+from medsaga.training.prepare import Run, continued_run, new_run, resumed_run
 from medsaga.training.schedule import learning_rate_factor
 from medsaga.training.shrink import next_smaller, step_within_memory
 from medsaga.training.step import Batch, StepMeter
@@ -45,6 +46,7 @@ def train(
     out: Path,
     settings: Settings | None = None,
     *,
+    continue_from: Path | None = None,
     resume: bool = False,
     checked: CheckedData | None = None,
     console: Console | None = None,
@@ -52,11 +54,13 @@ def train(
     """Fine-tune a model on a folder of labelled cases, test it on the held-out ones, and write the run folder.
 
     Args:
-        data: the dataset, in either layout.
+        data: the dataset, in one of the layouts.
         out: the run folder; it must not exist, unless ``resume``.
         settings: what is left open is chosen from the preset, the model and the data.
+        continue_from: a run to start from, whose training cases ``data`` adds to and whose settings it keeps; see
+            `medsaga.training.prepare.continued_run`.
         resume: go on with the run in ``out``, to the same bits as if it had never stopped.
-        checked: the dataset, if `medsaga.training.prepare.check_data` has been through it; for a new run.
+        checked: the dataset, if `medsaga.training.checked.check_data` has been through it; for a new run.
         console: where progress is shown; stderr by default.
 
     Returns:
@@ -70,7 +74,13 @@ def train(
     """
     console = console or Console(stderr=True)
     data, out, settings = Path(data), Path(out), settings or Settings()
-    run = resumed_run(data, out, settings, console) if resume else new_run(data, out, settings, console, checked)
+    before = None if continue_from is None else Path(continue_from)
+    if resume:
+        run = resumed_run(data, out, settings, console, before)
+    elif before is not None:
+        run = continued_run(before, data, out, settings, console)
+    else:
+        run = new_run(data, out, settings, console, checked)
     try:
         fit(run, console)
     except (RuntimeError, MemoryError) as error:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
-from medsaga.data.layouts import brats, folder, nnunet, transunet
+from medsaga.data.layouts import brats, dicom, folder, nnunet, transunet
 from medsaga.data.types import Dataset
 
 
@@ -27,5 +27,5 @@ class Layout(Protocol):
         """Find the items; what is wrong goes into the dataset's ``problems``."""
 
 
-LAYOUTS: tuple[Layout, ...] = (nnunet, folder, transunet, brats)
+LAYOUTS: tuple[Layout, ...] = (nnunet, dicom, folder, transunet, brats)
 """In the order in which they are tried."""

@@ -8,17 +8,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from medsaga.data.descriptions import channel_names, read_cases, read_description
-from medsaga.data.formats import format_of, is_image
-from medsaga.data.labels import inferred_labels, listed, parse_labels, values_in
+from medsaga.data.descriptions import channel_names, read_description
+from medsaga.data.formats import is_image
+from medsaga.data.labels import listed, parse_labels
 from medsaga.data.layouts.shared import (
     BACKGROUND,
     DESCRIPTION,
     by_stem,
+    cases_of,
     checked,
     collecting,
     image_files,
     joint_header,
+    labels_of_masks,
     mask_files,
     pairing_problems,
     subfolders,
@@ -50,7 +52,7 @@ def read(root: Path, *, masks_required: bool) -> Dataset:
             _refuse_label_maps_beside(root / "masks", structures)
         labels, channels = _labels_and_channels(root, structures, single, problems, required=masks_required)
         by_structure = _structure_masks(root / "masks", structures, labels, problems)
-    cases = _cases(root, images, problems)
+    cases = cases_of(root, images, problems)
     items = []
     for name, path in sorted(images.items()):
         values: tuple[int, ...] = tuple(by_structure.get(name, ()))
@@ -60,16 +62,6 @@ def read(root: Path, *, masks_required: bool) -> Dataset:
     any_mask = {**single, **{name: next(iter(masks.values())) for name, masks in by_structure.items()}}
     problems += pairing_problems(images, any_mask, root / "masks", masks_required=masks_required)
     return checked(Dataset(root, "folder", labels, channels or (), tuple(items), tuple(problems)))
-
-
-def _cases(root: Path, images: Mapping[str, Path], problems: list[InputError]) -> dict[str, str]:
-    cases = {name: name for name in images}
-    if (root / "cases.csv").exists():
-        with collecting(problems):
-            given, wrong = read_cases(root / "cases.csv", images)
-            cases.update(given)
-            problems += wrong
-    return cases
 
 
 def _labels_and_channels(
@@ -93,28 +85,8 @@ def _labels_and_channels(
             numbered = {name: value for value, name in enumerate(structures, start=1)}
             labels = parse_labels(root / "masks", {"labels": BACKGROUND | numbered})
         else:
-            labels = _labels_of_masks(root / "masks", masks, problems, required=required)
+            labels = labels_of_masks(root / "masks", masks.values(), problems, required=required)
     return labels, channels
-
-
-def _labels_of_masks(
-    folder: Path, masks: Mapping[str, Path], problems: list[InputError], *, required: bool
-) -> dict[str, int]:
-    values: set[int] = set()
-    reported = {problem.where for problem in problems}
-    for path in masks.values():
-        if str(path) not in reported:
-            with collecting(problems):
-                values |= values_in(format_of(path).read_labels(path))
-    labels = inferred_labels(folder, values)
-    if len(labels) == 1 and masks and required:
-        raise InputError(
-            folder,
-            expected="masks with labels other than 0",
-            found="only background",
-            do="Check the export of the masks.",
-        )
-    return labels
 
 
 def _structure_folders(folder: Path) -> list[str]:

@@ -8,14 +8,18 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from medsaga.data.descriptions import read_description
+from medsaga.data.descriptions import read_cases, read_description
+from medsaga.data.dicom.masks import require_some
 from medsaga.data.formats import SUFFIXES, format_of, is_image, raster, stem
-from medsaga.data.labels import listed, parse_labels
-from medsaga.data.types import Dataset, Header, Item
+from medsaga.data.labels import inferred_labels, listed, parse_labels, values_in
+from medsaga.data.reorientation import reorientation
+from medsaga.data.sources import place_of, read_header
+from medsaga.data.types import Dataset, Header, Item, Source
 from medsaga.errors import InputError
 
 BACKGROUND = {"background": 0}
 DESCRIPTION = "dataset.json"
+CASES = "cases.csv"
 
 
 @contextlib.contextmanager
@@ -118,18 +122,18 @@ def pairing_problems(
         )
 
 
-def joint_header(paths: Sequence[Path]) -> Header:
-    """Return the header of an image whose channels may be spread over several files.
+def joint_header(sources: Sequence[Source]) -> Header:
+    """Return the header of an image whose channels may be spread over several files or series.
 
     Raises:
-        InputError: a file cannot be read, or the files do not share one grid.
+        InputError: a file cannot be read, or they do not share one grid.
     """
-    headers = [format_of(path).read_header(path) for path in paths]
-    for path, header in zip(paths, headers, strict=True):
+    headers = [read_header(source) for source in sources]
+    for source, header in zip(sources, headers, strict=True):
         if not header.grid.same_space(headers[0].grid):
             raise InputError(
-                path,
-                expected=f"the grid of {paths[0].name} ({shown(headers[0].grid.shape)})",
+                place_of(source),
+                expected=f"the grid of {place_of(sources[0]).name} ({shown(headers[0].grid.shape)})",
                 found=f"another one ({shown(header.grid.shape)})",
                 do="Resample the channels of a case onto one grid.",
             )
@@ -146,6 +150,42 @@ def labels_or(root: Path, known: Mapping[str, int], problems: list[InputError]) 
     return labels
 
 
+def cases_of(root: Path, names: Collection[str], problems: list[InputError]) -> dict[str, str]:
+    """Return the case of each image: as ``cases.csv`` has it where there is one, else the image itself."""
+    cases = {name: name for name in names}
+    if (root / CASES).exists():
+        with collecting(problems):
+            given, wrong = read_cases(root / CASES, names)
+            cases.update(given)
+            problems += wrong
+    return cases
+
+
+def labels_of_masks(
+    folder: Path, masks: Collection[Path], problems: list[InputError], *, required: bool
+) -> dict[str, int]:
+    """Return the labels that the values in label maps tell, all of which are decoded for it.
+
+    Raises:
+        InputError: there are none but background though ``required``, or too many to be labels.
+    """
+    values: set[int] = set()
+    reported = {problem.where for problem in problems}
+    for path in masks:
+        if str(path) not in reported:
+            with collecting(problems):
+                values |= values_in(format_of(path).read_labels(path))
+    labels = inferred_labels(folder, values)
+    if len(labels) == 1 and masks and required:
+        raise InputError(
+            folder,
+            expected="masks with labels other than 0",
+            found="only background",
+            do="Check the export of the masks.",
+        )
+    return labels
+
+
 def shown(shape: Sequence[int]) -> str:
     """Return a shape as text."""
     return " x ".join(map(str, shape))
@@ -158,10 +198,10 @@ def checked(dataset: Dataset) -> Dataset:
     count = len(dataset.channels) or (counts.most_common(1)[0][0] if counts else 0)
     for item in dataset.items:
         if item.header.channels != count:
-            found = f"{item.header.channels} in {listed(path.name for path in item.images)}"
+            found = f"{item.header.channels} in {listed(place_of(source).name for source in item.images)}"
             problems.append(
                 InputError(
-                    item.images[0],
+                    place_of(item.images[0]),
                     expected=f"{count} channel{'s' if count != 1 else ''}, as the dataset has",
                     found=found,
                     do="Give all images the same channels: add missing files, or convert between grey and RGB.",
@@ -177,7 +217,12 @@ def checked(dataset: Dataset) -> Dataset:
 
 
 def _check_mask_header(item: Item, mask: Path) -> None:
+    if item.names:
+        require_some(mask, dict(item.names))
+        return
     grid, mask_grid = item.header.grid, format_of(mask).read_header(mask).grid
+    if reorientation(mask_grid, grid) is not None:
+        return
     if grid.shape != mask_grid.shape:
         raise InputError(
             mask,
@@ -185,15 +230,14 @@ def _check_mask_header(item: Item, mask: Path) -> None:
             found=shown(mask_grid.shape),
             do="Export the mask on the grid of its image.",
         )
-    if not grid.same_space(mask_grid):
-        assert grid.affine is not None
-        assert mask_grid.affine is not None
-        raise InputError(
-            mask,
-            expected=f"the affine of its image, {grid.affine[:3].round(4).tolist()}",
-            found=str(mask_grid.affine[:3].round(4).tolist()),
-            do="Resample the mask onto its image, or copy the image's affine if only the mask's header is wrong.",
-        )
+    assert grid.affine is not None
+    assert mask_grid.affine is not None
+    raise InputError(
+        mask,
+        expected=f"the affine of its image, {grid.affine[:3].round(4).tolist()}",
+        found=str(mask_grid.affine[:3].round(4).tolist()),
+        do="Resample the mask onto its image, or copy the image's affine if only the mask's header is wrong.",
+    )
 
 
 def _is_jpeg(path: Path) -> bool:

@@ -16,6 +16,7 @@ import numpy as np
 
 from medsaga.data.formats import arrays, stem
 from medsaga.data.layouts.shared import DESCRIPTION, checked, collecting, image_files, joint_header, labels_or
+from medsaga.data.sources import place_of
 from medsaga.data.types import Dataset, Item
 from medsaga.errors import InputError
 
@@ -74,7 +75,7 @@ def read(root: Path, *, masks_required: bool) -> Dataset:
         if item.case in trained_on:
             problems.append(
                 InputError(
-                    item.images[0],
+                    place_of(item.images[0]),
                     expected="a case to test on, of which nothing is trained on",
                     found=f"slices of {item.case} in train_npz",
                     do="Remove one of the two.",

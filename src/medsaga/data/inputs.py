@@ -1,0 +1,101 @@
+"""Finding the images to predict on: one file, a folder of files, a DICOM series, an export of many."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+
+from medsaga.data.dicom.reading import is_dicom
+from medsaga.data.dicom.series import Series, choose_series, find_series
+from medsaga.data.formats import is_image, stem
+from medsaga.data.layouts.nnunet import grouped_inputs
+from medsaga.data.layouts.shared import image_files, joint_header
+from medsaga.data.sources import place_of
+from medsaga.data.types import Item, Source
+from medsaga.errors import InputError
+
+
+def find_inputs(path: Path, *, channels: Sequence[str] | None = None, series: str | None = None) -> list[Item]:
+    """Return the images to predict on, without masks and sorted by name.
+
+    Files that are all named ``CASE_0000``, ``CASE_0001`` and so on, as many for each case, are the channels of
+    their cases, as in nnU-Net. In a folder without files of the other formats DICOM is looked for, in subfolders too:
+    the series of one examination are one image, of which a model with several channels takes those whose descriptions
+    name its channels; each examination is an image of its own.
+
+    Args:
+        path: a file or a folder; subfolders are entered for DICOM alone.
+        channels: names of the channels that the model takes; files are grouped only into images of so many.
+        series: which DICOM series of each examination is meant; see `medsaga.data.dicom.series.choose_series`.
+
+    Raises:
+        InputError: there is no image, a header cannot be read, two images would share a name, or an examination has
+            several series and none is chosen.
+    """
+    if path.is_file() and (path.suffix.lower() == ".dcm" or (not is_image(path) and is_dicom(path))):
+        return [_input(_without_suffix(path), _chosen(find_series(path), None, None))]
+    if not path.is_dir():
+        return [_input(stem(path), (path,))]
+    if not any(each.is_file() and is_image(each) for each in path.iterdir()):
+        examinations = _examinations(path)
+        if examinations:
+            return _distinct([_input(name, _chosen(found, channels, series)) for name, found in examinations])
+    paths = image_files(path)
+    groups = grouped_inputs(paths)
+    if groups is not None:
+        items = [_input(name, files) for name, files in sorted(groups.items())]
+        if channels is None or all(item.header.channels == len(channels) for item in items):
+            return items
+    return _distinct([_input(stem(file), (file,)) for file in paths])
+
+
+def _examinations(root: Path) -> list[tuple[str, list[Series]]]:
+    """Return the DICOM series below a folder by examination, each with a name made of folders or files."""
+    by_study: dict[str, list[Series]] = {}
+    for each in find_series(root):
+        by_study.setdefault(each.study, []).append(each)
+    if len(by_study) == 1:
+        return [(root.resolve().name, found) for found in by_study.values()]
+    return [(_name(root, found), found) for found in by_study.values()]
+
+
+def _name(root: Path, found: Sequence[Series]) -> str:
+    """Return the folders from ``root`` to all files of an examination, joined; the file's name for a single file."""
+    files = [file.relative_to(root) for each in found for file in each.files]
+    if len(files) == 1:
+        return "_".join((*files[0].parent.parts, _without_suffix(files[0])))
+    shared: list[str] = []
+    for parts in zip(*(file.parent.parts for file in files), strict=False):
+        if len(set(parts)) > 1:
+            break
+        shared.append(parts[0])
+    return "_".join(shared) or root.resolve().name
+
+
+def _without_suffix(path: Path) -> str:
+    # Names in DICOM often are UIDs: only what is a suffix goes.
+    return path.stem if path.suffix.lower() == ".dcm" else stem(path) if is_image(path) else path.name
+
+
+def _chosen(found: list[Series], channels: Sequence[str] | None, wanted: str | None) -> tuple[Source, ...]:
+    if wanted is None and channels is not None and len(channels) > 1 and len(found) > 1:
+        return tuple(choose_series(found, name) for name in channels)
+    return (choose_series(found, wanted),)
+
+
+def _distinct(items: list[Item]) -> list[Item]:
+    items = sorted(items, key=lambda item: item.name)
+    for one, next_one in itertools.pairwise(items):
+        if one.name == next_one.name:
+            raise InputError(
+                place_of(next_one.images[0]),
+                expected="one image per name, because predictions are named after their images",
+                found=f"also {place_of(one.images[0]).name}",
+                do="Rename one of them, or predict them one at a time.",
+            )
+    return items
+
+
+def _input(name: str, sources: tuple[Source, ...]) -> Item:
+    return Item(name, name, sources, (), joint_header(sources))

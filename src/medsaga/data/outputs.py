@@ -1,0 +1,194 @@
+"""What a prediction is written as: the format of its image, and for DICOM also what other programs open.
+
+A new kind of output is a function and a line in `_WRITERS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from medsaga.data.dicom.series import Series
+from medsaga.data.dicom.terminology import Terminology
+from medsaga.data.formats import format_of, nifti, raster, suffix_of
+from medsaga.data.sources import geometry_of
+from medsaga.data.types import Item, Labels, Source
+from medsaga.errors import InputError
+
+KINDS = ("auto", "seg", "rtstruct", "nifti", "png", "tiff")
+"""What ``--format`` accepts: the image's own format (of DICOM a SEG), or one of these."""
+SUFFIXES = {
+    "seg": (".dcm",),
+    "rtstruct": (".dcm",),
+    "nifti": (".nii.gz", ".nii"),
+    "png": (".png",),
+    "tiff": (".tif", ".tiff"),
+}
+"""Of each kind; the first is what a label map gets when the user names none."""
+_OF_DICOM = ("seg", "rtstruct")
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """What the values of a label map mean.
+
+    Attributes:
+        names: label name to label value, background included.
+        model: what made the label map, for people.
+        codes: coded terminology of names; of other names what `medsaga.data.dicom.terminology` knows.
+    """
+
+    names: dict[str, int]
+    model: str
+    codes: Mapping[str, Terminology] = field(default_factory=dict)
+
+
+def kind_of(item: Item, asked: str, out: Path | None) -> str:
+    """Settle what the prediction for an item is written as.
+
+    Args:
+        item: the image.
+        asked: one of `KINDS`; ``auto`` goes by the suffix of ``out``, else by the image.
+        out: the file that the user named, if it was one.
+
+    Returns:
+        one of `KINDS`; ``auto`` stands for the image's own format.
+
+    Raises:
+        InputError: it cannot be written as that, or ``out`` has another suffix.
+    """
+    if asked not in KINDS:
+        raise InputError("--format", expected=f"one of {', '.join(KINDS)}", found=repr(asked), do="Choose one of them.")
+    source = item.images[0]
+    own = not isinstance(source, Series)
+    kind = _by_suffix(source, out) if asked == "auto" and out is not None else asked
+    if kind == "auto" and not own:
+        kind = "seg"
+    flat = item.header.grid.affine is None
+    possible = {
+        "auto": own,
+        **dict.fromkeys(_OF_DICOM, not own),
+        "nifti": not flat,
+        "png": flat,
+        "tiff": flat,
+    }
+    if not possible[kind]:
+        allowed = [name for name, can_be in possible.items() if can_be]
+        raise InputError(
+            item.name,
+            expected=f"a prediction in one of the formats {', '.join(allowed)}",
+            found=kind,
+            do="Choose another --format, or another suffix of --out.",
+        )
+    if out is not None and kind in SUFFIXES and not out.name.lower().endswith(SUFFIXES[kind]):
+        expected = f"a file that ends in {' or '.join(SUFFIXES[kind])}"
+        raise InputError(out, expected=expected, found="another suffix", do="Change --out.")
+    return kind
+
+
+def suffix_for(kind: str, source: Source) -> str:
+    """Return the suffix of a label map of this kind."""
+    if kind != "auto":
+        return SUFFIXES[kind][0]
+    assert isinstance(source, Path), "a series has no format of its own"
+    return format_of(source).LABELS_SUFFIX
+
+
+def write_labels(path: Path, labels: Labels, item: Item, kind: str, meaning: Meaning) -> None:
+    """Write a label map on the grid of its image, whole or not at all.
+
+    Args:
+        path: the file.
+        labels: ``(*shape)`` label values.
+        item: the image.
+        kind: from `kind_of`.
+        meaning: of the values; only DICOM says it.
+
+    Raises:
+        InputError: the image's files lack what the output must repeat.
+    """
+    _WRITERS[kind](path, labels, item, meaning)
+
+
+def write_probabilities(path: Path, probabilities: npt.NDArray[np.float32], item: Item) -> Path:
+    """Write ``(classes, *shape)`` float32 beside a label map, and return the file.
+
+    Args:
+        path: the file without a suffix.
+        probabilities: summing to 1 over the classes.
+        item: the image.
+    """
+    source, grid = item.images[0], item.header.grid
+    if isinstance(source, Path):
+        chosen = format_of(source)
+        path = path.with_name(path.name + chosen.PROBABILITIES_SUFFIX)
+        chosen.write_probabilities(path, probabilities, source)
+        return path
+    module = raster if grid.affine is None else nifti
+    path = path.with_name(path.name + module.PROBABILITIES_SUFFIX)
+    module.write_probabilities(path, probabilities, grid)
+    return path
+
+
+def _by_suffix(source: Source, out: Path) -> str:
+    """Return the kind that a file name asks for."""
+    suffix = suffix_of(out)
+    if isinstance(source, Path) and suffix in format_of(source).SUFFIXES:
+        return "auto"
+    for kind, suffixes in SUFFIXES.items():
+        if out.name.lower().endswith(suffixes):
+            return kind
+    raise InputError(
+        out,
+        expected="a label map in the input's format, or a file that ends in .dcm, .nii.gz, .png or .tif",
+        found="another format",
+        do="Change the suffix of --out.",
+    )
+
+
+def _write_own(path: Path, labels: Labels, item: Item, meaning: Meaning) -> None:
+    del meaning
+    source = item.images[0]
+    assert isinstance(source, Path), "a series has no format of its own"
+    format_of(path).write_labels(path, labels, source)
+
+
+def _write_nifti(path: Path, labels: Labels, item: Item, meaning: Meaning) -> None:
+    del meaning
+    nifti.write_labels(path, labels, item.header.grid)
+
+
+def _write_raster(path: Path, labels: Labels, item: Item, meaning: Meaning) -> None:
+    del meaning
+    raster.write_labels(path, labels, item.header.grid)
+
+
+def _write_seg(path: Path, labels: Labels, item: Item, meaning: Meaning) -> None:
+    from medsaga.data.dicom.segmentation_writer import write_segmentation
+
+    source = item.images[0]
+    assert isinstance(source, Series), "a SEG is of a series"
+    geometry = geometry_of(source)
+    write_segmentation(path, labels, source, geometry, meaning.names, codes=meaning.codes, model=meaning.model)
+
+
+def _write_rtstruct(path: Path, labels: Labels, item: Item, meaning: Meaning) -> None:
+    from medsaga.data.dicom.structures_writer import write_structures
+
+    source = item.images[0]
+    assert isinstance(source, Series), "a structure set is of a series"
+    write_structures(path, labels, source, geometry_of(source), meaning.names, model=meaning.model)
+
+
+_WRITERS: dict[str, Callable[[Path, Labels, Item, Meaning], None]] = {
+    "auto": _write_own,
+    "seg": _write_seg,
+    "rtstruct": _write_rtstruct,
+    "nifti": _write_nifti,
+    "png": _write_raster,
+    "tiff": _write_raster,
+}

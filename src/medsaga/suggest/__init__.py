@@ -1,0 +1,1 @@
+"""Which unlabelled cases to annotate next; `medsaga.suggest.run.suggest` is the entry."""

@@ -1,0 +1,240 @@
+"""What ``medsaga suggest`` does: find the cases that nobody has labelled, look at them, and choose."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from medsaga import files, run_folder
+from medsaga.config import RunConfig, Settings
+from medsaga.data.dataset import raise_problems, read_dataset, select_channels
+from medsaga.data.inputs import find_inputs
+from medsaga.data.intensity import Intensity
+from medsaga.data.labels import listed
+from medsaga.data.layouts import LAYOUTS
+from medsaga.data.slices import common_axis
+from medsaga.data.sources import place_of
+from medsaga.data.splits import Split
+from medsaga.data.types import Dataset, Item
+from medsaga.device import choose_device
+from medsaga.errors import InputError
+from medsaga.inference import BATCH_SIZE, Segmenter
+from medsaga.models.registry import RANDOM, STARTER
+from medsaga.models.sam import ARCHITECTURES, build_sam
+from medsaga.models.weights import load_pretrained
+from medsaga.progress import counting
+from medsaga.suggest.coverage import choose, standardised
+from medsaga.suggest.looking import Look, Looker
+from medsaga.training.continuing import datasets_of, joined
+from medsaga.training.settle import settled
+
+MOST_PIXELS = 448
+"""Side of the square for weights that were made for larger ones: what an image is like shows at this size too."""
+
+Cases = dict[str, list[Item]]
+"""The images of each case, cases sorted by name."""
+
+
+def suggest(
+    folder: Path,
+    *,
+    run: Path | None = None,
+    model: str | None = None,
+    count: int = 5,
+    series: str | None = None,
+    device: str = "auto",
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Suggest which unlabelled cases to annotate next.
+
+    Without a run, cases are chosen that stand best for all others in what an encoder makes of them; cases of ``folder``
+    that have masks count as chosen already. With a run the encoder is its own, the cases that it was trained on count
+    as chosen, and a case weighs as much as the run's model is uncertain of it.
+
+    Args:
+        folder: images, one per case, or a dataset of which not all images have masks.
+        run: a run folder. Cases of its names are not suggested.
+        model: weights of SAM to look with when there is no run, as `medsaga.models.weights.load_pretrained` takes them;
+            ``starter`` by default.
+        count: number of cases to suggest.
+        series: which DICOM series of each examination is meant; see `medsaga.data.inputs.find_inputs`.
+        device: see `medsaga.device.choose_device`.
+        console: where progress is shown; stderr by default.
+
+    Returns:
+        ``suggestions``, best first, each with ``case``; ``images``, their number; ``stands_for``, the number of
+        unlabelled cases that are nearer to it than to any labelled or suggested one, itself included; ``distance`` to
+        the nearest labelled or earlier case (two cases are 1.4 apart on average), None where there is none; and
+        ``uncertainty``, 1 minus the model's confidence, None without a run. Besides ``unlabelled`` and ``labelled``,
+        the number of cases of both kinds, and ``looked_with``.
+
+    Raises:
+        InputError: there are too few cases, or the folder, the run or the weights cannot be used.
+    """
+    console = console or Console(stderr=True)
+    folder, run = Path(folder), None if run is None else Path(run)
+    if run is not None and model is not None:
+        raise InputError("--model", expected="no other model beside a run", found=model, do="Leave one of the two out.")
+    if run is None:
+        looked_with = model or STARTER
+        found = _found(folder, None, series)
+        looker = _pretrained(looked_with, found, choose_device(device))
+        unlabelled, labelled = _divided(found, frozenset())
+    else:
+        looked_with = run.resolve().name
+        segmenter = Segmenter.load(run, device)
+        found = _found(folder, segmenter.config, series)
+        looker = _trained(segmenter)
+        split = Split.from_json(files.read_json(run / run_folder.SPLIT))
+        unlabelled, labelled = _divided(found, {*split.train, *split.validation, *split.test})
+        if known := sorted(found.keys() - unlabelled.keys() - labelled.keys()):
+            console.print(f"left out, because the run has cases of these names: {listed(known)}", markup=False)
+        labelled |= _training_cases(segmenter.config, split, console)
+    _check_count(folder, count, len(unlabelled))
+    looks = _looks(looker, unlabelled | labelled, counting(console, "looking at cases"))
+    return {
+        "suggestions": _suggestions(unlabelled, looks, count),
+        "unlabelled": len(unlabelled),
+        "labelled": len(labelled),
+        "looked_with": looked_with,
+    }
+
+
+def _check_count(folder: Path, count: int, unlabelled: int) -> None:
+    if not unlabelled:
+        raise InputError(
+            folder,
+            expected="cases to choose from",
+            found="none that is neither labelled nor among the run's",
+            do="Name a folder with unlabelled images.",
+        )
+    if not 0 < count <= unlabelled:
+        expected = f"1 to {unlabelled}, the cases of {folder} without masks"
+        raise InputError("--n", expected=expected, found=str(count), do="Choose another number.")
+
+
+def _suggestions(unlabelled: Cases, looks: dict[str, Look], count: int) -> list[dict[str, Any]]:
+    names = list(looks)
+    points = standardised(np.stack([look.embedding for look in looks.values()]))
+    uncertainty = [None if look.confidence is None else 1 - look.confidence for look in looks.values()]
+    choices = choose(
+        points,
+        weights=np.array([1.0 if value is None else value for value in uncertainty]),
+        labelled=np.array([name not in unlabelled for name in names]),
+        count=count,
+    )
+    return [
+        {
+            "case": names[choice.index],
+            "images": len(unlabelled[names[choice.index]]),
+            "stands_for": choice.stands_for,
+            "distance": choice.distance,
+            "uncertainty": uncertainty[choice.index],
+        }
+        for choice in choices
+    ]
+
+
+def _looks(looker: Looker, cases: Cases, progress: Callable[[int, int], None]) -> dict[str, Look]:
+    looks = {}
+    for done, (name, items) in enumerate(cases.items(), 1):
+        looks[name] = looker.look_at(items)
+        progress(done, len(cases))
+    return looks
+
+
+def _found(folder: Path, config: RunConfig | None, series: str | None) -> Cases:
+    """Return all cases of a folder of images or a dataset, with the channels of the run, or all with the same."""
+    if any(layout.recognises(folder) for layout in LAYOUTS):
+        items: Sequence[Item] = _readable(folder, config.settings.channels if config else None).items
+    else:
+        items = find_inputs(folder, channels=config.channels if config else None, series=series)
+    wanted = len(config.channels) if config else items[0].header.channels
+    for item in items:
+        if item.header.channels != wanted:
+            raise InputError(
+                place_of(item.images[0]),
+                expected=f"{wanted} channel(s), as {'the run takes' if config else 'the other images have'}",
+                found=str(item.header.channels),
+                do="Give images with the same channels.",
+            )
+    return _by_case(items)
+
+
+def _readable(folder: Path, names: Sequence[str] | None) -> Dataset:
+    dataset = read_dataset(folder, masks_required=False)
+    raise_problems(dataset.problems)
+    return select_channels(dataset, names)
+
+
+def _by_case(items: Iterable[Item]) -> Cases:
+    cases: defaultdict[str, list[Item]] = defaultdict(list)
+    for item in items:
+        cases[item.case].append(item)
+    return dict(sorted(cases.items()))
+
+
+def _divided(found: Cases, known: frozenset[str] | set[str]) -> tuple[Cases, Cases]:
+    """Divide cases into those that lack a mask and are not known by name, and those that have all masks."""
+    labelled = {name: items for name, items in found.items() if all(item.masks for item in items)}
+    unlabelled = {name: items for name, items in found.items() if name not in labelled and name not in known}
+    return unlabelled, labelled
+
+
+def _training_cases(config: RunConfig, split: Split, console: Console) -> Cases:
+    """Return the cases that a run was trained on; none, and a word about it, where its data are not there any more."""
+    try:
+        first, *added = datasets_of(config)
+        dataset = joined(first, added, (*split.train, *split.validation))
+    except InputError as problem:
+        console.print(f"what the run was trained on is not taken into account: {problem}", markup=False)
+        return {}
+    return _by_case(dataset.items)
+
+
+def _trained(segmenter: Segmenter) -> Looker:
+    settings = segmenter.config.settings
+    return Looker(
+        segmenter.model,
+        segmenter.config.intensities,
+        axis=settings.axis,
+        neighbours=settings.neighbours,
+        tile=settings.tile,
+        batch_size=min(BATCH_SIZE, settings.micro_batch_size),
+        classes=True,
+    )
+
+
+def _pretrained(source: str, found: Cases, device: torch.device) -> Looker:
+    """Return pre-trained weights as a looker at these cases; there are no masks yet to settle a CT window on."""
+    start = settled(Settings(model=source))
+    if start.weights in (None, RANDOM):
+        raise InputError(
+            "--model",
+            expected="pre-trained weights, because random ones see nothing",
+            found=source,
+            do="Name weights, such as starter; see `medsaga weights list`.",
+        )
+    assert start.model is not None
+    assert start.weights is not None
+    items = [item for items in found.values() for item in items]
+    channels = items[0].header.channels
+    size = min(ARCHITECTURES[start.model].image_size, MOST_PIXELS)
+    model = build_sam(start.model, classes=2, image_size=size, in_channels=channels)
+    load_pretrained(model, start.weights)
+    of_8_bits = all(item.header.dtype == np.uint8 for item in items)
+    return Looker(
+        model.to(device).eval(),
+        (Intensity("identity", 0.0, 255.0) if of_8_bits else Intensity("percentile"),) * channels,
+        axis=common_axis((item.header.grid for item in items), "auto"),
+        neighbours=0,
+        tile=None,
+        batch_size=BATCH_SIZE,
+        classes=False,
+    )

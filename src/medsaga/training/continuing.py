@@ -1,0 +1,244 @@
+"""Going on from a finished run with new or corrected cases: its settings, and its data together with the new ones."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from medsaga.config import ResolvedSettings, RunConfig, Settings, flag
+from medsaga.data.dataset import (
+    check_items,
+    fingerprint,
+    raise_problems,
+    read_dataset,
+    select_channels,
+)
+from medsaga.data.labels import listed
+from medsaga.data.layouts.shared import DESCRIPTION
+from medsaga.data.sources import files_of, place_of
+from medsaga.data.splits import Split
+from medsaga.data.types import Dataset, Item
+from medsaga.errors import InputError
+from medsaga.files import sha256
+from medsaga.methods import method_named
+from medsaga.methods.base import unchanged
+from medsaga.presets import DeviceDefaults, fill_in
+from medsaga.progress import counting
+from medsaga.training.settle import requested
+
+MAY_CHANGE = frozenset(
+    {
+        *("steps", "batch_size", "micro_batch_size", "checkpointing", "precision", "state_bits", "state_on_host"),
+        *("encoder_lr", "decoder_lr", "weight_decay", "optimizer", "warmup", "max_gradient_norm", "seed", "device"),
+        *("rank", "refresh_every", "galore", "augmentation", "dice_weight", "loss_resolution"),
+        *("evaluate_every", "patience", "protocol"),
+    }
+)
+"""Settings of how a run is trained. The others say what the model is, how it sees images, and which cases are held out.
+"""
+DERIVED = ("micro_batch_size", "warmup", "refresh_every", "evaluate_every")
+"""Settings that follow from the steps and the batch size unless somebody has named them."""
+
+
+@dataclass(frozen=True, eq=False)
+class JoinedData:
+    """The data of a run that continues another.
+
+    Attributes:
+        dataset: all cases of the run, each from the folder that brought it last; every file has been decoded once.
+        split: its training cases, old and new; the validation and test cases are those of the run before.
+        fingerprint: of all folders.
+        fingerprint_before: of all folders but the last.
+    """
+
+    dataset: Dataset
+    split: Split
+    fingerprint: str
+    fingerprint_before: str
+
+
+def inherited(before: ResolvedSettings, settings: Settings) -> ResolvedSettings:
+    """Return a run's settings with those that the user has named for the run that continues it.
+
+    What followed from the number of steps or from the batch size follows from the new ones.
+
+    Args:
+        before: of the run that is continued.
+        settings: of the user; what is at its default counts as not named.
+
+    Raises:
+        InputError: the user names one that cannot change.
+    """
+    fixed = {option.name for option in dataclasses.fields(Settings)} - MAY_CHANGE
+    if method_named(before.method).adapt is not unchanged:
+        fixed.add("rank")  # it is the shape of what was added to the model
+    asked = requested(settings)
+    for name in sorted(fixed & asked.keys()):
+        kept = getattr(before, name)
+        if asked[name] != (list(kept) if isinstance(kept, tuple) else kept):
+            raise InputError(
+                flag(name),
+                expected="the setting of the run that is continued" + ("" if kept is None else f", {kept}"),
+                found=str(asked[name]),
+                do="Leave it out, or start a new run.",
+            )
+    device = DeviceDefaults(before.precision, before.state_bits)
+    # All that the recipe and the budget have to say is in the resolved settings.
+    kept = {option.name: getattr(before, option.name) for option in dataclasses.fields(Settings)}
+    kept |= {"recipe": None, "budget": None}
+    derived = fill_in(Settings(**kept | dict.fromkeys(DERIVED)), defaults=device)
+    kept |= {name: None for name in DERIVED if getattr(derived, name) == getattr(before, name)}
+    named = {name: getattr(settings, name) for name in asked if name in MAY_CHANGE}
+    return fill_in(Settings(**kept | named | {"device": settings.device}), defaults=device)
+
+
+def datasets_of(config: RunConfig) -> list[Dataset]:
+    """Return the dataset of a run, and after it those that were added by continuing, as they were added.
+
+    Raises:
+        InputError: a folder is gone or has problems, or what was added has other labels or channels than the run.
+    """
+    return [_first(config), *(_added(Path(folder), config) for folder in config.added)]
+
+
+def joined(first: Dataset, added: Iterable[Dataset], cases: Iterable[str]) -> Dataset:
+    """Return some cases of a dataset together with all cases of others; the last that has a case of a name brings it.
+
+    Raises:
+        InputError: images of two cases have one name.
+    """
+    by_case = {case: first.items_of((case,)) for case in cases}
+    for dataset in added:
+        by_case |= {case: dataset.items_of((case,)) for case in dataset.cases}
+    items = sorted((item for found in by_case.values() for item in found), key=lambda item: item.name)
+    names: dict[str, Item] = {}
+    for item in items:
+        other = names.setdefault(item.name, item)
+        if other is not item:
+            raise InputError(
+                place_of(item.images[0]),
+                expected="a name that no image of another case has",
+                found=f"that of an image of the case {other.case!r}",
+                do="Rename the image and its mask, or give both the same case, so that the newer one counts.",
+            )
+    return dataclasses.replace(first, items=tuple(items))
+
+
+def joined_data(config: RunConfig, split: Split, console: Console) -> JoinedData:
+    """Read and check the data of a run that continues another, and settle its cases.
+
+    Args:
+        config: with the folder of new cases as the last that was added.
+        split: of the run before, or of this one: its training cases may be among the new ones already.
+        console: where progress is shown.
+
+    Raises:
+        InputError: a folder cannot be used, or a new case is among those that the run is validated or tested on.
+    """
+    first, *added = datasets_of(config)
+    held_out = {"validation": split.validation, "test": split.test}
+    for dataset in added:
+        _check_not_held_out(dataset, first, held_out)
+    dataset = joined(first, added, (*split.train, *split.validation, *split.test))
+    raise_problems(check_items(dataset, counting(console, "checking images")))
+    prints = [fingerprint(each) for each in (first, *added)]
+    train = {*split.train, *(case for each in added for case in each.cases)}
+    return JoinedData(
+        dataset,
+        dataclasses.replace(split, train=tuple(sorted(train))),
+        fingerprint=_joint(prints),
+        fingerprint_before=_joint(prints[:-1]),
+    )
+
+
+def _first(config: RunConfig) -> Dataset:
+    root = Path(config.data)
+    if not root.exists():
+        raise InputError(
+            root,
+            expected="the data that the run was trained on",
+            found="nothing of this name",
+            do="Put the folder back, or train on the new cases alone, with --weights and the model.safetensors of the "
+            "run.",
+        )
+    dataset = read_dataset(root)
+    raise_problems(dataset.problems)
+    dataset = select_channels(dataset, config.settings.channels)
+    _check_same_kind(dataset, config, "Restore its labels and channels.")
+    return dataset
+
+
+def _added(root: Path, config: RunConfig) -> Dataset:
+    dataset = read_dataset(root)
+    raise_problems(dataset.problems)
+    if dataset.layout == "folder" and not (root / DESCRIPTION).exists():
+        dataset = _named_as_in_run(dataset, config)
+    else:
+        dataset = select_channels(dataset, config.settings.channels)
+    _check_same_kind(dataset, config, f"Give the folder the {DESCRIPTION} of the run's data, and masks to match.")
+    return dataset
+
+
+def _named_as_in_run(dataset: Dataset, config: RunConfig) -> Dataset:
+    """Give the labels and channels of a folder that does not name them the run's names, if they can be the same."""
+    if len(dataset.channels) == len(config.channels):
+        dataset = dataclasses.replace(dataset, channels=config.channels)
+    label_maps = not any(item.structures for item in dataset.items)
+    if label_maps and set(dataset.labels.values()) <= set(config.labels.values()):
+        dataset = dataclasses.replace(dataset, labels=config.labels)
+    return dataset
+
+
+def _check_same_kind(dataset: Dataset, config: RunConfig, do: str) -> None:
+    if dataset.labels != config.labels:
+        raise InputError(
+            dataset.root, expected=f"the labels of the run, {config.labels}", found=str(dataset.labels), do=do
+        )
+    if dataset.channels != config.channels:
+        raise InputError(
+            dataset.root,
+            expected=f"the channels of the run, {listed(config.channels, 12)}",
+            found=listed(dataset.channels, 12),
+            do=do,
+        )
+
+
+def _check_not_held_out(new: Dataset, first: Dataset, held_out: dict[str, tuple[str, ...]]) -> None:
+    """Raise InputError if a new case is held out, by its name or by the content of an image."""
+    for use, cases in held_out.items():
+        why = {"test": "be tested on", "validation": "choose its weights by"}[use]
+        both = sorted(set(new.cases) & set(cases))
+        if both:
+            raise InputError(
+                new.root,
+                expected="cases that the run does not hold out: it would " + why + " what it was trained on",
+                found=f"{listed(both)}, {'a ' if len(both) == 1 else ''}{use} case{'s' if len(both) > 1 else ''} of it",
+                do="Remove them; if they are other patients, rename them.",
+            )
+        known = {digest: item for item in first.items_of(cases) for digest in _digests(item)}
+        for item in new.items:
+            same = next((known[digest] for digest in _digests(item) if digest in known), None)
+            if same is not None:
+                raise InputError(
+                    place_of(item.images[0]),
+                    expected="images that the run does not hold out: it would " + why + " what it was trained on",
+                    found=f"the image of {same.name}, of the {use} case {same.case!r}, under another name",
+                    do="Remove it.",
+                )
+
+
+def _digests(item: Item) -> list[str]:
+    return [sha256(file) for source in item.images for file in files_of(source)]
+
+
+def _joint(fingerprints: Sequence[str]) -> str:
+    """Return one fingerprint for several datasets; that of one is its own."""
+    if len(fingerprints) == 1:
+        return fingerprints[0]
+    return hashlib.sha256(json.dumps(fingerprints).encode()).hexdigest()
