@@ -1,0 +1,112 @@
+"""What predicting a large CT takes: peak memory of the process and time, through ``medsaga predict``.
+
+PYTHONPATH=tests python -m benchmarks.volumes.run --out benchmarks/volumes
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+from dicom_phantoms import write_ct_series
+from rich.console import Console
+
+import medsaga
+from benchmarks.machine import machine
+from medsaga import files
+from medsaga.config import Axis
+from medsaga.data.phantom import phantom_ct, write_phantom_ct
+
+IN_PLANE, SLICES, PERIOD = 512, 600, 24
+"""Voxels along i and j, along k, and slices until the phantom repeats itself."""
+LIMIT_BYTES = 2 * 2**30
+_CHILD = "from medsaga.cli import main; main(); print(open('/proc/self/status').read())"
+AXES: tuple[Axis, ...] = ("axial", "sagittal")
+
+
+def made_volume(slices: int) -> npt.NDArray[np.int16]:
+    """Return HU, ``(i, j, k)``: one phantom again and again, so that its segmentation must repeat itself, too."""
+    slab, _ = phantom_ct(np.random.default_rng(0), (IN_PLANE, IN_PLANE, PERIOD))
+    return np.tile(slab, (1, 1, -(-slices // PERIOD)))[..., :slices]
+
+
+def write_inputs(folder: Path, slices: int) -> dict[str, Path]:
+    """Write the phantom in each format and return the files by the names that the record has for them."""
+    volume, affine = made_volume(slices), np.diag([-0.75, -0.75, 1.0, 1.0])
+    inputs = {name: folder / f"ct{name}" for name in (".nii", ".nii.gz")}
+    for path in inputs.values():
+        nib.save(nib.Nifti1Image(volume, affine), path)
+    inputs["DICOM series"] = folder / "series"
+    written = write_ct_series(inputs["DICOM series"], volume, affine)
+    assert len(set(written)) == slices == len(list(inputs["DICOM series"].iterdir()))
+    return inputs
+
+
+def write_runs(folder: Path) -> dict[Axis, Path]:
+    """Train hardly at all, on small phantoms: memory and time of a prediction do not depend on what was learned."""
+    write_phantom_ct(folder / "data", cases=3, shape=(64, 64, 8))
+    runs = {axis: folder / f"run-{axis}" for axis in AXES}
+    settings = medsaga.Settings(shots=2, steps=20, batch_size=2, device="cpu")
+    for axis, run in runs.items():
+        medsaga.train(folder / "data", run, dataclasses.replace(settings, axis=axis), console=Console(quiet=True))
+    return runs
+
+
+def predict(run: Path, source: Path, out: Path) -> tuple[int, float]:
+    """Predict in a process of its own; return the most memory that it had, in bytes, and its seconds.
+
+    The process says itself what it had (VmHWM, Linux): ``ru_maxrss`` of a child counts what its parent had when it was
+    started.
+    """
+    arguments = ["predict", run, source, "--out", out, "--format", "nifti", "--device", "cpu"]
+    began = time.perf_counter()
+    command = [sys.executable, "-c", _CHILD, *(str(each) for each in arguments)]
+    said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    kibibytes = said.split("VmHWM:")[1].split()[0]
+    return int(kibibytes) * 1024, time.perf_counter() - began
+
+
+def checked(labels: Path, like: Path) -> dict[str, Any]:
+    """Make sure that a label map lies on its image's grid and repeats itself as the phantom does."""
+    found, expected = nib.load(labels), nib.load(like)
+    assert found.shape == expected.shape
+    np.testing.assert_allclose(found.affine, expected.affine, atol=1e-4)
+    voxels = np.asarray(found.dataobj)
+    np.testing.assert_array_equal(voxels[..., PERIOD:], voxels[..., :-PERIOD])
+    return {"labelled": round(float((voxels > 0).mean()), 4)}
+
+
+def main() -> None:
+    """Measure, and write the record."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--slices", type=int, default=SLICES)
+    arguments = parser.parse_args()
+    rows = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        inputs, runs = write_inputs(folder, arguments.slices), write_runs(folder)
+        pairs: list[tuple[Axis, str]] = [("axial", each) for each in inputs]
+        for axis, source in [*pairs, ("sagittal", ".nii.gz")]:
+            out = folder / "out" / f"{axis}.nii.gz"
+            memory, seconds = predict(runs[axis], inputs[source], out)
+            checks = checked(out, inputs[".nii"]) if axis == "axial" else {}
+            rows.append({"input": source, "axis": axis, "peak_bytes": memory, "seconds": round(seconds, 1), **checks})
+            print(rows[-1], flush=True)
+            record = {"machine": machine(), "shape": [IN_PLANE, IN_PLANE, arguments.slices], "rows": rows}
+            files.write_json(arguments.out / "results.json", record)
+    over = [row for row in rows if row["peak_bytes"] > LIMIT_BYTES]
+    raise SystemExit(f"more than {LIMIT_BYTES:,} bytes: {over}" if over else 0)
+
+
+if __name__ == "__main__":
+    main()
