@@ -3,7 +3,7 @@
     python -m benchmarks.starter.judge FOLDER_OF_DATASETS --runs RUNS
 
 All settings are the defaults. All numbers of shots of a seed are tested on the same cases. Runs whose record is in RUNS
-are not repeated, so that several of these can work side by side, each on some ``--contenders``.
+are not repeated, so that several of these can work side by side, each on some ``--contenders`` or ``--shots``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ CONTENDERS: dict[str, dict[str, Any]] = {
     "random": {"weights": "random"},
     "unet": {"method": "unet"},
 }
-SHOTS = {"spider_lumbar_mr": (1, 4, 8), "axondeepseg_sem": (1, 4, 6)}
+ASKED = (1, 4, 8)
+SHOTS = {"spider_lumbar_mr": ASKED, "axondeepseg_sem": (1, 4, 6)}
 """Of the second set's 8 animals, two are left for the test."""
 SEEDS = (0, 1, 2)
 KEPT = ("dice_mean", "dice", "case_count", "steps", "seconds_per_step", "peak_memory_bytes", "trainable_parameters")
@@ -86,11 +87,13 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     parser.add_argument("--contenders", default=",".join(CONTENDERS))
+    parser.add_argument("--shots", default="1,4,8", help="of the first set; the second has 6 for 8")
     arguments = parser.parse_args()
     arguments.runs.mkdir(parents=True, exist_ok=True)
+    wanted = {int(k) for k in arguments.shots.split(",")}
     for seed in SEEDS:
         for dataset, shots in SHOTS.items():
-            for k in shots:
+            for k in (k for asked, k in zip(ASKED, shots, strict=True) if asked in wanted):
                 for contender in arguments.contenders.split(","):
                     measure(arguments.datasets / dataset, arguments.runs, contender, k, seed)
     records = [json.loads(path.read_text()) for path in sorted(arguments.runs.glob("*.json"))]

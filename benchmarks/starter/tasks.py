@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.starter.episodes import IGNORED, IMAGES_PER_WORLD, Bank, centre_of, moved, recoloured
+from benchmarks.starter.bank import IGNORED, IMAGES_PER_WORLD, Bank, centre_of, moved, recoloured
 
 WORLDS_SHARE = 0.65
 """How often a task is of a made-up world."""
@@ -63,7 +63,7 @@ def _try(bank: Bank, side: int, random: np.random.Generator) -> Task | None:
     labels = torch.from_numpy(bank.labels[rows])
     images = recoloured(images, random, together=count)
     centres = np.stack([centre_of(bank.labels[row], random) for row in rows])
-    images, labels = moved(images, labels, centres, np.zeros(count, bool), side, random, together=count)
+    images, labels = moved(images, labels, centres, side, random, together=count)
     foreground = _foreground(labels, support, random)
     if support >= count or not foreground:
         return None

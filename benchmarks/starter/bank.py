@@ -1,9 +1,7 @@
-"""Episodes for pre-training: two images of one kind, and classes that occur in both.
+"""The images for pre-training, and how a task changes all of its images alike.
 
-The bank holds, as 8-bit arrays on disk, images with label maps and the group that each belongs to: two images of one
-group make an episode. There are three kinds of group: a made-up world, a real dataset with its mask, and a single real
-image with a graph-based division into segments (Felzenszwalb and Huttenlocher, doi 10.1023/B:VISI.0000022288.19776.77),
-of which two views make an episode: it teaches boundaries where nobody has drawn any.
+The bank holds, as 8-bit arrays on disk, images with label maps and the group that each belongs to: a made-up world, or
+a real dataset with its mask.
 """
 
 from __future__ import annotations
@@ -27,18 +25,15 @@ from benchmarks.starter.procedural import SIDE, draw_image, draw_world
 from medsaga import files
 
 IGNORED = 255
-"""Label of pixels that no loss sees: padding, what lies beyond the image, classes that are not in the episode."""
+"""Label of what lies beyond an image."""
 IMAGES_PER_WORLD = 4
-KINDS = ("worlds", "masks", "segments")
-SHARES = (0.45, 0.25, 0.3)
-"""How often an episode is of each kind."""
-SEGMENT_SCALES = (60, 200, 600)
+KINDS = ("worlds", "masks")
 LUT_KNOTS = 6
 
 
 @dataclass(frozen=True, eq=False)
 class Bank:
-    """Images to draw episodes from.
+    """Images to draw tasks from.
 
     Attributes:
         images: ``(n, 256, 256, 3)`` uint8.
@@ -84,7 +79,7 @@ def _write_bank(data: Path, folder: Path, *, worlds: int, most_real: int | None,
     if most_real is not None:
         rows = [rows[i] for i in np.linspace(0, len(rows) - 1, most_real).astype(int)]
     datasets = sorted({dataset for dataset, _ in rows})
-    total = worlds * IMAGES_PER_WORLD + 2 * len(rows)
+    total = worlds * IMAGES_PER_WORLD + len(rows)
     images = np.lib.format.open_memmap(folder / "images.npy", "w+", np.uint8, (total, SIDE, SIDE, 3))
     labels = np.lib.format.open_memmap(folder / "labels.npy", "w+", np.uint8, (total, SIDE, SIDE))
     kinds, numbers = np.zeros((2, total), np.int64)
@@ -99,9 +94,8 @@ def _write_bank(data: Path, folder: Path, *, worlds: int, most_real: int | None,
         for number, drawn in enumerate(pool.imap(_draw, range(worlds), chunksize=8)):
             for image, label in drawn:
                 add(image, label, "worlds", number)
-        for number, (image, mask, segments) in enumerate(pool.imap(partial(_read, data), rows, chunksize=8)):
+        for number, (image, mask) in enumerate(pool.imap(partial(_read, data), rows, chunksize=8)):
             add(image, mask, "masks", datasets.index(rows[number][0]))
-            add(image, segments, "segments", number)
     images.flush()
     labels.flush()
     np.savez(folder / "groups.npz", kinds=kinds, numbers=numbers)
@@ -112,45 +106,13 @@ def _draw(seed: int) -> list[tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]
     return [draw_image(world, number) for number in range(IMAGES_PER_WORLD)]
 
 
-def _read(data: Path, row: tuple[str, str]) -> tuple[npt.NDArray[np.uint8], ...]:
-    from skimage.segmentation import felzenszwalb
-
+def _read(data: Path, row: tuple[str, str]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
     dataset, name = row
     image = np.asarray(Image.open(data / dataset / "images" / f"{name}.jpg").convert("RGB"))
     mask = np.asarray(Image.open(data / dataset / "masks" / f"{name}.png"))
-    scale = np.random.default_rng([*name.encode()]).choice(SEGMENT_SCALES)
-    segments = felzenszwalb(image, scale=scale, sigma=1.0, min_size=int(scale)) % IGNORED
     height, width = mask.shape
     padding = ((0, SIDE - height), (0, SIDE - width))
-    return (
-        np.pad(image, (*padding, (0, 0))),
-        np.pad(mask, padding, constant_values=IGNORED),
-        np.pad(segments.astype(np.uint8), padding, constant_values=IGNORED),
-    )
-
-
-def draw_episodes(
-    bank: Bank, *, pairs: int, side: int, most_classes: int, seed: int, step: int
-) -> tuple[Tensor, Tensor]:
-    """Draw the episodes of a step, a pure function of seed and step.
-
-    Returns:
-        images ``(2 * pairs, 3, side, side)`` float32 from 0 to 255, two after each other belong together, and labels
-        ``(2 * pairs, side, side)`` int64: 0 to ``most_classes - 1``, or `IGNORED`.
-    """
-    random = np.random.default_rng([seed, step])
-    rows, same = [], []
-    for _ in range(pairs):
-        kind = random.choice(KINDS, p=SHARES)
-        group = bank.groups[kind][random.integers(len(bank.groups[kind]))]
-        rows += random.choice(group, 2, replace=len(group) < 2).tolist()
-        same += [len(group) < 2] * 2
-    images = torch.from_numpy(bank.images[rows]).permute(0, 3, 1, 2).float()
-    labels = torch.from_numpy(bank.labels[rows])
-    images = recoloured(images, random, together=2)
-    centres = np.stack([centre_of(bank.labels[row], random) for row in rows])
-    images, labels = moved(images, labels, centres, np.array(same), side, random, together=2)
-    return _blemished(images, random), _few_classes(labels.long(), most_classes, random)
+    return np.pad(image, (*padding, (0, 0))), np.pad(mask, padding, constant_values=IGNORED)
 
 
 def centre_of(labels: npt.NDArray[np.uint8], random: np.random.Generator) -> npt.NDArray[np.float64]:
@@ -188,7 +150,6 @@ def moved(
     images: Tensor,
     labels: Tensor,
     centres: npt.NDArray[np.float64],
-    same: npt.NDArray[np.bool_],
     side: int,
     random: np.random.Generator,
     *,
@@ -196,7 +157,7 @@ def moved(
 ) -> tuple[Tensor, Tensor]:
     """Turn, flip and zoom so many images after each other alike, then each a little by itself, and cut out a square.
 
-    The place to look at lies anywhere in the inner half of the square. Two views of one image differ more.
+    The place to look at lies anywhere in the inner half of the square.
     """
     count = len(images)
 
@@ -204,10 +165,10 @@ def moved(
         return np.repeat(values[: count // together], together, axis=0)
 
     angle = alike(random.uniform(-math.pi, math.pi, count) * (random.random(count) < 0.6))
-    angle = angle + random.normal(0, np.where(same, 0.5, 0.15), count)
+    angle = angle + random.normal(0, 0.15, count)
     reach = (0.35, 0.9) if side < SIDE else (0.6, 1.1)
     extent = alike(np.exp(random.uniform(np.log(reach[0]), np.log(reach[1]), count)))
-    extent = extent * np.exp(random.normal(0, np.where(same, 0.25, 0.1), count))
+    extent = extent * np.exp(random.normal(0, 0.1, count))
     flip = alike(random.choice([-1.0, 1.0], count))
     room = np.maximum(0.1, 1 - extent)[:, None]
     centre = np.clip(centres, -room, room) + random.uniform(-0.3, 0.3, (count, 2)) * extent[:, None]
@@ -219,30 +180,3 @@ def moved(
     images = F.grid_sample(images, points, mode="bilinear", padding_mode="zeros", align_corners=False)
     shifted = F.grid_sample((IGNORED - labels.float())[:, None], points, mode="nearest", align_corners=False)
     return images, (IGNORED - shifted[:, 0]).to(torch.uint8)
-
-
-def _blemished(images: Tensor, random: np.random.Generator) -> Tensor:
-    """Blur, brightness, contrast and noise of each image by itself."""
-    count = len(images)
-    for i in np.flatnonzero(random.random(count) < 0.25):
-        size = int(images.shape[-1] * random.uniform(0.4, 0.9))
-        small = F.interpolate(images[i : i + 1], (size, size), mode="bilinear", antialias=True)
-        images[i] = F.interpolate(small, images.shape[-2:], mode="bilinear")[0]
-    tone = torch.from_numpy(random.uniform(-0.2, 0.2, (2, count, 1, 1, 1))).float()
-    mean = images.mean((2, 3), keepdim=True)
-    images = (images - mean) * (1 + tone[0]) + mean * (1 + tone[1])
-    spread = random.uniform(0, 20, (count, 1, 1, 1)) * (random.random((count, 1, 1, 1)) < 0.4)
-    noise = torch.from_numpy(random.standard_normal((count, 1, *images.shape[-2:]), np.float32))
-    return (images + noise * torch.from_numpy(spread).float()).clamp_(0, 255)
-
-
-def _few_classes(labels: Tensor, most: int, random: np.random.Generator) -> Tensor:
-    """Number the classes that both images of a pair have from 0, at most ``most`` of them; ignore all others."""
-    chosen = torch.full_like(labels, IGNORED)
-    for i in range(0, len(labels), 2):
-        pair = labels[i : i + 2]
-        sizes = [np.bincount(image.flatten().numpy(), minlength=IGNORED + 1)[:IGNORED] for image in pair]
-        common = np.flatnonzero(np.minimum(*sizes) >= labels[0].numel() / 1000)
-        for number, value in enumerate(random.permutation(common)[:most].tolist()):
-            chosen[i : i + 2][pair == value] = number
-    return chosen
