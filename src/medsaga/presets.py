@@ -1,8 +1,8 @@
 """The values that fill in what the user and the recipe leave open.
 
-``benchmarks/starter`` has the runs that they were chosen by, on datasets that no weights of ours have seen; they are
-the same for all data. A run has few steps when the cases are few, so that warm-up and the refresh of GaLore's subspace
-are tied to its length.
+``benchmarks/starter`` has the single runs that they were chosen by, on datasets that no weights of ours have seen;
+they are the same for all data. A run has few steps when the cases are few, so that warm-up and the refresh of GaLore's
+subspace are tied to its length.
 """
 
 from __future__ import annotations

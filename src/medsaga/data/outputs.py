@@ -1,6 +1,6 @@
 """What a prediction is written as: the format of its image, and for DICOM also what other programs open.
 
-A new kind of output is a function and a line in `_WRITERS`.
+A new kind of output is a function and a line in `SUFFIXES`, in `kind_of` and in `_WRITERS`.
 """
 
 from __future__ import annotations
@@ -19,8 +19,6 @@ from medsaga.data.sources import geometry_of
 from medsaga.data.types import Item, Labels, Source
 from medsaga.errors import InputError
 
-KINDS = ("auto", "seg", "rtstruct", "nifti", "png", "tiff")
-"""What ``--format`` accepts: the image's own format (of DICOM a SEG), or one of these."""
 SUFFIXES = {
     "seg": (".dcm",),
     "rtstruct": (".dcm",),
@@ -29,7 +27,8 @@ SUFFIXES = {
     "tiff": (".tif", ".tiff"),
 }
 """Of each kind; the first is what a label map gets when the user names none."""
-_OF_DICOM = ("seg", "rtstruct")
+KINDS = ("auto", *SUFFIXES)
+"""What ``--format`` accepts: the image's own format (of DICOM a SEG), or one of these."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,8 @@ def kind_of(item: Item, asked: str, out: Path | None) -> str:
     flat = item.header.grid.affine is None
     possible = {
         "auto": own,
-        **dict.fromkeys(_OF_DICOM, not own),
+        "seg": not own,
+        "rtstruct": not own,
         "nifti": not flat,
         "png": flat,
         "tiff": flat,
