@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from medsaga.data.dicom.pixels import read_slices
 from medsaga.data.dicom.series import Series
-from medsaga.data.formats import format_of, itk, nifti
+from medsaga.data.formats import PiecewiseFormat, format_of
 from medsaga.data.slices import SliceView
 from medsaga.data.sources import geometry_of, place_of, read_header, read_image
 from medsaga.data.types import Array, Block, Item, Source
@@ -148,10 +148,8 @@ def _blocks(source: Source) -> Iterator[Block]:
         yield from _series_blocks(source)
         return
     form = format_of(source)
-    if form is nifti:
-        yield from nifti.read_blocks(source, _BLOCK_BYTES)
-    elif form is itk:
-        yield from itk.read_blocks(source, _BLOCK_BYTES)
+    if isinstance(form, PiecewiseFormat):
+        yield from form.read_blocks(source, _BLOCK_BYTES)
     else:
         yield 0, 0, read_image(source)
 

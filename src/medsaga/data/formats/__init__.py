@@ -1,19 +1,21 @@
 """File formats of images and label maps: which module reads and writes which suffix.
 
-A format is one module that offers what `Format` lists. Adding one means writing the module and naming it in
-`FORMATS`. Everything that a user's file can do wrong comes out of a format as an `InputError` that names the file.
+A format is one module that offers what `Format` lists, and what `PiecewiseFormat` adds where volumes may be larger than
+the memory. Adding one means writing the module and naming it in `FORMATS`. Everything that a user's file can do wrong
+comes out of a format as an `InputError` that names the file.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 from medsaga.data.formats import arrays, itk, nifti, raster
-from medsaga.data.types import Array, Header, Labels
+from medsaga.data.types import Array, Block, Header, Labels
 from medsaga.errors import InputError
 
 
@@ -41,6 +43,14 @@ class Format(Protocol):
 
     def write_probabilities(self, path: Path, probabilities: npt.NDArray[np.float32], like: Path) -> None:
         """Write ``(classes, *shape)`` float32 probabilities on the grid of the image ``like``."""
+
+
+@runtime_checkable
+class PiecewiseFormat(Format, Protocol):
+    """A format whose volumes can be decoded in pieces; the others decode them whole."""
+
+    def read_blocks(self, path: Path, most_bytes: int) -> Iterator[Block]:
+        """Yield the volume of `read_image` in pieces of about ``most_bytes``, at least a slice."""
 
 
 FORMATS: tuple[Format, ...] = (raster, nifti, itk, arrays)
