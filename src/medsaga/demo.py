@@ -14,7 +14,7 @@ from medsaga.errors import InputError
 from medsaga.predict import Wanted, predict_files
 from medsaga.training.loop import train
 
-SETTINGS = Settings(shots=4, steps=250, batch_size=4, image_size=128)
+SETTINGS = Settings(shots=4, steps=200, batch_size=4, image_size=128)
 
 
 def demo(out: Path, console: Console) -> dict[str, Any]:

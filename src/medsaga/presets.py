@@ -1,8 +1,7 @@
 """The values that fill in what the user and the recipe leave open.
 
-``benchmarks/starter`` has the single runs that they were chosen by, on datasets that no weights of ours have seen;
-they are the same for all data. A run has few steps when the cases are few, so that warm-up and the refresh of GaLore's
-subspace are tied to its length.
+``benchmarks/starter`` has the sweep and the single runs that they were chosen by; they are the same for all data. A run
+has few steps when the cases are few, so that warm-up and the refresh of GaLore's subspace are tied to its length.
 """
 
 from __future__ import annotations
@@ -31,8 +30,8 @@ DEFAULTS: dict[str, Any] = {
     "augmentation": "fewshot",
 }
 """For every model and method that has no value of its own."""
-MODEL_DEFAULTS: dict[str, dict[str, Any]] = {"tiny": {"encoder_lr": 1e-3, "decoder_lr": 1e-3}}
-"""For models that have values of their own: small ones learn faster at higher rates (``benchmarks/starter``)."""
+MODEL_DEFAULTS: dict[str, dict[str, Any]] = {"tiny": {"encoder_lr": 2e-3, "decoder_lr": 2e-3}}
+"""For models that have values of their own: small ones learn faster at higher rates."""
 REFRESHES_PER_RUN = 20
 EVALUATIONS_PER_RUN = 10
 WARMUP_SHARE = 0.1
