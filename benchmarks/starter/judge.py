@@ -75,7 +75,8 @@ def table(records: Sequence[dict[str, Any]]) -> str:
                 wanted = (dataset, shots, contender)
                 found = [r["dice_mean"] for r in records if (r["dataset"], r["shots"], r["contender"]) == wanted]
                 spread = f" ± {stdev(found):.3f}" if len(found) > 1 else ""
-                cells.append(f"{mean(found):.3f}{spread}" if found else "not measured")
+                fewer = f" ({len(found)} of {len(SEEDS)} seeds)" if len(found) < len(SEEDS) else ""
+                cells.append(f"{mean(found):.3f}{spread}{fewer}" if found else "not measured")
             lines.append(f"| {dataset} | {shots} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
