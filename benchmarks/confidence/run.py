@@ -9,10 +9,9 @@ chance it is a fifth. What is already in RUNS is not repeated.
 
 from __future__ import annotations
 
-import argparse
 import json
-import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -22,6 +21,7 @@ from scipy.stats import spearmanr
 
 import medsaga
 from benchmarks.machine import machine
+from benchmarks.runs import measured_once, parser_for
 from medsaga import files
 from medsaga.data.dataset import read_dataset
 from medsaga.data.items import read_mask
@@ -38,11 +38,10 @@ FIRST = 0.2
 
 def measure(data: Path, runs: Path, seed: int) -> dict[str, Any]:
     """Train, predict with and without flips, and return confidence and Dice of every test image; once."""
-    record = runs / f"{data.name}-{seed}.json"
-    if record.exists():
-        return dict(json.loads(record.read_text()))
-    run = runs / f"{data.name}-{seed}"
-    shutil.rmtree(run, ignore_errors=True)
+    return measured_once(runs / f"{data.name}-{seed}", partial(_measure, data, seed))
+
+
+def _measure(data: Path, seed: int, run: Path) -> dict[str, Any]:
     medsaga.train(data, run, medsaga.Settings(seed=seed, **SETTINGS))
     segmenter = medsaga.Segmenter.load(run, "cpu")
     split = Split.from_json(files.read_json(run / SPLIT))
@@ -60,10 +59,7 @@ def measure(data: Path, runs: Path, seed: int) -> dict[str, Any]:
                 else None,
             }
         images.append({"name": item.name, **scores})
-    shutil.rmtree(run)
-    document = {"dataset": data.name, "seed": seed, "images": images}
-    files.write_json(record, document)
-    return document
+    return {"dataset": data.name, "seed": seed, "images": images}
 
 
 def summary(document: dict[str, Any], way: str) -> dict[str, float]:
@@ -99,12 +95,7 @@ def table(documents: Sequence[dict[str, Any]]) -> str:
 
 def main() -> None:
     """Do it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("datasets", type=Path)
-    parser.add_argument("--runs", type=Path, required=True)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent)
-    arguments = parser.parse_args()
-    arguments.runs.mkdir(parents=True, exist_ok=True)
+    arguments = parser_for(__doc__, Path(__file__).parent).parse_args()
     documents = [measure(arguments.datasets / name, arguments.runs, seed) for name in DATASETS for seed in SEEDS]
     # A line per run: as a table it would have ten thousand lines.
     runs = ",\n".join(json.dumps(document) for document in documents)

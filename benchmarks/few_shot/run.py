@@ -7,15 +7,15 @@ Each dataset is a folder in FOLDER_OF_DATASETS. Runs that are already in RUNS ar
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import medsaga
 from benchmarks.machine import machine
+from benchmarks.runs import measured_once, parser_for
 from medsaga import files
 from medsaga.predict import predict_files
 
@@ -26,25 +26,20 @@ COSTS = ("peak_memory_bytes", "memory_breakdown", "seconds_per_step", "trainable
 
 
 def measure(data: Path, run: Path) -> dict[str, Any]:
-    """Train on a dataset unless it has been done, predict all of its images, and return the numbers."""
-    record = run.with_suffix(".json")
-    if record.exists():
-        return json.loads(record.read_text())
+    """Train on a dataset, predict all of its images, and return the numbers."""
     settings = medsaga.Settings(model="tiny", shots=FEWER_SHOTS.get(data.name, SHOTS), seed=0)
     began = time.perf_counter()
     result = medsaga.train(data, run, settings)
     trained = time.perf_counter()
     predictions = predict_files(run, data / "images", run / "predictions")
     predicted = time.perf_counter()
-    document = {
+    return {
         "dataset": data.name,
         "settings": {name: value for name, value in asdict(settings).items() if value is not None},
         **{name: result[name] for name in (*KEPT, *COSTS)},
         "seconds_train_and_test": trained - began,
         "seconds_per_predicted_image": (predicted - trained) / len(predictions),
     }
-    files.write_json(record, document)
-    return document
 
 
 def table(records: list[dict[str, Any]]) -> str:
@@ -75,13 +70,9 @@ def table(records: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     """Do it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("datasets", type=Path)
-    parser.add_argument("--runs", type=Path, required=True)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent)
-    arguments = parser.parse_args()
+    arguments = parser_for(__doc__, Path(__file__).parent).parse_args()
     folders = sorted(path for path in arguments.datasets.iterdir() if (path / "images").is_dir())
-    records = [measure(folder, arguments.runs / folder.name) for folder in folders]
+    records = [measured_once(arguments.runs / folder.name, partial(measure, folder)) for folder in folders]
     files.write_json(arguments.out / "results.json", {"machine": machine(), "runs": records})
     files.write_text(arguments.out / "results.md", table(records))
 

@@ -8,7 +8,6 @@ the modes: they give the same result (tests/training).
 
 from __future__ import annotations
 
-import argparse
 import io
 import math
 import multiprocessing
@@ -23,6 +22,7 @@ from rich.console import Console
 from scipy import stats
 
 import medsaga
+from benchmarks.runs import parser_for
 from medsaga import files, run_folder
 
 DATASETS = {"hc18_fetal_us": 8, "dsb2018_nuclei": 8, "axondeepseg_sem": 4}
@@ -85,11 +85,7 @@ def difference(scores: dict[tuple[str, int], float], reference: dict[tuple[str, 
 
 def main() -> None:
     """Do it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("datasets", type=Path)
-    parser.add_argument("--runs", type=Path, required=True)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent)
-    arguments = parser.parse_args()
+    arguments = parser_for(__doc__, Path(__file__).parent).parse_args()
     jobs = [(seed, name, mode) for seed in SEEDS for name in DATASETS for mode in MODES]
     # Processes that are started afresh: torch's threads do not survive a fork.
     with ProcessPoolExecutor(os.cpu_count(), mp_context=multiprocessing.get_context("spawn")) as pool:

@@ -8,10 +8,8 @@ are not repeated, so that several of these can work side by side, each on some `
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
@@ -19,6 +17,7 @@ from typing import Any
 
 import medsaga
 from benchmarks.machine import machine
+from benchmarks.runs import measured_once, parser_for
 from medsaga import files, run_folder
 from medsaga.config import read_config
 
@@ -36,25 +35,21 @@ KEPT = ("dice_mean", "dice", "case_count", "steps", "seconds_per_step", "peak_me
 
 def measure(data: Path, runs: Path, contender: str, shots: int, seed: int) -> dict[str, Any]:
     """Train and test once, unless it has been done, and return the record."""
-    name = f"{data.name}-{contender}-{shots}-{seed}"
-    record = runs / f"{name}.json"
-    if record.exists():
-        return json.loads(record.read_text())
     settings = medsaga.Settings(shots=shots, seed=seed, test_cases=_test_cases(data.name), **CONTENDERS[contender])
-    shutil.rmtree(runs / name, ignore_errors=True)
-    result = medsaga.train(data, runs / name, settings)
-    used = dataclasses.asdict(read_config(runs / name / run_folder.CONFIG).settings)
-    document = {
-        "dataset": data.name,
-        "contender": contender,
-        "shots": shots,
-        "seed": seed,
-        "settings": {name: value for name, value in used.items() if value is not None},
-        **{key: result[key] for key in KEPT},
-    }
-    files.write_json(record, document)
-    shutil.rmtree(runs / name)
-    return document
+
+    def make(run: Path) -> dict[str, Any]:
+        result = medsaga.train(data, run, settings)
+        used = dataclasses.asdict(read_config(run / run_folder.CONFIG).settings)
+        return {
+            "dataset": data.name,
+            "contender": contender,
+            "shots": shots,
+            "seed": seed,
+            "settings": {name: value for name, value in used.items() if value is not None},
+            **{key: result[key] for key in KEPT},
+        }
+
+    return measured_once(runs / f"{data.name}-{contender}-{shots}-{seed}", make)
 
 
 def _test_cases(dataset: str) -> int:
@@ -83,14 +78,10 @@ def table(records: Sequence[dict[str, Any]]) -> str:
 
 def main() -> None:
     """Do it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("datasets", type=Path)
-    parser.add_argument("--runs", type=Path, required=True)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent)
+    parser = parser_for(__doc__, Path(__file__).parent)
     parser.add_argument("--contenders", default=",".join(CONTENDERS))
     parser.add_argument("--shots", default="1,4,8", help="of the first set; the second has 6 for 8")
     arguments = parser.parse_args()
-    arguments.runs.mkdir(parents=True, exist_ok=True)
     wanted = {int(k) for k in arguments.shots.split(",")}
     for seed in SEEDS:
         for dataset, shots in SHOTS.items():

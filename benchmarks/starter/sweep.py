@@ -8,10 +8,8 @@ RUNS are not repeated, so that several of these can work side by side, each on s
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import mean
@@ -19,6 +17,7 @@ from typing import Any
 
 import medsaga
 from benchmarks.machine import machine
+from benchmarks.runs import measured_once, parser_for
 from medsaga import files
 from medsaga.data.augment import AUGMENTATIONS, Augmentation
 
@@ -64,25 +63,21 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 def measure(data: Path, runs: Path, variant: str, seed: int) -> dict[str, Any]:
     """Train and test once, unless it has been done, and return the record."""
-    name = f"{data.name}-{variant.replace(' ', '_').replace(',', '')}-{seed}"
-    record = runs / f"{name}.json"
-    if record.exists():
-        return json.loads(record.read_text())
     given = BASE | VARIANTS[variant]
     augmentation = given.pop("augmentation", None)
     settings = medsaga.Settings(shots=SHOTS, seed=seed, test_cases=DATASETS[data.name], **given)
-    shutil.rmtree(runs / name, ignore_errors=True)
-    with _augmented(augmentation):
-        result = medsaga.train(data, runs / name, settings)
-    document = {
-        "dataset": data.name,
-        "variant": variant,
-        "seed": seed,
-        **{key: result[key] for key in ("dice_mean", "dice", "case_count", "steps", "seconds_per_step")},
-    }
-    files.write_json(record, document)
-    shutil.rmtree(runs / name)
-    return document
+
+    def make(run: Path) -> dict[str, Any]:
+        with _augmented(augmentation):
+            result = medsaga.train(data, run, settings)
+        return {
+            "dataset": data.name,
+            "variant": variant,
+            "seed": seed,
+            **{key: result[key] for key in ("dice_mean", "dice", "case_count", "steps", "seconds_per_step")},
+        }
+
+    return measured_once(runs / f"{data.name}-{variant.replace(' ', '_').replace(',', '')}-{seed}", make)
 
 
 @contextlib.contextmanager
@@ -114,13 +109,9 @@ def table(records: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     """Do it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("datasets", type=Path)
-    parser.add_argument("--runs", type=Path, required=True)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent)
+    parser = parser_for(__doc__, Path(__file__).parent)
     parser.add_argument("--variants", help="names, separated by semicolons; default all")
     arguments = parser.parse_args()
-    arguments.runs.mkdir(parents=True, exist_ok=True)
     for seed in SEEDS:
         for variant in (arguments.variants or ";".join(VARIANTS)).split(";"):
             for dataset in DATASETS:

@@ -9,12 +9,11 @@ same cases. What is already in RUNS is not repeated.
 
 from __future__ import annotations
 
-import argparse
 import csv
-import json
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -24,6 +23,7 @@ from rich.console import Console
 
 import medsaga
 from benchmarks.machine import machine
+from benchmarks.runs import measured_once, parser_for
 from medsaga import files
 from medsaga.data.dataset import read_dataset
 from medsaga.data.types import Dataset
@@ -54,7 +54,6 @@ def chosen_cases(dataset: Dataset, seed: int, work: Path) -> dict[str, list[str]
     test, candidates = sorted(order[:number]), sorted(order[number:])
     unlabelled = view(dataset, candidates, work / "unlabelled", masks=False)
     found = suggest(unlabelled, model=MODEL, count=CHOSEN, console=Console(quiet=True))
-    shutil.rmtree(unlabelled)
     return {
         "test": test,
         "suggest": [suggestion["case"] for suggestion in found["suggestions"]],
@@ -64,7 +63,6 @@ def chosen_cases(dataset: Dataset, seed: int, work: Path) -> dict[str, list[str]
 
 def view(dataset: Dataset, cases: Iterable[str], folder: Path, *, masks: bool) -> Path:
     """Make a dataset of links to some of the cases of another, with or without its masks."""
-    shutil.rmtree(folder, ignore_errors=True)
     items = dataset.items_of(tuple(cases))
     for kind in ("images", "masks") if masks else ("images",):
         (folder / kind).mkdir(parents=True)
@@ -81,20 +79,16 @@ def view(dataset: Dataset, cases: Iterable[str], folder: Path, *, masks: bool) -
 def measure(dataset: Dataset, seed: int, runs: Path) -> list[dict[str, Any]]:
     """Choose, train and test for one seed, unless it has been done."""
     place = runs / f"{dataset.root.name}-{seed}"
-    choice = place / "choice.json"
-    if not choice.exists():
-        files.write_json(choice, chosen_cases(dataset, seed, place))
-    cases = json.loads(choice.read_text())
+    cases = measured_once(place / "choice", partial(chosen_cases, dataset, seed))
     rows = []
     for arm in ARMS:
-        record = place / f"{arm}.json"
-        if not record.exists():
-            shutil.rmtree(place / arm, ignore_errors=True)
-            data = view(dataset, (*cases[arm], *cases["test"]), place / arm / "data", masks=True)
+
+        def make(work: Path, arm: str = arm) -> dict[str, Any]:
+            data = view(dataset, (*cases[arm], *cases["test"]), work / "data", masks=True)
             files.write_json(data / "splits_final.json", [{"train": cases[arm], "val": cases["test"]}])
             settings = medsaga.Settings(**SETTINGS, seed=seed)
-            result = medsaga.train(data, place / arm / "run", settings, console=Console(quiet=True))
-            document = {
+            result = medsaga.train(data, work / "run", settings, console=Console(quiet=True))
+            return {
                 "dataset": dataset.root.name,
                 "seed": seed,
                 "arm": arm,
@@ -103,9 +97,8 @@ def measure(dataset: Dataset, seed: int, runs: Path) -> list[dict[str, Any]]:
                 "test_cases": result["case_count"],
                 **{name: result[name] for name in ("dice_mean", "dice", "seconds_per_step")},
             }
-            files.write_json(record, document)
-            shutil.rmtree(place / arm)
-        rows.append(json.loads(record.read_text()))
+
+        rows.append(measured_once(place / arm, make))
         print(rows[-1]["dataset"], seed, arm, f"{rows[-1]['dice_mean']:.3f}", flush=True)
     return rows
 
@@ -152,11 +145,7 @@ def table(summaries: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     """Do it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("datasets", type=Path)
-    parser.add_argument("--runs", type=Path, required=True)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent)
-    arguments = parser.parse_args()
+    arguments = parser_for(__doc__, Path(__file__).parent).parse_args()
     datasets = [read_dataset(arguments.datasets / name) for name in TEST_CASES]
     rows = []
     for seed in range(SEEDS):
