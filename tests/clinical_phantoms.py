@@ -6,15 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import highdicom as hd
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 from dicom_phantoms import AFFINES, IDENTITY, new_image, save, write_ct_series
 from pydicom import dcmread
 from pydicom.dataset import Dataset
-from pydicom.sr.codedict import codes
-from pydicom.uid import ImplicitVRLittleEndian, RTStructureSetStorage, generate_uid
+from pydicom.uid import ImplicitVRLittleEndian, RTStructureSetStorage
+from seg_phantoms import write_by_highdicom
 
 Affine = npt.NDArray[np.float64]
 Bytes = npt.NDArray[np.uint8]
@@ -70,33 +69,8 @@ def write_examination(
 
 
 def write_seg(path: Path, labels: Bytes, files: Sequence[Path], names: Sequence[str] = STRUCTURES) -> Path:
-    """Let highdicom write labels 1, 2, ..., ``(i, j, k)``, for images by k, given to it in another order."""
-    order = np.random.default_rng(4).permutation(len(files))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    hd.seg.Segmentation(
-        source_images=[dcmread(files[k]) for k in order],
-        pixel_array=labels.transpose(2, 1, 0)[order],
-        segmentation_type="BINARY",
-        segment_descriptions=[
-            hd.seg.SegmentDescription(
-                segment_number=number,
-                segment_label=name,
-                segmented_property_category=codes.SCT.Tissue,
-                segmented_property_type=codes.SCT.Tissue,
-                algorithm_type="MANUAL",
-            )
-            for number, name in enumerate(names, start=1)
-        ],
-        series_instance_uid=generate_uid(),
-        series_number=9,
-        sop_instance_uid=generate_uid(),
-        instance_number=1,
-        manufacturer="somebody",
-        manufacturer_model_name="program",
-        software_versions="1",
-        device_serial_number="1",
-    ).save_as(path)
-    return path
+    """Let highdicom write labels 1, 2, ..., ``(i, j, k)``, for images by k."""
+    return write_by_highdicom(path, files, labels.transpose(2, 1, 0), enumerate(names, start=1))
 
 
 def write_structures(
