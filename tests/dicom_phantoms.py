@@ -47,6 +47,15 @@ AFFINES: dict[str, npt.NDArray[np.float64]] = {
     "tilted": np.array([[-0.9, 0, 0, 30], [0, -1.2, 0.8, -20.5], [0, 0, 4, 7.25], [0, 0, 0, 1]]),
 }
 """Voxel index to RAS+ mm of series in the usual planes. ``tilted`` is sheared by a gantry at 11.3 degrees."""
+_X, _Y = np.array([0.8, 0.6, 0.0]), np.array([-0.48, 0.64, 0.6])
+SORTED_AFFINES: dict[str, npt.NDArray[np.float64]] = {
+    "axial": np.array([[-0.8, 0, 0, 40], [0, -0.7, 0, 30], [0, 0, 2.5, -60], [0, 0, 0, 1]]),
+    "coronal": np.array([[-0.8, 0, 0, 40], [0, 0, -3, 30], [0, -0.7, 0, -60], [0, 0, 0, 1]]),
+    "sagittal": np.array([[0, 0, 3, 40], [-0.8, 0, 0, 30], [0, -0.7, 0, -60], [0, 0, 0, 1]]),
+    "oblique": np.vstack([np.column_stack([-0.8 * _X, -0.7 * _Y, 2.5 * np.cross(_X, _Y), [5.0, 6, 7]]), [0, 0, 0, 1]]),
+    "tilted": np.array([[-0.8, 0, 0, 40], [0, -0.7, 0.5, 30], [0, 0, 2.5, -60], [0, 0, 0, 1]]),
+}
+"""More of them, with slices in the order that a series is sorted to: k of the files is k of the geometry."""
 
 Edit = Callable[[Dataset, int], None]
 """Changes the data set of slice k before it is written."""

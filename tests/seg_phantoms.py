@@ -21,17 +21,6 @@ from medsaga.data.dicom.series import Series, find_series
 
 Affine = npt.NDArray[np.float64]
 
-_X, _Y = np.array([0.8, 0.6, 0.0]), np.array([-0.48, 0.64, 0.6])
-AFFINES = {
-    "axial": np.array([[-0.8, 0, 0, 40], [0, -0.7, 0, 30], [0, 0, 2.5, -60], [0, 0, 0, 1.0]]),
-    "coronal": np.array([[-0.8, 0, 0, 40], [0, 0, -3, 30], [0, -0.7, 0, -60], [0, 0, 0, 1.0]]),
-    "sagittal": np.array([[0, 0, 3, 40], [-0.8, 0, 0, 30], [0, -0.7, 0, -60], [0, 0, 0, 1.0]]),
-    "oblique": np.vstack(
-        [np.column_stack([-0.8 * _X, -0.7 * _Y, 2.5 * np.cross(_X, _Y), [5.0, 6, 7]]), [0, 0, 0, 1.0]]
-    ),
-    "tilted": np.array([[-0.8, 0, 0, 40], [0, -0.7, 0.5, 30], [0, 0, 2.5, -60], [0, 0, 0, 1.0]]),
-}
-"""Voxel (column, row, slice) to RAS+ mm, with slices in the order that a series has them in."""
 SHAPE = (11, 7, 6)
 """77 pixels: most frames of single bits start within a byte."""
 

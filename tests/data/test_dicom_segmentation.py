@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from dicom_phantoms import new_image, secrets_of, set_pixels
+from dicom_phantoms import SORTED_AFFINES, new_image, secrets_of, set_pixels
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import (
@@ -20,7 +20,7 @@ from pydicom.uid import (
     SegmentationStorage,
     generate_uid,
 )
-from seg_phantoms import AFFINES, SHAPE, Images, blobs, images_in, write_by_highdicom
+from seg_phantoms import SHAPE, Images, blobs, images_in, write_by_highdicom
 
 from medsaga.data.dicom.geometry import Geometry
 from medsaga.data.dicom.segmentation import read_segmentation, segments_of
@@ -32,7 +32,7 @@ Affine = npt.NDArray[np.float64]
 
 @pytest.fixture
 def images(tmp_path: Path) -> Images:
-    return images_in(tmp_path / "ct", AFFINES["axial"])
+    return images_in(tmp_path / "ct", SORTED_AFFINES["axial"])
 
 
 def by_highdicom(
@@ -106,10 +106,10 @@ def on_slice(affine: Affine, k: float) -> Affine:
     return moved(affine, [(1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 0, k)])
 
 
-@pytest.mark.parametrize("name", AFFINES)
+@pytest.mark.parametrize("name", SORTED_AFFINES)
 @pytest.mark.parametrize("segments", [1, 3])
 def test_what_highdicom_writes_comes_back_voxel_for_voxel(tmp_path: Path, name: str, segments: int) -> None:
-    images = images_in(tmp_path / "ct", AFFINES[name])
+    images = images_in(tmp_path / "ct", SORTED_AFFINES[name])
     labels = blobs(segments)
     path = by_highdicom(tmp_path / "seg.dcm", images, labels.transpose(2, 1, 0), range(1, segments + 1))
     found, names, warnings = read_segmentation(path, images.geometry)

@@ -7,7 +7,7 @@ import highdicom as hd
 import numpy as np
 import numpy.typing as npt
 import pytest
-from dicom_phantoms import IDENTITY, NAME, new_image, save, secrets_of, set_pixels
+from dicom_phantoms import IDENTITY, NAME, SORTED_AFFINES, new_image, save, secrets_of, set_pixels
 from pydicom import dcmread
 from pydicom.config import disable_value_validation
 from pydicom.dataset import Dataset, FileDataset
@@ -15,7 +15,7 @@ from pydicom.uid import (
     DigitalXRayImageStorageForPresentation,
     generate_uid,
 )
-from seg_phantoms import AFFINES, SHAPE, Images, blobs, images_in
+from seg_phantoms import SHAPE, Images, blobs, images_in
 
 from medsaga.data.dicom import terminology
 from medsaga.data.dicom.geometry import geometry_of
@@ -27,7 +27,7 @@ from medsaga.errors import InputError
 
 @pytest.fixture
 def images(tmp_path: Path) -> Images:
-    return images_in(tmp_path / "ct", AFFINES["axial"])
+    return images_in(tmp_path / "ct", SORTED_AFFINES["axial"])
 
 
 def written(path: Path, images: Images, labels: npt.NDArray[Any], names: dict[str, int], **options: Any) -> FileDataset:
@@ -35,9 +35,9 @@ def written(path: Path, images: Images, labels: npt.NDArray[Any], names: dict[st
     return dcmread(path)
 
 
-@pytest.mark.parametrize("name", AFFINES)
+@pytest.mark.parametrize("name", SORTED_AFFINES)
 def test_highdicom_reads_the_voxels_that_were_written(tmp_path: Path, name: str) -> None:
-    images = images_in(tmp_path / "ct", AFFINES[name])
+    images = images_in(tmp_path / "ct", SORTED_AFFINES[name])
     labels = blobs(3)
     path = tmp_path / "out" / "seg.dcm"
     written(path, images, labels, {"background": 0, "liver": 1, "kidney": 2, "other": 3})
@@ -153,7 +153,7 @@ def test_names_of_patients_in_other_scripts_and_odd_headers_survive(tmp_path: Pa
         del image.PatientSex, image.ReferringPhysicianName, image.AccessionNumber, image.SeriesNumber
 
     with disable_value_validation():
-        images = images_in(tmp_path / "ct", AFFINES["axial"], edit=edit)
+        images = images_in(tmp_path / "ct", SORTED_AFFINES["axial"], edit=edit)
     document = written(tmp_path / "seg.dcm", images, blobs(1), {"Läsion \\ Übergang": 1})
     assert document.PatientName == "Müller^Jürgen"
     assert document.SegmentSequence[0].SegmentLabel == "Läsion / Übergang"
@@ -169,7 +169,7 @@ def test_a_failed_writing_leaves_no_file_and_names_no_patient(
         del image.StudyInstanceUID
 
     with disable_value_validation():
-        images = images_in(tmp_path / "ct", AFFINES["axial"], edit=edit)
+        images = images_in(tmp_path / "ct", SORTED_AFFINES["axial"], edit=edit)
     path = tmp_path / "seg.dcm"
     with pytest.raises(InputError, match="attributes that a segmentation of them repeats") as caught:
         written(path, images, blobs(1), {"liver": 1})
@@ -198,7 +198,7 @@ def test_an_image_without_a_position_gets_a_segmentation_that_refers_to_it(tmp_p
 
 
 def test_a_multi_frame_image_gets_a_segmentation_frame_by_frame(tmp_path: Path) -> None:
-    single = images_in(tmp_path / "ct", AFFINES["oblique"])
+    single = images_in(tmp_path / "ct", SORTED_AFFINES["oblique"])
     enhanced = hd.legacy.LegacyConvertedEnhancedCTImage(
         legacy_datasets=[dcmread(file) for file in single.files[::-1]],
         series_instance_uid=generate_uid(),

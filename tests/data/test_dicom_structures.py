@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from dicom_phantoms import IDENTITY, new_image, save, secrets_of, write_ct_series
+from dicom_phantoms import IDENTITY, SORTED_AFFINES, new_image, save, secrets_of, write_ct_series
 from pydicom import dcmread
 from pydicom.dataset import Dataset, FileDataset
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian, RTStructureSetStorage, generate_uid
@@ -24,20 +24,8 @@ from medsaga.errors import InputError
 Points = npt.NDArray[np.float64]
 Roi = tuple[str, Sequence[tuple[str, Points]]]
 
-TILT = np.tan(np.radians(12))
-_X, _Y = np.array([0.8, 0.6, 0.0]), np.array([-0.48, 0.64, 0.6])
-AFFINES = {
-    "axial": np.array([[-0.8, 0, 0, 40], [0, -0.7, 0, 30], [0, 0, 2.5, -60], [0, 0, 0, 1.0]]),
-    "coronal": np.array([[-0.8, 0, 0, 40], [0, 0, -3, 30], [0, -0.7, 0, -60], [0, 0, 0, 1.0]]),
-    "sagittal": np.array([[0, 0, 3, 40], [-0.8, 0, 0, 30], [0, -0.7, 0, -60], [0, 0, 0, 1.0]]),
-    "oblique": np.vstack(
-        [np.column_stack([-0.8 * _X, -0.7 * _Y, 2.5 * np.cross(_X, _Y), [5.0, 6, 7]]), [0, 0, 0, 1.0]]
-    ),
-    "tilted": np.array([[-0.8, 0, 0, 40], [0, -0.7, 2.5 * TILT, 30], [0, 0, 2.5, -60], [0, 0, 0, 1.0]]),
-}
-"""Voxel (column, row, slice) to RAS+ mm."""
 LEFT_ANTERIOR_SUPERIOR = {"axial": (9, 0, 5), "coronal": (9, 0, 0), "sagittal": (0, 0, 0)}
-"""Which voxel of a 10 x 8 x 6 grid lies in that corner of the patient, by the columns of `AFFINES`."""
+"""Which voxel of a 10 x 8 x 6 grid lies in that corner of the patient, by the columns of `SORTED_AFFINES`."""
 
 
 def series_geometry(folder: Path, affine: npt.NDArray[np.float64], shape: tuple[int, int, int]) -> Geometry:
@@ -87,9 +75,9 @@ def write_structure_set(
     return save(document, path, syntax)
 
 
-@pytest.mark.parametrize("name", AFFINES)
+@pytest.mark.parametrize("name", SORTED_AFFINES)
 def test_a_contour_around_one_voxel_fills_that_voxel_alone(tmp_path: Path, name: str) -> None:
-    affine = AFFINES[name]
+    affine = SORTED_AFFINES[name]
     geometry = series_geometry(tmp_path / "ct", affine, (10, 8, 6))
     marker = LEFT_ANTERIOR_SUPERIOR.get(name, (7, 2, 4))
     low, high = [marker[0] - 0.5, marker[1] - 0.5], [marker[0] + 0.5, marker[1] + 0.5]
@@ -171,12 +159,12 @@ def test_areas_that_share_an_edge_through_points_share_no_point() -> None:
 
 
 def plane_of(k: float, low: Sequence[float] = (1.5, 1.5), high: Sequence[float] = (5.5, 4.5)) -> tuple[str, Points]:
-    return "CLOSED_PLANAR", in_mm(AFFINES["axial"], rectangle(low, high, k))
+    return "CLOSED_PLANAR", in_mm(SORTED_AFFINES["axial"], rectangle(low, high, k))
 
 
 @pytest.fixture
 def geometry(tmp_path: Path) -> Geometry:
-    return series_geometry(tmp_path / "ct", AFFINES["axial"], (10, 8, 6))
+    return series_geometry(tmp_path / "ct", SORTED_AFFINES["axial"], (10, 8, 6))
 
 
 def voxels_of(labels: npt.NDArray[Any], label: int) -> dict[int, int]:
@@ -229,9 +217,9 @@ def test_a_contour_that_the_file_holds_twice_counts_once(tmp_path: Path, geometr
 
 
 def test_points_lines_and_crooked_contours_are_left_out_with_a_warning(tmp_path: Path, geometry: Geometry) -> None:
-    point = ("POINT", in_mm(AFFINES["axial"], [(3, 3, 2)]))
-    crooked = ("CLOSED_PLANAR", in_mm(AFFINES["axial"], [(1, 1, 1), (5, 1, 1), (5, 5, 4), (1, 5, 4)]))
-    two = ("CLOSED_PLANAR", in_mm(AFFINES["axial"], [(1, 1, 1), (5, 1, 1)]))
+    point = ("POINT", in_mm(SORTED_AFFINES["axial"], [(3, 3, 2)]))
+    crooked = ("CLOSED_PLANAR", in_mm(SORTED_AFFINES["axial"], [(1, 1, 1), (5, 1, 1), (5, 5, 4), (1, 5, 4)]))
+    two = ("CLOSED_PLANAR", in_mm(SORTED_AFFINES["axial"], [(1, 1, 1), (5, 1, 1)]))
     rois: list[Roi] = [("isocentre", [point]), ("organ", [plane_of(2), point, crooked, two]), ("empty", [])]
     path = write_structure_set(tmp_path / "rt.dcm", rois, geometry.frame_of_reference)
     labels, names, warnings = read_structures(path, geometry)
@@ -353,7 +341,7 @@ def test_contours_that_take_too_long_are_refused_before_they_are_filled(
 ) -> None:
     monkeypatch.setattr("medsaga.data.dicom.structures._MOST_WORK", 3000)
     zigzag = np.tile([[0, 0, 2], [5, 1e6, 2.0]], (500, 1))
-    organ = [("CLOSED_PLANAR", in_mm(AFFINES["axial"], zigzag))] if crooked else [plane_of(2)] * 1000
+    organ = [("CLOSED_PLANAR", in_mm(SORTED_AFFINES["axial"], zigzag))] if crooked else [plane_of(2)] * 1000
     path = write_structure_set(tmp_path / "rt.dcm", [("organ", organ)], geometry.frame_of_reference)
     start = time.monotonic()
     with pytest.raises(InputError, match=r"need \d\.\d times as long"):
@@ -386,9 +374,9 @@ def test_outlines_are_corners_and_keep_pixels_that_touch_at_a_corner_apart() -> 
     assert sorted(areas) == [-1, 25]
 
 
-@pytest.mark.parametrize("name", AFFINES)
+@pytest.mark.parametrize("name", SORTED_AFFINES)
 def test_structures_that_were_written_are_read_voxel_for_voxel(tmp_path: Path, name: str) -> None:
-    write_ct_series(tmp_path / "ct", np.zeros((10, 8, 6)), AFFINES[name])
+    write_ct_series(tmp_path / "ct", np.zeros((10, 8, 6)), SORTED_AFFINES[name])
     (series,) = find_series(tmp_path / "ct")
     geometry = geometry_of(series)
     labels = np.random.default_rng(0).integers(0, 3, (10, 8, 6)).astype(np.uint8)
@@ -401,7 +389,7 @@ def test_structures_that_were_written_are_read_voxel_for_voxel(tmp_path: Path, n
 
 
 def test_a_structure_set_has_what_planning_programs_need(tmp_path: Path) -> None:
-    files = write_ct_series(tmp_path / "ct", np.zeros((10, 8, 6)), AFFINES["axial"])
+    files = write_ct_series(tmp_path / "ct", np.zeros((10, 8, 6)), SORTED_AFFINES["axial"])
     (series,) = find_series(tmp_path / "ct")
     labels = np.zeros((10, 8, 6), np.uint8)
     labels[2:5, 2:5, 1:3] = 1
