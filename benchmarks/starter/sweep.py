@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -21,8 +22,8 @@ from benchmarks.runs import measured_once, parser_for
 from medsaga import files
 from medsaga.data.augment import AUGMENTATIONS, Augmentation
 
-DATASETS = {"spider_lumbar_mr": 20, "axondeepseg_sem": 2, "hc18_fetal_us": 20}
-"""And the number of cases to test on."""
+DATASETS = {"spider_lumbar_mr": 20, "axondeepseg_sem": 2, "hc18_fetal_us": 20, "kvasir_seg_polyp": 100}
+"""And the number of cases to test on: most for the polyps, which are found or not."""
 SEEDS = (1, 2)
 SHOTS = 4
 BASE: dict[str, Any] = {
@@ -56,6 +57,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "four times the learning rates": {"encoder_lr": 4e-3, "decoder_lr": 4e-3},
     "400 steps": {"steps": 400, "refresh_every": 20},
     "mild augmentation": {"augmentation": MILD},
+    "no changes of colour": {"augmentation": replace(AUGMENTATIONS["fewshot"], colour=0)},
     "rank 16": {"rank": 16},
     "subspace changed 5 times, not 20": {"refresh_every": 50},
 }

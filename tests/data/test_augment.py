@@ -163,6 +163,28 @@ def test_every_change_changes_images(strength: Augmentation) -> None:
     assert torch.equal(classes, labels) == (strength.elastic == 0)
 
 
+def test_colours_change_by_a_factor_for_each_channel_and_grey_stays_grey() -> None:
+    coloured = (
+        torch.tensor([60, 90, 120], dtype=torch.uint8)[None, :, None, None].expand(40, 3, SIZE, SIZE).contiguous()
+    )
+    labels = torch.zeros(40, SIZE, SIZE, dtype=torch.uint8)
+    pictures, _ = augment(coloured, labels, seed=0, step=0, strength=Augmentation(colour=1, colour_limit=0.3))
+    factors = pictures / coloured
+    assert (factors.amax((2, 3)) - factors.amin((2, 3))).max() < 1e-5
+    factors = factors[:, :, 0, 0]
+    assert 0.7 <= factors.min() < 0.75
+    assert 1.25 < factors.max() <= 1.3
+    # No channel follows another.
+    assert torch.corrcoef(factors.T).fill_diagonal_(0).abs().max() < 0.5
+
+    grey = coloured[:, :1].expand(-1, 3, -1, -1).contiguous()
+    without, with_colour = (
+        augment(grey, labels, seed=0, step=0, strength=Augmentation(noise=1, tone=1, scale=1, colour=colour))[0]
+        for colour in (0, 1)
+    )
+    assert torch.equal(with_colour, without)
+
+
 def test_noise_has_no_bias_and_blur_keeps_the_mean() -> None:
     grey = torch.full((4, 1, SIZE, SIZE), 128, dtype=torch.uint8)
     noisy, _ = augment(grey, grey[:, 0], seed=0, step=0, strength=Augmentation(noise=1, noise_limit=0.1))

@@ -44,6 +44,8 @@ class Augmentation:
         brightness: largest relative change of all values. No summand, which would make black padding grey.
         contrast: largest relative change, about the image's mean.
         gamma: exponents lie between 1 / (1 + gamma) and 1 + gamma.
+        colour: each channel brighter or darker by itself, as under another light; what is grey stays so.
+        colour_limit: largest relative change of a channel.
         noise: Gaussian noise.
         noise_limit: largest standard deviation.
         blur: Gaussian blur.
@@ -63,6 +65,8 @@ class Augmentation:
     brightness: float = 0.25
     contrast: float = 0.25
     gamma: float = 0.4
+    colour: float = 0
+    colour_limit: float = 0.2
     noise: float = 0
     noise_limit: float = 0.05
     blur: float = 0
@@ -86,6 +90,7 @@ AUGMENTATIONS = {
         brightness=0.35,
         contrast=0.4,
         gamma=0.8,
+        colour=0.8,
         noise=0.2,
         blur=0.2,
     ),
@@ -131,6 +136,12 @@ def _augment_one(
     picture = _with_other_intensities(image.float(), random, strength)
     affine = _affine(random, strength)
     knots = _displacements(random, strength)
+    if random.random() < strength.colour:
+        changes = random.uniform(-strength.colour_limit, strength.colour_limit, len(picture))
+        # Of the image as it was: noise makes grey channels differ. No branch, which fake tensors could not take.
+        has_colour = (image != image[:1]).any()
+        factors = 1 + has_colour * torch.from_numpy(changes.astype(np.float32)).to(image.device)
+        picture.mul_(factors[:, None, None]).clamp_(0, 255)
     if affine is None and knots is None:
         return picture, labels
     size = list(image.shape[-2:])
