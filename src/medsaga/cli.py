@@ -251,7 +251,7 @@ class Compare:
     test_cases: int | None = None
     """Number of cases to test on; by default all that no run trains on."""
     published: bool = False
-    """Train each method by the recipe of its publication too; only MODEL, its weights and STEPS override it."""
+    """Train each method by the recipe of its publication too; only --model, --random-weights and --steps override."""
     retry: bool = False
     """Run again what has failed."""
     no_pictures: bool = False

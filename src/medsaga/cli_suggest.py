@@ -26,7 +26,7 @@ class Suggest:
     n: int = 5
     """Number of cases to suggest."""
     model: str | None = None
-    """Weights of SAM to look with when there is no run, as `medsaga train --weights` takes them; default starter."""
+    """Weights of SAM to look with when there is no run, as `medsaga train --model` takes them; default starter."""
     series: str | None = None
     """Which DICOM series, where there are several: a part of its description, its number, its UID, or largest."""
     device: str = "auto"

@@ -32,10 +32,10 @@ class SharedSettings:
     """What the runs of a comparison have in common. The docstring of a field is its help on the command line."""
 
     model: str | None = None
-    """Architecture (tiny, vit_b, vit_l, vit_h), or weights as WEIGHTS takes them; default tiny."""
-    weights: str | None = None
-    """Weights to start from: a name of `medsaga weights list`, a file, a Hugging Face folder or hub id, or random.
-    Default: starter for tiny, else random."""
+    """Architecture (tiny, vit_b, vit_l, vit_h), or the weights to start from: a name of `medsaga weights list`, a file,
+    a Hugging Face folder or hub id; default tiny."""
+    random_weights: bool = False
+    """Start from random weights. An architecture without weights of its own in the package does so anyway."""
     fold: int = 0
     """Fold of an existing splits_final.json."""
     validation_cases: int | None = None
@@ -179,6 +179,7 @@ class ResolvedSettings(Settings):
     """Settings of a run that can start: nothing that training needs is left open."""
 
     model: str = field()
+    weights: str | None = None
     method: str = field()
     image_size: int = field()
     augmentation: Augmentations = field()
@@ -198,6 +199,19 @@ class ResolvedSettings(Settings):
     refresh_every: int = field()
     galore: Literal["default", "reference"] = field()
     evaluate_every: int = field()
+
+
+def named(settings: Settings) -> dict[str, Any]:
+    """Return the settings that are not at their defaults, which are those that the user has named, as JSON has them.
+
+    The device is left out: it may change when a run goes on.
+    """
+    values = {
+        option.name: getattr(settings, option.name)
+        for option in dataclasses.fields(Settings)
+        if option.name != "device" and getattr(settings, option.name) != option.default
+    }
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}

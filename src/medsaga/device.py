@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from medsaga.errors import InputError
-from medsaga.presets import DeviceDefaults
+from medsaga.planning.defaults import DeviceDefaults
 
 GPU = DeviceDefaults("bf16", 8)
 OLDER_GPU = DeviceDefaults("fp16", 8)

@@ -7,12 +7,14 @@ import io
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from conftest import interrupt_in, write_toy_dataset
 from PIL import Image
+from resolved import resolved as resolved_settings
 from rich.console import Console
 
 import medsaga
@@ -23,7 +25,6 @@ from medsaga.errors import InputError, Interrupted
 from medsaga.inference import Segmenter
 from medsaga.models.base import SegmentationModel
 from medsaga.models.weights import save_model
-from medsaga.presets import DeviceDefaults, fill_in
 from medsaga.training.continuing import inherited
 from medsaga.training.loop import train
 from medsaga.training.prepare import continued_run, new_run, resumed_run
@@ -124,9 +125,9 @@ def test_images_are_treated_as_before(first: Path, tmp_path: Path) -> None:
     assert after == dataclasses.replace(before, settings=changed, added=(str(data.resolve()),))
 
 
-def resolved(**given: object) -> ResolvedSettings:
+def resolved(**given: Any) -> ResolvedSettings:
     """Settings of a finished run."""
-    return fill_in(Settings(**given), defaults=DeviceDefaults("fp32", 32))  # type: ignore[arg-type]
+    return resolved_settings(**given)
 
 
 def test_what_follows_from_the_steps_follows_from_the_new_ones() -> None:
@@ -157,7 +158,7 @@ def test_recipe_and_budget_are_used_up() -> None:
         ({"axis": "coronal"}, "--axis"),
         ({"window": (0.0, 100.0)}, "--window"),
         ({"shots": 5}, "--shots"),
-        ({"weights": "random"}, "--weights"),
+        ({"random_weights": True}, "--random-weights"),
         ({"tile": 64}, "--tile"),
     ],
 )

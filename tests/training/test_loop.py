@@ -17,6 +17,7 @@ import pytest
 import torch
 from conftest import interrupt_in
 from PIL import Image
+from resolved import resolved
 from torch import Tensor
 
 from medsaga import methods
@@ -25,7 +26,6 @@ from medsaga.errors import InputError, Interrupted, OutOfMemoryError, RunError
 from medsaga.files import sha256
 from medsaga.models.sam import ARCHITECTURES, build_sam
 from medsaga.models.weights import save_model
-from medsaga.presets import DeviceDefaults, fill_in
 from medsaga.run_folder import read_metrics
 from medsaga.training import loop, loss, shrink, step
 from medsaga.training.loop import train
@@ -235,7 +235,7 @@ def test_out_of_memory_names_the_next_smaller_setting(
     monkeypatch.setattr(shrink, "gather", exhausted)
     with pytest.raises(OutOfMemoryError, match="--state-bits 8"):
         train(toy, tmp_path / "run", quick)
-    open_settings = fill_in(Settings(state_bits=32), image_size=256, defaults=DeviceDefaults("fp32", 32))
+    open_settings = resolved(state_bits=32, image_size=256)
     assert "--state-bits 8" in next_smaller(open_settings)
     assert "--precision bf16" in next_smaller(dataclasses.replace(open_settings, state_bits=8))
     least = dataclasses.replace(open_settings, state_bits=8, precision="bf16")

@@ -18,7 +18,7 @@ import torch
 from rich.console import Console
 
 from medsaga import files, run_folder
-from medsaga.config import ResolvedSettings, Settings, read_config
+from medsaga.config import ResolvedSettings, Settings, named, read_config
 from medsaga.data.items import read_mask
 from medsaga.data.types import Item
 from medsaga.errors import InputError, Interrupted, MedsagaError, OutOfMemoryError
@@ -27,7 +27,6 @@ from medsaga.inference import Segmenter
 from medsaga.memory.tracker import is_out_of_memory
 from medsaga.training.checked import CheckedData
 from medsaga.training.loop import train
-from medsaga.training.settle import requested
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ def finished(out: Path, cell: Cell, settings: Settings, fingerprint: str) -> dic
         return None
     document = files.read_json(path)
     for what, expected, found in (
-        ("settings", requested(settings), document.get("requested")),
+        ("settings", named(settings), document.get("requested")),
         ("data", fingerprint, document.get("data_fingerprint")),
     ):
         if expected != found:
@@ -117,7 +116,7 @@ def run_cell(
         "cell": dataclasses.asdict(cell),
         "status": status,
         "message": message,
-        "requested": requested(settings),
+        "requested": named(settings),
         "data_fingerprint": checked.fingerprint,
         "settings": _settings(folder),
         "machine": _machine(folder),

@@ -19,8 +19,8 @@ from medsaga.data.types import Dataset, Item
 from medsaga.errors import InputError, Interrupted, RunError
 from medsaga.evaluation.summary import dice_text
 from medsaga.methods import METHODS, method_named
+from medsaga.planning.resolve import choose_model, find_weights
 from medsaga.training.checked import CheckedData, check_data, split_of
-from medsaga.training.settle import find_weights, settled
 
 EXAMPLES = 3
 DATA_SETTINGS = (
@@ -170,19 +170,16 @@ def _settings_of(cell: Cell, shared: SharedSettings, methods: Sequence[str], tes
     method = METHODS[cell.method]
     given = dataclasses.asdict(shared)
     if not method.trains_sam:
-        given |= {"model": None, "weights": None}
+        given |= {"model": None, "random_weights": False}
     if cell.table == "published":
-        kept = (*DATA_SETTINGS, "model", "weights", "steps")
+        kept = (*DATA_SETTINGS, "model", "random_weights", "steps")
         given = {name: value for name, value in given.items() if name in kept} | {"recipe": method.recipe}
     elif shared.image_size is None:
         sam = METHODS[methods[0]].trains_sam
-        first = settled(
-            Settings(method=methods[0], model=shared.model if sam else None, weights=shared.weights if sam else None)
-        )
-        assert first.model is not None
-        given["image_size"] = METHODS[methods[0]].image_sizes(first.model)[-1]
+        first = choose_model(Settings(method=methods[0], model=shared.model if sam else None))
+        given["image_size"] = first.method.image_sizes(first.model)[-1]
     settings = Settings(**given, method=cell.method, shots=cell.shots, seed=cell.seed, test_cases=test_cases)
-    find_weights(settled(settings))
+    find_weights(choose_model(settings))
     return settings
 
 

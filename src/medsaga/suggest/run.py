@@ -28,11 +28,11 @@ from medsaga.inference import BATCH_SIZE, Segmenter
 from medsaga.models.registry import RANDOM, STARTER
 from medsaga.models.sam import ARCHITECTURES, build_sam
 from medsaga.models.weights import load_pretrained
+from medsaga.planning.resolve import choose_model
 from medsaga.progress import counting
 from medsaga.suggest.coverage import choose, standardised
 from medsaga.suggest.looking import Look, Looker
 from medsaga.training.continuing import datasets_of, joined
-from medsaga.training.settle import settled
 
 MOST_PIXELS = 448
 """Side of the square for weights that were made for larger ones: what an image is like shows at this size too."""
@@ -213,7 +213,7 @@ def _trained(segmenter: Segmenter) -> Looker:
 
 def _pretrained(source: str, found: Cases, device: torch.device) -> Looker:
     """Return pre-trained weights as a looker at these cases; there are no masks yet to settle a CT window on."""
-    start = settled(Settings(model=source))
+    start = choose_model(Settings(model=source))
     if start.weights in (None, RANDOM):
         raise InputError(
             "--model",
@@ -221,7 +221,6 @@ def _pretrained(source: str, found: Cases, device: torch.device) -> Looker:
             found=source,
             do="Name weights, such as starter; see `medsaga weights list`.",
         )
-    assert start.model is not None
     assert start.weights is not None
     items = [item for items in found.values() for item in items]
     channels = items[0].header.channels

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from medsaga.config import ResolvedSettings, RunConfig, Settings, flag
+from medsaga.config import ResolvedSettings, RunConfig, Settings, flag, named
 from medsaga.data.dataset import (
     check_items,
     fingerprint,
@@ -28,9 +28,9 @@ from medsaga.errors import InputError
 from medsaga.files import sha256
 from medsaga.methods import method_named
 from medsaga.methods.base import unchanged
-from medsaga.presets import DeviceDefaults, fill_in
+from medsaga.planning.defaults import DeviceDefaults
+from medsaga.planning.resolve import Facts, resolve
 from medsaga.progress import counting
-from medsaga.training.settle import requested
 
 MAY_CHANGE = frozenset(
     {
@@ -78,7 +78,7 @@ def inherited(before: ResolvedSettings, settings: Settings) -> ResolvedSettings:
     fixed = {option.name for option in dataclasses.fields(Settings)} - MAY_CHANGE
     if method_named(before.method).adapt is not unchanged:
         fixed.add("rank")  # it is the shape of what was added to the model
-    asked = requested(settings)
+    asked = named(settings)
     for name in sorted(fixed & asked.keys()):
         kept = getattr(before, name)
         if asked[name] != (list(kept) if isinstance(kept, tuple) else kept):
@@ -88,14 +88,15 @@ def inherited(before: ResolvedSettings, settings: Settings) -> ResolvedSettings:
                 found=str(asked[name]),
                 do="Leave it out, or start a new run.",
             )
-    device = DeviceDefaults(before.precision, before.state_bits)
-    # All that the recipe and the budget have to say is in the resolved settings.
+    # No data: axis and image size are kept, and all that the recipe and the budget have to say is in the settings.
+    facts = Facts(device=DeviceDefaults(before.precision, before.state_bits), classes=0, channels=0)
     kept = {option.name: getattr(before, option.name) for option in dataclasses.fields(Settings)}
     kept |= {"recipe": None, "budget": None}
-    derived = fill_in(Settings(**kept | dict.fromkeys(DERIVED)), defaults=device)
+    derived = resolve(Settings(**kept | dict.fromkeys(DERIVED)), facts)
     kept |= {name: None for name in DERIVED if getattr(derived, name) == getattr(before, name)}
-    named = {name: getattr(settings, name) for name in asked if name in MAY_CHANGE}
-    return fill_in(Settings(**kept | named | {"device": settings.device}), defaults=device)
+    changed = {name: getattr(settings, name) for name in asked if name in MAY_CHANGE}
+    after = resolve(Settings(**kept | changed | {"device": settings.device}), facts)
+    return dataclasses.replace(after, weights=before.weights)
 
 
 def datasets_of(config: RunConfig) -> list[Dataset]:

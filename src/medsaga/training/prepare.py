@@ -14,11 +14,12 @@ import torch
 from rich.console import Console
 
 from medsaga import files, run_folder
-from medsaga.config import RunConfig, Settings, flag, read_config
+from medsaga.config import ResolvedSettings, RunConfig, Settings, flag, named, read_config
+from medsaga.data.intensity import choose_intensity
 from medsaga.data.samples import Samples, build_samples
 from medsaga.data.splits import Split
 from medsaga.data.types import Dataset, Item
-from medsaga.device import choose_device
+from medsaga.device import choose_device, defaults_for
 from medsaga.errors import InputError
 from medsaga.methods import build_model, loading, method_named
 from medsaga.models.base import SegmentationModel
@@ -26,11 +27,11 @@ from medsaga.models.precision import set_precision
 from medsaga.models.registry import RANDOM
 from medsaga.models.sam import KClassSam
 from medsaga.models.weights import load_model, load_pretrained
+from medsaga.planning.resolve import Facts, choose_model, find_weights, resolve
 from medsaga.progress import counting
 from medsaga.training.checked import CheckedData, check_data, split_of
 from medsaga.training.class_tokens import start_class_tokens
 from medsaga.training.continuing import inherited, joined_data
-from medsaga.training.settle import check_same, find_weights, requested, resolved, settled, with_named_weights
 
 PACKAGES = ("torch", "transformers", "nibabel", "numpy", "pillow", "safetensors", "scipy")
 
@@ -97,14 +98,13 @@ def new_run(data: Path, out: Path, settings: Settings, console: Console, checked
         InputError: the data, the settings or the weights cannot be used; nothing has been written.
     """
     _check_free(out)
-    asked, settings = requested(settings), settled(settings)
-    find_weights(settings)
+    find_weights(choose_model(settings))
     device = choose_device(settings.device)
     checked = checked or check_data(data, settings, console)
     split = split_of(checked, settings)
-    config = resolved(settings, checked.dataset, split, device)
+    config = _config(settings, checked.dataset, split, device)
     model, model_info = _new_model(config, console)
-    manifest = _manifest(checked.fingerprint, config, device, model_info) | {"requested": asked}
+    manifest = _manifest(checked.fingerprint, config, device, model_info) | {"requested": named(settings)}
     return _begun(Prepared(out, config, split, checked.dataset, model, model_info, device), manifest, console)
 
 
@@ -123,7 +123,7 @@ def continued_run(before: Path, data: Path, out: Path, settings: Settings, conso
         InputError: the run, its data, the new data or the settings cannot be used; nothing has been written.
     """
     _check_free(out)
-    config = with_named_weights(read_config(before / run_folder.CONFIG))
+    config = _with_named_weights(read_config(before / run_folder.CONFIG))
     config = dataclasses.replace(
         config, settings=inherited(config.settings, settings), added=(*config.added, str(data.resolve()))
     )
@@ -140,7 +140,7 @@ def continued_run(before: Path, data: Path, out: Path, settings: Settings, conso
     model, model_info = _model_of(before, config)
     continues = {"run": str(before.resolve()), "data_fingerprint": earlier}
     manifest = _manifest(joined.fingerprint, config, device, model_info)
-    manifest |= {"requested": requested(settings), "continues": continues}
+    manifest |= {"requested": named(settings), "continues": continues}
     prepared = Prepared(out, config, joined.split, joined.dataset, model, model_info, device)
     return _begun(prepared, manifest, console)
 
@@ -158,7 +158,7 @@ def resumed_run(data: Path, out: Path, settings: Settings, console: Console, bef
     Raises:
         InputError: the folder is no run, its data have changed, or ``settings`` ask for something else than it has.
     """
-    config = with_named_weights(read_config(out / run_folder.CONFIG))
+    config = _with_named_weights(read_config(out / run_folder.CONFIG))
     manifest = files.read_json(out / run_folder.MANIFEST)
     continued = manifest.get("continues", {}).get("run")
     if continued != (None if before is None else str(before.resolve())):
@@ -168,7 +168,7 @@ def resumed_run(data: Path, out: Path, settings: Settings, console: Console, bef
             found="none" if before is None else str(before),
             do="Give the command that the run began with, and --resume.",
         )
-    check_same(requested(settings), manifest.get("requested", {}), config.settings)
+    _check_same(named(settings), manifest.get("requested", {}), config.settings)
     config = dataclasses.replace(config, settings=dataclasses.replace(config.settings, device=settings.device))
     device = choose_device(settings.device)
     split = Split.from_json(files.read_json(out / run_folder.SPLIT))
@@ -189,13 +189,53 @@ def resumed_run(data: Path, out: Path, settings: Settings, console: Console, bef
     begun_with = manifest.get("model", {}).get("sha256")
     if model_info and model_info.get("sha256") != begun_with:
         raise InputError(
-            flag("weights") if before is None else before,
+            flag("model") if before is None else before,
             expected=f"{config.settings.weights if before is None else run_folder.MODEL} as the run began with, "
             f"SHA-256 {begun_with}",
             found=str(model_info.get("sha256")),
             do="Restore the file, or start a new run.",
         )
     return _with_samples(Prepared(out, config, split, dataset, model, model_info, device), console)
+
+
+def _config(settings: Settings, dataset: Dataset, split: Split, device: torch.device) -> RunConfig:
+    """Return the configuration of a new run, in which nothing is left open."""
+    items = dataset.items_of(split.train)
+    facts = Facts(
+        device=defaults_for(device),
+        classes=len(dataset.labels),
+        channels=len(dataset.channels),
+        grids=[item.header.grid for item in items],
+    )
+    resolved = resolve(settings, facts)
+    return RunConfig(
+        data=str(dataset.root.resolve()),
+        labels=dataset.labels,
+        channels=dataset.channels,
+        intensities=choose_intensity(dataset, items, resolved.intensity, resolved.window),
+        settings=resolved,
+    )
+
+
+def _with_named_weights(config: RunConfig) -> RunConfig:
+    """Say what a run without weights starts from: before ``starter`` existed, no name meant random ones."""
+    settings = config.settings
+    if settings.weights is not None or not method_named(settings.method).trains_sam:
+        return config
+    settings = dataclasses.replace(settings, weights=RANDOM, random_weights=True)
+    return dataclasses.replace(config, settings=settings)
+
+
+def _check_same(asked: dict[str, Any], before: dict[str, Any], kept: ResolvedSettings) -> None:
+    """Raise InputError unless every setting is as it was asked for when the run began, or as it was resolved then."""
+    for name, value in asked.items():
+        if value not in (before.get(name), getattr(kept, name)):
+            raise InputError(
+                flag(name),
+                expected=f"the run's own setting, {before.get(name, getattr(kept, name))}, with --resume",
+                found=str(value),
+                do="Leave it out, or start a new run.",
+            )
 
 
 def _check_free(out: Path) -> None:
@@ -233,7 +273,7 @@ def _new_model(config: RunConfig, console: Console) -> tuple[SegmentationModel, 
     if isinstance(model, KClassSam):
         console.print(
             f"[yellow]{settings.model} starts from random weights; expect a floor, not SAM's accuracy."
-            " Name pre-trained weights with --weights.[/yellow]"
+            " Name pre-trained weights with --model.[/yellow]"
         )
     return _adapted(model, config), {"architecture": settings.model, "weights": "random"}
 
