@@ -47,7 +47,7 @@ def test_tiny_starts_from_the_starter(given: dict[str, Any], toy: Path, tmp_path
 
 def test_random_is_random(toy: Path, tmp_path: Path, quick: Settings) -> None:
     about, state, said = start(toy, tmp_path / "run", dataclasses.replace(quick, random_weights=True))
-    assert about == {"architecture": "tiny", "random_weights": True}
+    assert about == {"architecture": "tiny", "weights": RANDOM}
     assert read_config(tmp_path / "run" / run_folder.CONFIG).settings.weights == RANDOM
     torch.manual_seed(quick.seed)
     expected = build_sam("tiny", classes=3, image_size=64, in_channels=1).state_dict()
