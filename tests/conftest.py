@@ -63,9 +63,9 @@ def plain() -> Iterator[str]:
 def interrupt_in(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     """Press Ctrl-C in a step of the training; the first is 1."""
     # Only those who train have to wait for torch.
-    from medsaga.training import shrink, step
+    from medsaga.training import out_of_memory, step
 
-    original, updates = step.update, 0
+    original, updates = step.clip, 0
 
     def interrupted(*args: Any, **kwargs: Any) -> bool:
         nonlocal updates
@@ -74,4 +74,4 @@ def interrupt_in(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
             os.kill(os.getpid(), signal.SIGINT)
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(shrink, "update", interrupted)
+    monkeypatch.setattr(out_of_memory, "clip", interrupted)

@@ -6,12 +6,15 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from medsaga.errors import InputError
+
+_TEMPORARY = re.compile(r"\.[0-9a-f]{8}\.")
 
 
 @contextlib.contextmanager
@@ -31,6 +34,13 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_temporary(folder: Path) -> None:
+    """Remove what a process that was killed has left of files which it was writing into a folder."""
+    for path in folder.iterdir():
+        if _TEMPORARY.match(path.name):
+            path.unlink()
 
 
 def write_text(path: Path, text: str) -> None:

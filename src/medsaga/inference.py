@@ -70,10 +70,10 @@ class Segmenter:
     """
 
     def __init__(self, model: SegmentationModel, config: RunConfig, device: torch.device) -> None:
-        self.model = model.to(device).eval()
+        # A file may hold half precision: CPUs compute it slowly, or at least not as exactly.
         if device.type == "cpu":
-            # A file may hold half precision: CPUs compute it slowly, or at least not as exactly.
-            cast_parameters(self.model, torch.float32)
+            cast_parameters(model, torch.float32)
+        self.model = model.to(device).eval()
         self._batch_size = min(BATCH_SIZE, config.settings.micro_batch_size)
         self.config = config
         self.device = device

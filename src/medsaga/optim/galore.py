@@ -223,33 +223,40 @@ class GaLoreAdamW(GatheringOptimizer):
 
     def _step_projected(self, weight: Tensor, group: dict[str, Any]) -> None:
         """Update one projected weight, and change its basis when that is due."""
-        arrived = self._arrived.pop(weight, Arrived())
+        arrived = self._arrived.setdefault(weight, Arrived())
         if weight.grad is not None:  # exact refresh: the basis comes before the update
             gradient = as_matrix(weight.grad).to(precision_of(weight))
-            weight.grad = None
             rank = min(group["rank"], *gradient.shape)
             bases = exact_bases(gradient, rank, projected_sides(*matrix_shape(weight.shape), group["projection"]))
+            low_rank = project(gradient, *bases)
             self._change_bases(weight, *bases, group)
-            arrived.low_rank = project(gradient, *bases)
+            # From here on, what is left to do is as if the gradient had been projected on arrival.
+            arrived.low_rank, weight.grad = low_rank, None
         if arrived.low_rank is not None:
-            self._move(weight, arrived.low_rank.mul_(self._factor), group)
+            self._move(weight, arrived.low_rank * self._factor, group)
+            arrived.low_rank = None
         self._refresh_from_sketches(weight, arrived, group)
+        del self._arrived[weight]
 
     def _move(self, weight: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         """Update one weight by AdamW's direction for its gradient, full or low-rank."""
         state, storage = self.state[weight], _storage(group)
-        state["step"] = state.get("step", 0) + 1
-        generator = keyed_generator(weight.device, group["seed"], self._places[weight], state["step"], "update")
+        step = state.get("step", 0) + 1
+        generator = keyed_generator(weight.device, group["seed"], self._places[weight], step, "update")
         exp_avg, exp_avg_sq = (
             torch.zeros_like(gradient) if moment is None else moment for moment in storage.read_moments(state, weight)
         )
-        direction = adamw_direction(gradient, exp_avg, exp_avg_sq, state["step"], group["betas"], group["eps"])
-        storage.write_moments(state, exp_avg, exp_avg_sq, generator)
+        direction, exp_avg, exp_avg_sq = adamw_direction(
+            gradient, exp_avg, exp_avg_sq, step, group["betas"], group["eps"]
+        )
+        stored = storage.stored_moments(exp_avg, exp_avg_sq, generator)
+        del exp_avg, exp_avg_sq
         scale = 1.0
         if group["rank"] is not None:
             direction = project_back(direction, *self._bases(weight, group))
             scale = group["scale"]
         update_weight(weight, direction, group["lr"], scale, group["weight_decay"], generator)
+        state.update(stored, step=step)
 
     def _bases(self, weight: Tensor, group: dict[str, Any]) -> tuple[Tensor | None, Tensor | None]:
         """The left and the right basis of one weight, on its device."""
@@ -267,6 +274,7 @@ class GaLoreAdamW(GatheringOptimizer):
     def _change_bases(self, weight: Tensor, left: Tensor | None, right: Tensor | None, group: dict[str, Any]) -> None:
         """Give one weight new bases, and carry its moments over."""
         state, storage = self.state[weight], _storage(group)
+        stored: dict[str, Tensor] = {}
         if "exp_avg" in state and group["moments"] == "rotate":
             generator = keyed_generator(weight.device, group["seed"], self._places[weight], state["step"], "rotate")
             old_left, old_right = self._bases(weight, group)
@@ -276,11 +284,11 @@ class GaLoreAdamW(GatheringOptimizer):
             assert exp_avg is not None
             assert exp_avg_sq is not None
             rotated = rotate_moments(exp_avg, exp_avg_sq, change_left, change_right, state["step"], group["betas"])
-            storage.write_moments(state, *rotated, generator)
-        if left is not None:
-            storage.write(state, "basis_left", left)
-        if right is not None:
-            storage.write(state, "basis_right", right)
+            stored = storage.stored_moments(*rotated, generator)
+        for name, basis in (("basis_left", left), ("basis_right", right)):
+            if basis is not None:
+                stored |= storage.stored(name, basis)
+        state.update(stored)
 
 
 def _add_sketches(arrived: Arrived, gradient: Tensor, group: dict[str, Any], key: tuple[int, int]) -> None:

@@ -60,6 +60,10 @@ class Run:
     monitor: Samples
     device: torch.device
 
+    def remove_cache(self) -> None:
+        """Remove the prepared images from the run folder."""
+        shutil.rmtree(self.folder / run_folder.CACHE, ignore_errors=True)
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -159,6 +163,7 @@ def resumed_run(data: Path, out: Path, settings: Settings, console: Console, bef
         InputError: the folder is no run, its data have changed, or ``settings`` ask for something else than it has.
     """
     config = _with_named_weights(read_config(out / run_folder.CONFIG))
+    files.remove_temporary(out)
     manifest = files.read_json(out / run_folder.MANIFEST)
     continued = manifest.get("continues", {}).get("run")
     if continued != (None if before is None else str(before.resolve())):
@@ -305,16 +310,23 @@ def _manifest(
 
 
 def _begun(prepared: Prepared, manifest: dict[str, Any], console: Console) -> Run:
-    """Make the run folder; what goes wrong after that takes it away again."""
+    """Make the run folder; what goes wrong after that takes it away again.
+
+    It gets its name when all is in it that resuming needs: a process that is killed leaves a run, or none.
+    """
     out = prepared.folder
-    out.mkdir(parents=True)
+    starting = out.with_name(f".{out.name}.starting")
+    shutil.rmtree(starting, ignore_errors=True)
+    starting.mkdir(parents=True)
     try:
-        prepared.config.write(out / run_folder.CONFIG)
-        files.write_json(out / run_folder.SPLIT, prepared.split.to_json())
-        files.write_json(out / run_folder.MANIFEST, manifest)
+        prepared.config.write(starting / run_folder.CONFIG)
+        files.write_json(starting / run_folder.SPLIT, prepared.split.to_json())
+        files.write_json(starting / run_folder.MANIFEST, manifest)
+        starting.rename(out)
         return _with_samples(prepared, console)
     except BaseException:
-        shutil.rmtree(out)
+        for folder in (starting, out):
+            shutil.rmtree(folder, ignore_errors=True)
         raise
 
 

@@ -195,6 +195,12 @@ def _through(model: SegmentationModel, batch: Batch, rows: slice) -> tuple[Tenso
     return model(images), labels
 
 
+def clip(optimizer: GatheringOptimizer, *, max_gradient_norm: float, scale: LossScale) -> bool:
+    """Undo the scale of the loss in the gathered gradient and clip it; return whether it is finite."""
+    optimizer.scale_gradients(1 / scale.value)
+    return math.isfinite(value_of(optimizer.clip_gradients(max_gradient_norm), otherwise=1.0))
+
+
 def update(optimizer: GatheringOptimizer, *, max_gradient_norm: float, scale: LossScale) -> bool:
     """Clip the gathered gradient and make the step; skip it when the gradient is not finite.
 
@@ -202,9 +208,7 @@ def update(optimizer: GatheringOptimizer, *, max_gradient_norm: float, scale: Lo
         whether the step was made. In a step that follows a failed calibration, bases are made and no weight moves.
     """
     ready = not optimizer.needs_calibration()
-    optimizer.scale_gradients(1 / scale.value)
-    norm = optimizer.clip_gradients(max_gradient_norm)
-    if finite := math.isfinite(value_of(norm, otherwise=1.0)):
+    if finite := clip(optimizer, max_gradient_norm=max_gradient_norm, scale=scale):
         optimizer.step()
     optimizer.zero_grad()
     scale.adapt(finite=finite)

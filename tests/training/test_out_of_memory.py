@@ -29,10 +29,11 @@ from medsaga.models.sam import KClassSam, build_sam
 from medsaga.optim.galore import GaLoreAdamW
 from medsaga.planning.predict import MemoryPrediction
 from medsaga.run_folder import read_metrics
-from medsaga.training import loop, loss, shrink, step
+from medsaga.training import loop, loss, out_of_memory, step
 from medsaga.training.checkpoint import Counters
+from medsaga.training.interrupts import Interrupts
 from medsaga.training.loop import train
-from medsaga.training.shrink import make_smaller, step_within_memory
+from medsaga.training.out_of_memory import make_smaller, step_within_memory
 from medsaga.training.step import Batch, StepMeter
 
 
@@ -135,8 +136,8 @@ def test_the_accelerators_own_peak_starts_afresh(monkeypatch: pytest.MonkeyPatch
             raise torch.OutOfMemoryError("CUDA out of memory")
         return 0.25
 
-    monkeypatch.setattr(shrink, "gather", gathered)
-    monkeypatch.setattr(shrink, "reset_device_peak", happened.append)
+    monkeypatch.setattr(out_of_memory, "gather", gathered)
+    monkeypatch.setattr(out_of_memory, "reset_device_peak", happened.append)
     done = step_within_memory(
         model,
         GaLoreAdamW(model.parameters()),
@@ -144,11 +145,13 @@ def test_the_accelerators_own_peak_starts_afresh(monkeypatch: pytest.MonkeyPatch
         settings=settings,
         counters=counters,
         meter=meter,
-        console=Console(quiet=True),
+        notice=happened.append,
+        interrupts=Interrupts(),
     )
     assert done == (0.25, True)
-    assert happened == [2, torch.device("cpu"), 1]
-    assert counters == Counters(micro_batch_size=1)
+    assert (happened[0], happened[2:]) == (2, [torch.device("cpu"), 1])
+    assert "out of memory in step 1" in happened[1]
+    assert counters == Counters(micro_batch_size=1, step=1)
 
 
 def test_in_the_middle_of_a_run_only_rounding_changes(
