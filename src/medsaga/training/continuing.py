@@ -36,8 +36,8 @@ MAY_CHANGE = frozenset(
     {
         *("steps", "batch_size", "micro_batch_size", "checkpointing", "precision", "state_bits", "state_on_host"),
         *("encoder_lr", "decoder_lr", "weight_decay", "optimizer", "warmup", "max_gradient_norm", "seed", "device"),
-        *("rank", "refresh_every", "galore", "augmentation", "dice_weight", "loss_resolution"),
-        *("evaluate_every", "patience", "protocol"),
+        *("rank", "refresh_every", "galore", "augmentation", "dice_weight", "dice_form"),
+        *("loss_resolution", "evaluate_every", "patience", "protocol"),
     }
 )
 """Settings of how a run is trained. The others say what the model is, how it sees images, and which cases are held out.
