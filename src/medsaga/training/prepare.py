@@ -15,6 +15,7 @@ from rich.console import Console
 
 from medsaga import files, run_folder
 from medsaga.config import RunConfig, Settings, flag, read_config
+from medsaga.data.known import digests_of_cases, images_on_both_sides
 from medsaga.data.samples import Samples, build_samples
 from medsaga.data.splits import Split
 from medsaga.data.types import Dataset, Item
@@ -267,10 +268,19 @@ def _manifest(
 def _begun(prepared: Prepared, manifest: dict[str, Any], console: Console) -> Run:
     """Make the run folder; what goes wrong after that takes it away again."""
     out = prepared.folder
+    digests = digests_of_cases(prepared.dataset.items)
+    for fitted, tested in images_on_both_sides(prepared.split, digests):
+        console.print(
+            f"the same image is in {fitted!r}, which is trained on, and in the test case {tested!r}: the result will "
+            "look better than it is. Remove one of the two, or give both the same case",
+            style="yellow",
+            markup=False,
+        )
     out.mkdir(parents=True)
     try:
         prepared.config.write(out / run_folder.CONFIG)
         files.write_json(out / run_folder.SPLIT, prepared.split.to_json())
+        files.write_json(out / run_folder.DIGESTS, digests)
         files.write_json(out / run_folder.MANIFEST, manifest)
         return _with_samples(prepared, console)
     except BaseException:
