@@ -124,7 +124,7 @@ class Evaluate:
     folder: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]
     """Run folder."""
     data: Path | None = None
-    """Another dataset, with the same labels, to score all cases of."""
+    """Another dataset, with the same labels, or the run's own where it lies now; what the run has seen is left out."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
     json: bool = False
