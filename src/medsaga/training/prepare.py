@@ -15,7 +15,7 @@ from rich.console import Console
 
 from medsaga import files, run_folder
 from medsaga.config import RunConfig, Settings, flag, read_config
-from medsaga.data.known import digests_of_cases, images_on_both_sides
+from medsaga.data.known import Digests, digests_of_cases, images_on_both_sides
 from medsaga.data.samples import Samples, build_samples
 from medsaga.data.splits import Split
 from medsaga.data.types import Dataset, Item
@@ -280,12 +280,21 @@ def _begun(prepared: Prepared, manifest: dict[str, Any], console: Console) -> Ru
     try:
         prepared.config.write(out / run_folder.CONFIG)
         files.write_json(out / run_folder.SPLIT, prepared.split.to_json())
-        files.write_json(out / run_folder.DIGESTS, digests)
+        files.write_json(out / run_folder.DIGESTS, _with_earlier(digests, manifest))
         files.write_json(out / run_folder.MANIFEST, manifest)
         return _with_samples(prepared, console)
     except BaseException:
         shutil.rmtree(out)
         raise
+
+
+def _with_earlier(digests: Digests, manifest: dict[str, Any]) -> Digests:
+    """Add the images of the run that is continued: those that new ones have replaced were trained on all the same."""
+    earlier = Path(manifest.get("continues", {}).get("run", "")) / run_folder.DIGESTS
+    if "continues" not in manifest or not earlier.exists():
+        return digests
+    before: Digests = files.read_json(earlier)
+    return {case: sorted({*digests.get(case, ()), *before.get(case, ())}) for case in sorted({*digests, *before})}
 
 
 def _with_samples(prepared: Prepared, console: Console) -> Run:
