@@ -85,6 +85,7 @@ def measure(settings: ResolvedSettings, device: torch.device, steps: int) -> dic
                 micro_batch_size=settings.micro_batch_size,
                 dice_weight=settings.dice_weight,
                 loss_resolution=settings.loss_resolution,
+                dice_form=settings.dice_form,
                 scale=scale,
                 meter=meter,
             )

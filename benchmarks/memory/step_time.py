@@ -71,6 +71,7 @@ def stepper(given: dict[str, Any], changes: dict[str, Any]) -> Callable[[int], f
             micro_batch_size=settings.micro_batch_size,
             dice_weight=settings.dice_weight,
             loss_resolution=settings.loss_resolution,
+            dice_form=settings.dice_form,
             scale=LossScale(),
         )
         update(optimizer, max_gradient_norm=1.0, scale=LossScale())

@@ -124,7 +124,7 @@ class Evaluate:
     folder: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]
     """Run folder."""
     data: Path | None = None
-    """Another dataset, with the same labels, to score all cases of."""
+    """Another dataset, with the same labels, or the run's own where it lies now; what the run has seen is left out."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
     json: bool = False
@@ -265,8 +265,12 @@ class Compare:
     """Show the traceback of an error."""
 
     def run(self) -> None:
-        """Do it."""
-        from medsaga.compare.grid import compare
+        """Do it.
+
+        Raises:
+            RunError: a run has failed unexpectedly; all results have been printed.
+        """
+        from medsaga.compare.grid import check_expected, compare
         from medsaga.compare.tables import terminal_table
 
         methods = [name.strip() for name in self.methods.split(",")]
@@ -287,9 +291,10 @@ class Compare:
         )
         if self.json:
             print(json.dumps(cells, indent=2))
-            return
-        Console().print(terminal_table(cells, methods))
-        console().print(f"page: {self.out / 'index.html'}")
+        else:
+            Console().print(terminal_table(cells, methods))
+            console().print(f"page: {self.out / 'index.html'}")
+        check_expected(self.out, cells)
 
 
 Verb = Demo | Info | Train | Evaluate | Predict | Suggest | Compare | Memory | Weights

@@ -22,6 +22,7 @@ from medsaga.errors import InputError
 Axis = Literal["auto", "axial", "coronal", "sagittal", "i", "j", "k"]
 Augmentations = Literal["fewshot", "samed", "none"]
 Checkpointing = Literal["auto", "none", "blocks"]
+DiceForm = Literal["linear", "squared"]
 LossResolution = Literal["image", "logits"]
 Precision = Literal["auto", "fp32", "bf16", "fp16", "int8"]
 SMALLEST_TILE = 32
@@ -72,6 +73,8 @@ class SharedSettings:
     """Keep the optimizer's state in the host's memory: less memory on the GPU, more time."""
     dice_weight: float | None = None
     """Share of Dice in the loss, from 0 to 1; cross-entropy has the rest."""
+    dice_form: DiceForm | None = None
+    """`linear`, our Dice, or `squared`, that of SAMed's and DAE-Former's code: probabilities squared, all classes."""
     loss_resolution: LossResolution | None = None
     """Where the loss is taken: at the image's own resolution, or, as in the papers, at that of SAM's logits."""
     evaluate_every: int | None = None
@@ -192,6 +195,7 @@ class ResolvedSettings(Settings):
     weight_decay: float = field()
     optimizer: Literal["adamw", "sgd"] = field()
     dice_weight: float = field()
+    dice_form: DiceForm = "linear"  # what runs had before there was another
     loss_resolution: LossResolution = field()
     warmup: int = field()
     max_gradient_norm: float = field()

@@ -89,6 +89,16 @@ def test_new_cases_join_the_training_cases_and_corrected_ones_replace_them(first
         assert (run.train.labels[row, :48] == truth).all()
 
 
+def test_it_knows_the_images_again_that_corrected_ones_replaced(first: Path, tmp_path: Path) -> None:
+    corrected, tested = cases_of(first / "run")["train"][0], cases_of(first / "run")["test"][0]
+    data = new_cases(tmp_path / "new", corrected)
+    continued_run(first / "run", data, tmp_path / "run", Settings(), SILENT)
+    known = files.read_json(tmp_path / "run" / run_folder.DIGESTS)
+    of_both = [files.sha256(root / "images" / f"{corrected}.png") for root in (first / "data", data)]
+    assert known[corrected] == sorted(of_both)
+    assert known[tested] == [files.sha256(first / "data" / "images" / f"{tested}.png")]
+
+
 def test_it_says_what_it_continues(first: Path, tmp_path: Path) -> None:
     data = new_cases(tmp_path / "new", "extra")
     continued_run(first / "run", data, tmp_path / "run", Settings(), SILENT)

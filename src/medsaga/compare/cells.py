@@ -6,6 +6,7 @@ import dataclasses
 import io
 import shutil
 import time
+import traceback
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -50,6 +51,10 @@ class Cell:
         """Name of its files."""
         return f"{self.table}-{self.method}-{self.shots:03d}-shots-seed-{self.seed}"
 
+    def traceback(self, out: Path) -> Path:
+        """Where the traceback of an unexpected error is kept."""
+        return out / "cells" / f"{self.name}.traceback.txt"
+
 
 def finished(out: Path, cell: Cell, settings: Settings, fingerprint: str) -> dict[str, Any] | None:
     """Return what a cell came to, or None if it has not been run.
@@ -88,6 +93,9 @@ def run_cell(
 ) -> dict[str, Any]:
     """Train and test, and write the cell's file. A run that fails is a cell too; one that is interrupted is none.
 
+    An error that is neither the user's nor a lack of memory is a fault of the program: the cell's file calls it
+    ``unexpected``, and its traceback is kept beside it.
+
     Args:
         data: the dataset.
         out: folder of the comparison.
@@ -101,7 +109,8 @@ def run_cell(
     began = time.perf_counter()
     folder = out / "runs" / cell.name
     shutil.rmtree(folder, ignore_errors=True)
-    status, message, result = "done", None, None
+    cell.traceback(out).unlink(missing_ok=True)
+    status, message, result, unexpected = "done", None, None, False
     try:
         result = train(data, folder, settings, checked=checked, console=console)
         if examples:
@@ -111,11 +120,15 @@ def run_cell(
     except Exception as error:  # whatever it is, the other cells go on and this one says so
         short = isinstance(error, OutOfMemoryError) or is_out_of_memory(error)
         status = "out of memory" if short else "failed"
+        unexpected = not short and not isinstance(error, MedsagaError)
         message = str(error) if isinstance(error, MedsagaError) else f"{type(error).__name__}: {error}"
+        if unexpected:
+            files.write_text(cell.traceback(out), "".join(traceback.format_exception(error)))
     document = {
         "cell": dataclasses.asdict(cell),
         "status": status,
         "message": message,
+        "unexpected": unexpected,
         "requested": named(settings),
         "data_fingerprint": checked.fingerprint,
         "settings": _settings(folder),

@@ -14,6 +14,7 @@ from rich.console import Console
 from medsaga.compare.cells import Cell, finished, read_examples, run_cell
 from medsaga.compare.page import Example, write_pages
 from medsaga.config import Settings, SharedSettings
+from medsaga.data.labels import listed
 from medsaga.data.splits import Split, pool_and_test
 from medsaga.data.types import Dataset, Item
 from medsaga.errors import InputError, Interrupted, RunError
@@ -137,6 +138,20 @@ def compare(
     if all(document["status"] != "done" for document in documents):
         raise RunError(f"{out}: every run has failed; the first says: {documents[0]['message']}")
     return documents
+
+
+def check_expected(out: Path, documents: Sequence[dict[str, Any]]) -> None:
+    """Raise RunError if a run of a finished comparison has failed by a fault of the program.
+
+    Runs that were out of memory, or that their data or settings stopped, are rows like all others.
+    """
+    faulty = [Cell(**document["cell"]) for document in documents if document.get("unexpected")]
+    if faulty:
+        raise RunError(
+            f"{out}: {len(faulty)} of {len(documents)} runs failed unexpectedly: "
+            f"{listed([cell.name for cell in faulty], len(faulty))}. Where it happened is in {faulty[0].traceback(out)}"
+            f"{' and beside it' if len(faulty) > 1 else ''}. Run them again with --retry."
+        )
 
 
 def _check(methods: Sequence[str], shots: Sequence[int], seeds: int) -> None:

@@ -20,6 +20,7 @@ DEFAULTS: dict[str, Any] = {
     "weight_decay": 0.1,
     "optimizer": "adamw",
     "dice_weight": 0.8,
+    "dice_form": "linear",
     "loss_resolution": "image",
     "max_gradient_norm": 1.0,
     "rank": 64,

@@ -144,6 +144,7 @@ def _follow_training(model: SegmentationModel, settings: ResolvedSettings) -> Te
                 micro_batch_size=settings.micro_batch_size,
                 dice_weight=settings.dice_weight,
                 loss_resolution=settings.loss_resolution,
+                dice_form=settings.dice_form,
                 scale=scale,
                 meter=meter,
             )

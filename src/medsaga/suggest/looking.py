@@ -78,7 +78,7 @@ class Looker:
         sure = Confidence(self.model.classes)
         for images, content in self._batches(item):
             encoded, logits = encoded_and_logits(self.model, images, decode=self.classes)
-            means = _inside(encoded, content, self.model.image_size).double().mean(dim=(2, 3)).cpu().numpy()
+            means = _inside(encoded, content, self.model.image_size).cpu().double().mean(dim=(2, 3)).numpy()
             sums = means.sum(axis=0) if sums is None else sums + means.sum(axis=0)
             parts += len(means)
             if logits is not None:

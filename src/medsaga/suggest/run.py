@@ -16,6 +16,7 @@ from medsaga.config import RunConfig, Settings
 from medsaga.data.dataset import raise_problems, read_dataset, select_channels
 from medsaga.data.inputs import find_inputs
 from medsaga.data.intensity import Intensity
+from medsaga.data.known import recognise
 from medsaga.data.labels import listed
 from medsaga.data.layouts import LAYOUTS
 from medsaga.data.slices import common_axis
@@ -95,6 +96,9 @@ def suggest(
         unlabelled, labelled = _divided(found, {*split.train, *split.validation, *split.test})
         if known := sorted(found.keys() - unlabelled.keys() - labelled.keys()):
             console.print(f"left out, because the run has cases of these names: {listed(known)}", markup=False)
+        if copies := _known_images(unlabelled, run, split):
+            unlabelled = {name: items for name, items in unlabelled.items() if name not in copies}
+            console.print(f"left out, because the run has their images: {listed(copies)}", markup=False)
         labelled |= _training_cases(segmenter.config, split, console)
     _check_count(folder, count, len(unlabelled))
     looks = _looks(looker, unlabelled | labelled, counting(console, "looking at cases"))
@@ -178,6 +182,15 @@ def _by_case(items: Iterable[Item]) -> Cases:
     for item in items:
         cases[item.case].append(item)
     return dict(sorted(cases.items()))
+
+
+def _known_images(cases: Cases, run: Path, split: Split) -> tuple[str, ...]:
+    """Return the cases with an image of one that the run has used; none where it has no record of its images."""
+    path = run / run_folder.DIGESTS
+    if not path.exists():
+        return ()
+    met = recognise([item for items in cases.values() for item in items], split, files.read_json(path))
+    return (*met.seen, *met.held_out)
 
 
 def _divided(found: Cases, known: frozenset[str] | set[str]) -> tuple[Cases, Cases]:

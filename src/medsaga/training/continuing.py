@@ -19,13 +19,13 @@ from medsaga.data.dataset import (
     read_dataset,
     select_channels,
 )
+from medsaga.data.known import image_digests
 from medsaga.data.labels import listed
 from medsaga.data.layouts.shared import DESCRIPTION
-from medsaga.data.sources import files_of, place_of
+from medsaga.data.sources import place_of
 from medsaga.data.splits import Split
 from medsaga.data.types import Dataset, Item
 from medsaga.errors import InputError
-from medsaga.files import sha256
 from medsaga.methods import method_named
 from medsaga.methods.base import unchanged
 from medsaga.planning.defaults import DeviceDefaults
@@ -36,8 +36,8 @@ MAY_CHANGE = frozenset(
     {
         *("steps", "batch_size", "micro_batch_size", "checkpointing", "precision", "state_bits", "state_on_host"),
         *("encoder_lr", "decoder_lr", "weight_decay", "optimizer", "warmup", "max_gradient_norm", "seed", "device"),
-        *("rank", "refresh_every", "galore", "augmentation", "dice_weight", "loss_resolution"),
-        *("evaluate_every", "patience", "protocol"),
+        *("rank", "refresh_every", "galore", "augmentation", "dice_weight", "dice_form"),
+        *("loss_resolution", "evaluate_every", "patience", "protocol"),
     }
 )
 """Settings of how a run is trained. The others say what the model is, how it sees images, and which cases are held out.
@@ -222,9 +222,9 @@ def _check_not_held_out(new: Dataset, first: Dataset, held_out: dict[str, tuple[
                 found=f"{listed(both)}, {'a ' if len(both) == 1 else ''}{use} case{'s' if len(both) > 1 else ''} of it",
                 do="Remove them; if they are other patients, rename them.",
             )
-        known = {digest: item for item in first.items_of(cases) for digest in _digests(item)}
+        known = {digest: item for item in first.items_of(cases) for digest in image_digests(item)}
         for item in new.items:
-            same = next((known[digest] for digest in _digests(item) if digest in known), None)
+            same = next((known[digest] for digest in image_digests(item) if digest in known), None)
             if same is not None:
                 raise InputError(
                     place_of(item.images[0]),
@@ -232,10 +232,6 @@ def _check_not_held_out(new: Dataset, first: Dataset, held_out: dict[str, tuple[
                     found=f"the image of {same.name}, of the {use} case {same.case!r}, under another name",
                     do="Remove it.",
                 )
-
-
-def _digests(item: Item) -> list[str]:
-    return [sha256(file) for source in item.images for file in files_of(source)]
 
 
 def _joint(fingerprints: Sequence[str]) -> str:

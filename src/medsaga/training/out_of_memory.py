@@ -61,6 +61,7 @@ def step_within_memory(
                     micro_batch_size=counters.micro_batch_size,
                     dice_weight=settings.dice_weight,
                     loss_resolution=settings.loss_resolution,
+                    dice_form=settings.dice_form,
                     scale=counters.loss_scale,
                     meter=meter,
                 )

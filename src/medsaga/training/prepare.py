@@ -16,6 +16,7 @@ from rich.console import Console
 from medsaga import files, run_folder
 from medsaga.config import ResolvedSettings, RunConfig, Settings, flag, named, read_config
 from medsaga.data.intensity import choose_intensity
+from medsaga.data.known import Digests, digests_of_cases, images_on_both_sides
 from medsaga.data.samples import Samples, build_samples
 from medsaga.data.splits import Split
 from medsaga.data.types import Dataset, Item
@@ -315,12 +316,21 @@ def _begun(prepared: Prepared, manifest: dict[str, Any], console: Console) -> Ru
     It gets its name when all is in it that resuming needs: a process that is killed leaves a run, or none.
     """
     out = prepared.folder
+    digests = digests_of_cases(prepared.dataset.items)
+    for fitted, tested in images_on_both_sides(prepared.split, digests):
+        console.print(
+            f"the same image is in {fitted!r}, which is trained on, and in the test case {tested!r}: the result will "
+            "look better than it is. Remove one of the two, or give both the same case",
+            style="yellow",
+            markup=False,
+        )
     starting = out.with_name(f".{out.name}.starting")
     shutil.rmtree(starting, ignore_errors=True)
     starting.mkdir(parents=True)
     try:
         prepared.config.write(starting / run_folder.CONFIG)
         files.write_json(starting / run_folder.SPLIT, prepared.split.to_json())
+        files.write_json(starting / run_folder.DIGESTS, _with_earlier(digests, manifest))
         files.write_json(starting / run_folder.MANIFEST, manifest)
         starting.rename(out)
         return _with_samples(prepared, console)
@@ -328,6 +338,15 @@ def _begun(prepared: Prepared, manifest: dict[str, Any], console: Console) -> Ru
         for folder in (starting, out):
             shutil.rmtree(folder, ignore_errors=True)
         raise
+
+
+def _with_earlier(digests: Digests, manifest: dict[str, Any]) -> Digests:
+    """Add the images of the run that is continued: those that new ones have replaced were trained on all the same."""
+    earlier = Path(manifest.get("continues", {}).get("run", "")) / run_folder.DIGESTS
+    if "continues" not in manifest or not earlier.exists():
+        return digests
+    before: Digests = files.read_json(earlier)
+    return {case: sorted({*digests.get(case, ()), *before.get(case, ())}) for case in sorted({*digests, *before})}
 
 
 def _with_samples(prepared: Prepared, console: Console) -> Run:
