@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medsaga.data.formats import arrays, itk, nifti, raster
+from medsaga.data.names import normal
 from medsaga.data.types import Array, Block, Header, Labels
 from medsaga.errors import InputError
 
@@ -82,9 +83,9 @@ def format_of(path: Path) -> Format:
 
 
 def stem(path: Path) -> str:
-    """Return the name of a file without its known suffix: ``case.01.nii.gz`` gives ``case.01``."""
+    """Return the name of a file without its known suffix, ``case.01`` of ``case.01.nii.gz``; see `normal`."""
     suffix = suffix_of(path)
-    return path.stem if suffix is None else path.name[: -len(suffix)]
+    return normal(path.stem if suffix is None else path.name[: -len(suffix)])
 
 
 def is_image(path: Path) -> bool:
