@@ -14,7 +14,7 @@ import numpy as np
 from medsaga.data.items import read_mask
 from medsaga.data.labels import listed, unknown_labels, values_in
 from medsaga.data.layouts import LAYOUTS, datasets_near, layout_of
-from medsaga.data.layouts.shared import collecting, joint_header, shown
+from medsaga.data.layouts.shared import collecting, joint_header, shown, visible_entries
 from medsaga.data.names import normal
 from medsaga.data.sources import files_of, place_of, read_image
 from medsaga.data.types import Array, Dataset, Item, Source
@@ -44,7 +44,7 @@ def read_dataset(root: Path, *, masks_required: bool = True) -> Dataset:
 def _no_dataset(root: Path) -> InputError:
     do = "Put the images and masks into two folders images and masks, or name the folder that holds them."
     if root.is_dir():
-        inside = sorted(path.name for path in root.iterdir() if not path.name.startswith("."))
+        inside = [path.name for path in visible_entries(root)]
         found = f"a folder with none of these, but {listed(inside)}" if inside else "an empty folder"
         near = datasets_near(root)
         if near:

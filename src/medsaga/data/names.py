@@ -9,6 +9,14 @@ from __future__ import annotations
 
 import unicodedata
 
+_OF_SYSTEMS = ("__macosx", "@eadir", "$recycle.bin", "system volume information")
+"""Folders that a Mac's archives, network drives and Windows put among others."""
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or a folder was put there by a system and not by the user: ``._scan.png``, ``__MACOSX``."""
+    return name.startswith(".") or name.lower() in _OF_SYSTEMS
+
 
 def normal(name: str) -> str:
     """Return a name with composed characters (Unicode's form NFC), without white space at its ends."""

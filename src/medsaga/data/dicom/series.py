@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from medsaga.data.dicom import reading
-from medsaga.data.names import normal
+from medsaga.data.names import is_hidden, normal
 from medsaga.errors import InputError
 
 _MOST_FILES = 100_000
@@ -149,9 +149,8 @@ def _files(root: Path) -> Iterator[Path]:
     while folders:
         folder = folders.pop()
         try:
-            # Hidden files and folders are a Mac's notes on the others, or what has been thrown away.
             every = sorted(os.scandir(folder), key=lambda entry: entry.name)
-            entries = [entry for entry in every if not entry.name.startswith(".")]
+            entries = [entry for entry in every if not is_hidden(entry.name)]
         except OSError:
             raise InputError(
                 folder, expected="a folder that can be read", found="no access to it", do="Check its permissions."

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medsaga.data.formats import arrays, itk, nifti, raster
-from medsaga.data.names import normal
+from medsaga.data.names import is_hidden, normal
 from medsaga.data.types import Array, Block, Header, Labels
 from medsaga.errors import InputError
 
@@ -89,5 +89,5 @@ def stem(path: Path) -> str:
 
 
 def is_image(path: Path) -> bool:
-    """Whether a format knows the suffix and the file is not hidden (``._scan.png`` is macOS's litter)."""
-    return not path.name.startswith(".") and suffix_of(path) is not None
+    """Whether a format knows the suffix and the file is not hidden."""
+    return not is_hidden(path.name) and suffix_of(path) is not None

@@ -32,7 +32,7 @@ from medsaga.data.layouts.shared import (
     missing_masks,
     visible_entries,
 )
-from medsaga.data.names import normal
+from medsaga.data.names import is_hidden, normal
 from medsaga.data.strays import are_stray, is_picture
 from medsaga.data.types import Dataset, Item, Source
 from medsaga.errors import InputError
@@ -90,9 +90,10 @@ def _image_entries(
 ) -> list[Path]:
     """Return the files and folders that should hold the images of a case each, without stray ones."""
     others, dicom = _other_images(folder), entries_with_dicom(folder)
-    are_left_out = all(is_picture(path) and stem(path) not in masks for path in others)
-    are_left_out = are_left_out and are_stray(len(others), sum(dicom.values()))
-    if others and not are_left_out:
+    are_logos = all(is_picture(path) and stem(path) not in masks for path in others)
+    if others and are_logos and are_stray(len(others), sum(dicom.values())):
+        warnings += [f"{path}: left out, a picture among DICOM images" for path in others]
+    elif others:
         problems.append(
             InputError(
                 folder,
@@ -101,20 +102,13 @@ def _image_entries(
                 do="Move one of the two into a dataset of its own.",
             )
         )
-    elif others:
-        warnings += [f"{path}: left out, a picture among DICOM images" for path in others]
     entries = []
     for entry in visible_entries(folder):
         with collecting(problems):
-            if entry.is_dir():
-                # Such as __MACOSX, which holds nothing that is not hidden.
-                wanted = entry in dicom or any(_files(entry)) or not any(entry.iterdir())
-            elif entry in dicom:
-                wanted = bool(find_series(entry))
-                warnings += [] if wanted else [f"{entry}: left out, DICOM without an image"]
-            else:
-                wanted = entry.suffix.lower() == ".dcm"
-            entries += [entry] if wanted else []
+            if entry.is_file() and entry in dicom and not find_series(entry):
+                warnings.append(f"{entry}: left out, DICOM without an image")
+            elif entry.is_dir() or entry in dicom or entry.suffix.lower() == ".dcm":
+                entries.append(entry)
     return entries
 
 
@@ -245,7 +239,7 @@ def _is_directory(path: Path) -> bool:
 def _files(folder: Path) -> Iterator[Path]:
     """Yield the files below a folder that are not hidden, in the order of their names."""
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and not path.name.startswith("."):
+        if path.is_file() and not is_hidden(path.name):
             yield path
 
 

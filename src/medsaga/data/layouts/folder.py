@@ -108,9 +108,13 @@ def _labels_and_channels(
 
 def _structure_folders(folder: Path) -> dict[str, Path]:
     """Return the subfolders of ``masks`` that hold images, in alphabetical order; background needs no mask."""
-    found = {normal(path.name): path for path in subfolders(folder) if any(map(is_image, path.iterdir()))}
+    found = {normal(path.name): path for path in subfolders(folder) if any(map(_is_file_of_image, path.iterdir()))}
     names = sorted((name for name in found if name.lower() != "background"), key=lambda name: (name.casefold(), name))
     return {name: found[name] for name in names}
+
+
+def _is_file_of_image(path: Path) -> bool:
+    return is_image(path) and not path.is_dir()
 
 
 def _refuse_label_maps_beside(folder: Path, structures: Collection[str]) -> None:

@@ -13,7 +13,7 @@ from medsaga.data.descriptions import channel_names, read_cases, read_descriptio
 from medsaga.data.dicom.masks import require_some
 from medsaga.data.formats import SUFFIXES, format_of, is_image, raster, stem
 from medsaga.data.labels import inferred_labels, listed, parse_labels, values_in
-from medsaga.data.names import normal
+from medsaga.data.names import is_hidden, normal
 from medsaga.data.reorientation import reorientation
 from medsaga.data.sources import place_of, read_header
 from medsaga.data.strays import pictures_among_volumes
@@ -62,7 +62,7 @@ def image_files(folder: Path, ending: str | None = None) -> list[Path]:
         path for path in files if is_image(path) and (ending is None or path.name.lower().endswith(ending.lower()))
     ]
     if not images:
-        visible = [path.name for path in files if not path.name.startswith(".")]
+        visible = [path.name for path in files if not is_hidden(path.name)]
         inside = [path.name for path in subfolders(folder)]
         found = listed(visible, 4) if visible else "no files"
         raise InputError(
@@ -120,7 +120,7 @@ def _first_named(root: Path, names: Sequence[str]) -> tuple[Path, list[Path]]:
 def visible_entries(folder: Path) -> list[Path]:
     """Return what is in a folder and is not hidden, sorted; nothing when it cannot be listed."""
     try:
-        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+        return sorted(path for path in folder.iterdir() if not is_hidden(path.name))
     except OSError:
         return []
 
@@ -164,7 +164,7 @@ def mask_files(
 
 def missing_masks(folder: Path) -> InputError:
     """Return what to tell the user of a dataset that has no folder of masks."""
-    beside = sorted(path.name for path in folder.parent.iterdir() if not path.name.startswith("."))
+    beside = [path.name for path in visible_entries(folder.parent)]
     archive = next((name for name in beside if name.lower().endswith(_ARCHIVES)), None)
     do = f"Put the masks into {folder.name}/, each named like its image."
     return InputError(
