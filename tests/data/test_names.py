@@ -141,7 +141,8 @@ def test_dicom_goes_by_names_in_either_form(tmp_path: Path) -> None:
 
 
 def test_predictions_have_composed_names_without_spaces_at_the_ends(tmp_path: Path) -> None:
-    picture(tmp_path / decomposed("Ärm .PNG"), 0)
+    picture(tmp_path / "a.png", 0)
+    (tmp_path / "a.png").rename(tmp_path / decomposed("Ärm .PNG "))
     nibabel.Nifti1Image(np.ones((4, 3, 2), np.int16), np.eye(4)).to_filename(tmp_path / "scan.nii.gz")
     (tmp_path / "scan.nii.gz").rename(tmp_path / decomposed("Öhr.NII.GZ"))
     items = find_inputs(tmp_path)

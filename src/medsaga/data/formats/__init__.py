@@ -60,7 +60,7 @@ SUFFIXES: tuple[str, ...] = tuple(suffix for each in FORMATS for suffix in each.
 
 def suffix_of(path: Path) -> str | None:
     """Return the known suffix of a file in lower case, ``.nii.gz`` whole; None when no format knows it."""
-    name = path.name.lower()
+    name = path.name.rstrip().lower()
     return next((suffix for suffix in sorted(SUFFIXES, key=len, reverse=True) if name.endswith(suffix)), None)
 
 
@@ -85,7 +85,7 @@ def format_of(path: Path) -> Format:
 def stem(path: Path) -> str:
     """Return the name of a file without its known suffix, ``case.01`` of ``case.01.nii.gz``; see `normal`."""
     suffix = suffix_of(path)
-    return normal(path.stem if suffix is None else path.name[: -len(suffix)])
+    return normal(path.stem if suffix is None else path.name.rstrip()[: -len(suffix)])
 
 
 def is_image(path: Path) -> bool:
