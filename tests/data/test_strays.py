@@ -70,7 +70,7 @@ def test_a_logo_beside_dicom_is_left_out_with_a_word(disc: Path) -> None:
     (item,) = find_inputs(disc, warn=said.append)
     assert item.name == "disc"
     np.testing.assert_array_equal(read_item(item)[0], VOLUME)
-    assert said == [f"left out, because most images in {disc} are of another kind: {disc / 'logo.png'}"]
+    assert said == [f"left out, because the images in {disc} are of another kind: {disc / 'logo.png'}"]
 
 
 def test_pictures_among_slices_are_left_out(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def find_inputs(
         paths = [each for each in paths if each not in strays]
         items = _grouped(paths, channels) or [_input(stem(file), (file,)) for file in paths]
     if strays and warn is not None:
-        warn(f"left out, because most images in {path} are of another kind: {listed(strays)}")
+        warn(f"left out, because the images in {path} are of another kind: {listed(strays)}")
     return _distinct(items)
 
 
