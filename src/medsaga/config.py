@@ -17,6 +17,7 @@ import tomli_w
 
 from medsaga import files
 from medsaga.data.intensity import Intensity
+from medsaga.data.names import normal
 from medsaga.errors import InputError
 
 Axis = Literal["auto", "axial", "coronal", "sagittal", "i", "j", "k"]
@@ -292,8 +293,8 @@ def read_config(path: Path) -> RunConfig:
                 settings[name] = tuple(settings[name])
         return RunConfig(
             data=str(document["data"]),
-            labels={str(k): int(v) for k, v in document["labels"].items()},
-            channels=tuple(document["channels"]),
+            labels={normal(str(k)): int(v) for k, v in document["labels"].items()},
+            channels=tuple(map(normal, document["channels"])),
             intensities=tuple(Intensity(**entry) for entry in document["intensities"]),
             settings=ResolvedSettings(**settings),
             added=tuple(document.get("added", ())),

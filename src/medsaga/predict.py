@@ -93,7 +93,12 @@ def predict_files(
     """
     console, wanted = console or Console(stderr=True), wanted or Wanted()
     segmenter = Segmenter.load(run, device)
-    items = find_inputs(source, channels=segmenter.config.channels, series=series)
+    items = find_inputs(
+        source,
+        channels=segmenter.config.channels,
+        series=series,
+        warn=lambda text: console.print(text, markup=False, highlight=False),
+    )
     outputs = _outputs(items, source, out, wanted.format)
     meaning = Meaning(segmenter.config.labels, f"{segmenter.config.settings.model}, {_version()}", wanted.codes)
     scores: dict[str, ConfidenceScores] = {}

@@ -163,7 +163,7 @@ def test_masks_may_be_missing_only_when_they_are_not_required(folder: Path) -> N
     assert [item.masks == () for item in dataset.items] == [False, True, False, False]
     shutil.rmtree(folder / "masks")
     assert read_dataset(folder, masks_required=False).problems == ()
-    assert "masks: expected a folder of image files" in the_problem_of(folder)
+    assert "masks: expected a folder with a mask for each image; found no such folder beside" in the_problem_of(folder)
 
 
 def break_masks(root: Path) -> None:
@@ -347,16 +347,16 @@ def without(key: str) -> Any:
 
 VOLUME = np.arange(120, dtype=np.int16).reshape(6, 5, 4)
 NNUNET_MISTAKES: dict[str, tuple[Any, str, str]] = {
-    "no dataset.json": (lambda root: (root / "dataset.json").unlink(), "dataset.json", "a file that can be read"),
+    "no dataset.json": (lambda root: (root / "dataset.json").unlink(), "dataset.json", "a file that names labels"),
     "a missing channel": (
         lambda root: (root / "imagesTr" / "case_2_0001.nii.gz").unlink(),
-        "imagesTr/case_2_0000.nii.gz",
-        "2 channels, as the dataset has; found 1",
+        "imagesTr/case_2_0001.nii.gz",
+        "channel 0001 (FLAIR) of the case case_2; found only 0000",
     ),
     "a missing first channel": (
         lambda root: (root / "imagesTr" / "case_2_0000.nii.gz").unlink(),
-        "imagesTr/case_2_0001.nii.gz",
-        "found 0001",
+        "imagesTr/case_2_0000.nii.gz",
+        "channel 0000 (T1) of the case case_2; found only 0001",
     ),
     "a channel on another grid": (
         lambda root: write_volume(root / "imagesTr" / "case_1_0001.nii.gz", VOLUME, np.diag([1.0, 2, 5, 1])),

@@ -13,8 +13,9 @@ import numpy as np
 
 from medsaga.data.items import read_mask
 from medsaga.data.labels import listed, unknown_labels, values_in
-from medsaga.data.layouts import LAYOUTS
-from medsaga.data.layouts.shared import collecting, joint_header, shown
+from medsaga.data.layouts import LAYOUTS, datasets_near, layout_of
+from medsaga.data.layouts.shared import collecting, joint_header, shown, visible_entries
+from medsaga.data.names import normal
 from medsaga.data.sources import files_of, place_of, read_image
 from medsaga.data.types import Array, Dataset, Item, Source
 from medsaga.errors import InputError
@@ -34,17 +35,24 @@ def read_dataset(root: Path, *, masks_required: bool = True) -> Dataset:
         root: the folder.
         masks_required: whether an image without a mask is a problem.
     """
-    for layout in LAYOUTS:
-        if layout.recognises(root):
-            return layout.read(root, masks_required=masks_required)
-    found = "a folder with none of these" if root.is_dir() else "a file" if root.exists() else "nothing of this name"
-    problem = InputError(
-        root,
-        expected=f"a dataset: {'; '.join(layout.EXPECTED for layout in LAYOUTS)}",
-        found=found,
-        do="Put the images and masks into two folders images and masks, or name the folder that holds them.",
-    )
-    return Dataset(root, "folder", {"background": 0}, (), (), (problem,))
+    layout = layout_of(root)
+    if layout is not None:
+        return layout.read(root, masks_required=masks_required)
+    return Dataset(root, "folder", {"background": 0}, (), (), (_no_dataset(root),))
+
+
+def _no_dataset(root: Path) -> InputError:
+    do = "Put the images and masks into two folders images and masks, or name the folder that holds them."
+    if root.is_dir():
+        inside = [path.name for path in visible_entries(root)]
+        found = f"a folder with none of these, but {listed(inside)}" if inside else "an empty folder"
+        near = datasets_near(root)
+        if near:
+            do = f"Name {listed(near, 4)}, which is one." if len(near) == 1 else f"Name one of {listed(near, 4)}."
+    else:
+        found = "a file" if root.exists() else "nothing of this name"
+    expected = f"a dataset: {'; '.join(layout.EXPECTED for layout in LAYOUTS)}"
+    return InputError(root, expected=expected, found=found, do=do)
 
 
 def select_channels(dataset: Dataset, names: Sequence[str] | None) -> Dataset:
@@ -57,7 +65,10 @@ def select_channels(dataset: Dataset, names: Sequence[str] | None) -> Dataset:
     Raises:
         InputError: a name is unknown or given twice, or the channels lie in one file.
     """
-    if names is None or tuple(names) == dataset.channels:
+    if names is None:
+        return dataset
+    names = tuple(map(normal, names))
+    if names == dataset.channels:
         return dataset
     known = listed(dataset.channels, 12)
     wrong = [name for name in names if name not in dataset.channels]
@@ -81,7 +92,7 @@ def select_channels(dataset: Dataset, names: Sequence[str] | None) -> Dataset:
     for item in dataset.items:
         sources = tuple(item.images[place] for place in places)
         items.append(replace(item, images=sources, header=joint_header(sources)))
-    return replace(dataset, channels=tuple(names), items=tuple(items))
+    return replace(dataset, channels=names, items=tuple(items))
 
 
 def check_items(dataset: Dataset, progress: Callable[[int, int], None] | None = None) -> tuple[InputError, ...]:
@@ -138,7 +149,7 @@ def labels_of_cases(dataset: Dataset) -> dict[str, frozenset[int]]:
 def fingerprint(dataset: Dataset) -> str:
     """Return a SHA-256 of the names and contents of all images and masks, whatever folder they lie in."""
     paths = {path for item in dataset.items for path in files_of_item(item)}
-    entries = [(path.relative_to(dataset.root).as_posix(), path.stat().st_size, sha256(path)) for path in paths]
+    entries = [(normal(path.relative_to(dataset.root).as_posix()), path.stat().st_size, sha256(path)) for path in paths]
     return hashlib.sha256(json.dumps(sorted(entries)).encode()).hexdigest()
 
 

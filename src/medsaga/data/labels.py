@@ -118,7 +118,9 @@ def _check_label(where: Path, name: str, value: object) -> None:
             where,
             expected=f"label values that are integers from 0 to {HIGHEST_VALUE}",
             found=f"{_shown(value)} for {name!r}",
-            do="Give each label the integer that stands for it in the masks.",
+            do="Write the integers without quotation marks."
+            if isinstance(value, str) and value.isdecimal()
+            else "Give each label the integer that stands for it in the masks.",
         )
 
 

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from medsaga.data.names import normal
 from medsaga.data.types import Dataset
 from medsaga.errors import InputError
 
@@ -40,7 +41,7 @@ class Split:
     @classmethod
     def from_json(cls, document: Mapping[str, Sequence[str]]) -> Split:
         """Return the split that `to_json` described."""
-        return cls(*(tuple(document[group]) for group in ("train", "validation", "test")))
+        return cls(*(tuple(map(normal, document[group])) for group in ("train", "validation", "test")))
 
 
 def split_cases(
@@ -129,7 +130,7 @@ def pool_and_test(dataset: Dataset, fold: int) -> tuple[tuple[str, ...], tuple[s
     if not 0 <= fold < len(folds):
         found = str(fold)
         raise InputError("--fold", expected=f"0 to {len(folds) - 1}, as {path} has", found=found, do="Choose one.")
-    pool, test = (tuple(dict.fromkeys(folds[fold][key])) for key in ("train", "val"))
+    pool, test = (tuple(dict.fromkeys(map(normal, folds[fold][key]))) for key in ("train", "val"))
     known = set(dataset.cases)
     unknown = [case for case in (*pool, *test) if case not in known]
     if unknown:

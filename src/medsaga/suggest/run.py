@@ -18,7 +18,7 @@ from medsaga.data.inputs import find_inputs
 from medsaga.data.intensity import Intensity
 from medsaga.data.known import recognise
 from medsaga.data.labels import listed
-from medsaga.data.layouts import LAYOUTS
+from medsaga.data.layouts import layout_of
 from medsaga.data.slices import common_axis
 from medsaga.data.sources import place_of
 from medsaga.data.splits import Split
@@ -80,17 +80,21 @@ def suggest(
     """
     console = console or Console(stderr=True)
     folder, run = Path(folder), None if run is None else Path(run)
+
+    def warn(text: str) -> None:
+        console.print(text, markup=False, highlight=False)
+
     if run is not None and model is not None:
         raise InputError("--model", expected="no other model beside a run", found=model, do="Leave one of the two out.")
     if run is None:
         looked_with = model or STARTER
-        found = _found(folder, None, series)
+        found = _found(folder, None, series, warn)
         looker = _pretrained(looked_with, found, choose_device(device))
         unlabelled, labelled = _divided(found, frozenset())
     else:
         looked_with = run.resolve().name
         segmenter = Segmenter.load(run, device)
-        found = _found(folder, segmenter.config, series)
+        found = _found(folder, segmenter.config, series, warn)
         looker = _trained(segmenter)
         split = Split.from_json(files.read_json(run / run_folder.SPLIT))
         unlabelled, labelled = _divided(found, {*split.train, *split.validation, *split.test})
@@ -153,12 +157,15 @@ def _looks(looker: Looker, cases: Cases, progress: Callable[[int, int], None]) -
     return looks
 
 
-def _found(folder: Path, config: RunConfig | None, series: str | None) -> Cases:
+def _found(folder: Path, config: RunConfig | None, series: str | None, warn: Callable[[str], None]) -> Cases:
     """Return all cases of a folder of images or a dataset, with the channels of the run, or all with the same."""
-    if any(layout.recognises(folder) for layout in LAYOUTS):
-        items: Sequence[Item] = _readable(folder, config.settings.channels if config else None).items
+    if layout_of(folder):
+        dataset = _readable(folder, config.settings.channels if config else None)
+        for warning in dataset.warnings:
+            warn(warning)
+        items: Sequence[Item] = dataset.items
     else:
-        items = find_inputs(folder, channels=config.channels if config else None, series=series)
+        items = find_inputs(folder, channels=config.channels if config else None, series=series, warn=warn)
     wanted = len(config.channels) if config else items[0].header.channels
     for item in items:
         if item.header.channels != wanted:

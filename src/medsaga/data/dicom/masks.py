@@ -20,6 +20,15 @@ def is_mask(path: Path) -> bool:
     return path.suffix.lower() == SUFFIX or is_dicom(path)
 
 
+def outlines(path: Path) -> bool:
+    """Whether a file is a segmentation or a structure set, by its class.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    return _storage_class(path) in (*segmentation.STORAGE_CLASSES, *structures.STORAGE_CLASSES)
+
+
 def names_in(path: Path) -> tuple[str, ...]:
     """Return the names of what is outlined in a DICOM segmentation or structure set, in its order.
 
@@ -66,5 +75,9 @@ def read_mask(path: Path, geometry: Geometry, wanted: Mapping[str, int]) -> tupl
 
 
 def _is_structure_set(path: Path) -> bool:
+    return _storage_class(path) in structures.STORAGE_CLASSES
+
+
+def _storage_class(path: Path) -> str:
     header = read_header(path, ("SOPClassUID",), until=0x00080018)
-    return uid(path, header, "SOPClassUID") in structures.STORAGE_CLASSES
+    return uid(path, header, "SOPClassUID")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from medsaga.data.dicom import reading
+from medsaga.data.names import is_hidden, normal
 from medsaga.errors import InputError
 
 _MOST_FILES = 100_000
@@ -72,8 +73,8 @@ class _Found:
 def find_series(root: Path) -> list[Series]:
     """Find the image series in a file, a folder, or an export of any depth; headers are read, no pixels.
 
-    Files that are no DICOM are passed over, and so are directories of media (DICOMDIR), segmentations, structure
-    sets, reports and presentation states. Symbolic links are followed only within ``root``.
+    Hidden files and those that are no DICOM are passed over, and so are directories of media (DICOMDIR),
+    segmentations, structure sets, reports and presentation states. Symbolic links are followed only within ``root``.
 
     Returns:
         Largest first; empty where there is none.
@@ -116,7 +117,7 @@ def choose_series(found: list[Series], wanted: str | None = None, *, do: str = C
         fitting = [found[int(wanted[:9]) - 1]]
     else:
         fitting = [each for each in found if each.uid == wanted] or [
-            each for each in found if wanted.casefold() in each.description.casefold()
+            each for each in found if normal(wanted).casefold() in normal(each.description).casefold()
         ]
     if len(fitting) == 1:
         return fitting[0]
@@ -148,7 +149,8 @@ def _files(root: Path) -> Iterator[Path]:
     while folders:
         folder = folders.pop()
         try:
-            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+            every = sorted(os.scandir(folder), key=lambda entry: entry.name)
+            entries = [entry for entry in every if not is_hidden(entry.name)]
         except OSError:
             raise InputError(
                 folder, expected="a folder that can be read", found="no access to it", do="Check its permissions."

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from medsaga.data.names import normal
 from medsaga.errors import InputError
 from medsaga.files import read_json
 
@@ -76,7 +77,7 @@ def read_codes(path: Path) -> dict[str, Terminology]:
                 found=f"something else for {name!r}",
                 do="Give value, coding scheme and meaning of each code as three texts.",
             )
-        codes[name] = Terminology(parts.get("category") or ANATOMY, parts["type"] or TISSUE, parts.get("side"))
+        codes[normal(name)] = Terminology(parts.get("category") or ANATOMY, parts["type"] or TISSUE, parts.get("side"))
     return codes
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medsaga.data.formats import arrays, itk, nifti, raster
+from medsaga.data.names import is_hidden, normal
 from medsaga.data.types import Array, Block, Header, Labels
 from medsaga.errors import InputError
 
@@ -59,7 +60,7 @@ SUFFIXES: tuple[str, ...] = tuple(suffix for each in FORMATS for suffix in each.
 
 def suffix_of(path: Path) -> str | None:
     """Return the known suffix of a file in lower case, ``.nii.gz`` whole; None when no format knows it."""
-    name = path.name.lower()
+    name = path.name.rstrip().lower()
     return next((suffix for suffix in sorted(SUFFIXES, key=len, reverse=True) if name.endswith(suffix)), None)
 
 
@@ -82,11 +83,11 @@ def format_of(path: Path) -> Format:
 
 
 def stem(path: Path) -> str:
-    """Return the name of a file without its known suffix: ``case.01.nii.gz`` gives ``case.01``."""
+    """Return the name of a file without its known suffix, ``case.01`` of ``case.01.nii.gz``; see `normal`."""
     suffix = suffix_of(path)
-    return path.stem if suffix is None else path.name[: -len(suffix)]
+    return normal(path.stem if suffix is None else path.name.rstrip()[: -len(suffix)])
 
 
 def is_image(path: Path) -> bool:
-    """Whether a format knows the suffix and the file is not hidden (``._scan.png`` is macOS's litter)."""
-    return not path.name.startswith(".") and suffix_of(path) is not None
+    """Whether a format knows the suffix and the file is not hidden."""
+    return not is_hidden(path.name) and suffix_of(path) is not None
