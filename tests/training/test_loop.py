@@ -54,6 +54,7 @@ def test_writes_the_whole_run_folder(toy: Path, tmp_path: Path, quick: Settings)
         "config.toml",
         "split.json",
         "manifest.json",
+        "digests.json",
         "metrics.jsonl",
         "result.json",
         "model.safetensors",
