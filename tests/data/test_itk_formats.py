@@ -197,7 +197,8 @@ def test_what_pynrrd_writes(
 ) -> None:
     rng = np.random.default_rng(seed)
     voxels = rng.integers(0, 100, (2, 3, 4, 5)).astype(dtype)
-    steps, origin = rng.normal(size=(3, 3)) + 3 * np.eye(3), rng.normal(size=3)
+    # Never nearly in one plane.
+    steps, origin = rng.uniform(-1, 1, size=(3, 3)) + 3 * np.eye(3), rng.normal(size=3)
     directions: Any = list(steps)
     stored = voxels[0]
     if channel_axis is not None:

@@ -75,7 +75,7 @@ class Item:
         header: grid and channels of the whole image.
         structures: the label value of each of ``masks``, ascending, where each is the binary mask of a structure;
             empty where the one file is the label map.
-        names: name and label value of every label, where the mask calls its structures by names (DICOM); empty where
+        names: name and label value of every label, where the mask calls its structures by names; empty where
             it holds label values.
     """
 

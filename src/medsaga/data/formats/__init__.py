@@ -7,7 +7,7 @@ comes out of a format as an `InputError` that names the file.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -51,6 +51,17 @@ class PiecewiseFormat(Format, Protocol):
 
     def read_blocks(self, path: Path, most_bytes: int) -> Iterator[Block]:
         """Yield the volume of `read_image` in pieces of about ``most_bytes``, at least a slice."""
+
+
+@runtime_checkable
+class NamedFormat(Format, Protocol):
+    """A format whose masks may name what they outline. Then the names count: the values differ from file to file."""
+
+    def segment_names(self, path: Path) -> tuple[str, ...]:
+        """Return the names in a mask, in its order; none where it holds nothing but values."""
+
+    def read_segments(self, path: Path, wanted: Mapping[str, int]) -> tuple[Labels, tuple[str, ...]]:
+        """Return the label map, ``(*shape)``, in the values that ``wanted`` gives to the names, and warnings."""
 
 
 FORMATS: tuple[Format, ...] = (raster, nifti, itk, arrays)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import IO, Any, cast
@@ -21,6 +21,7 @@ import numpy.typing as npt
 from medsaga.data.formats import itk_metaimage, itk_nrrd
 from medsaga.data.formats.integral import as_integers
 from medsaga.data.formats.itk_fields import LPS_TO_RAS, MM_PER_UNIT, Content, Stored, by, detached
+from medsaga.data.formats.itk_segments import labels_of_segments, segments_of
 from medsaga.data.types import Array, Block, Header, Labels
 from medsaga.errors import InputError
 from medsaga.files import replacing
@@ -107,6 +108,32 @@ def read_labels(path: Path) -> Labels:
     if labels.dtype.kind == "f":
         return as_integers(path, cast(npt.NDArray[np.floating[Any]], labels))
     return cast(Labels, labels)
+
+
+def segment_names(path: Path) -> tuple[str, ...]:
+    """Return the names of the segments in a segmentation, in its order; none where the file names no segments.
+
+    Raises:
+        InputError: as `read_header`, or the segments are described wrongly.
+    """
+    return tuple(segment.name for segment in segments_of(path, _read_stored(path)))
+
+
+def read_segments(path: Path, wanted: Mapping[str, int]) -> tuple[Labels, tuple[str, ...]]:
+    """Return the label map, ``(i, j, k)``, of a segmentation that names its segments, and warnings.
+
+    Args:
+        path: a file of which `segment_names` knows names.
+        wanted: label value of each name; what has another name is background.
+
+    Raises:
+        InputError: as `segment_names` and `read_labels`, or a voxel belongs to no segment.
+    """
+    stored = _read_stored(path)
+    layers = _read_voxels(path, stored)
+    if layers.dtype.kind == "f":
+        layers = as_integers(path, cast(npt.NDArray[np.floating[Any]], layers))
+    return labels_of_segments(path, layers, segments_of(path, stored), wanted)
 
 
 def write_labels(path: Path, labels: Labels, like: Path) -> None:

@@ -21,7 +21,9 @@ from medsaga.data.layouts.shared import (
     image_files,
     joint_header,
     labels_of_masks,
+    labels_of_named_masks,
     mask_files,
+    names_for,
     pairing_problems,
     subfolders,
 )
@@ -58,7 +60,8 @@ def read(root: Path, *, masks_required: bool) -> Dataset:
         values: tuple[int, ...] = tuple(by_structure.get(name, ()))
         masks = tuple(by_structure[name].values()) if values else (single[name],) if name in single else ()
         with collecting(problems):
-            items.append(Item(name, cases[name], (path,), masks, joint_header((path,)), values))
+            names = () if values else names_for(masks, labels)
+            items.append(Item(name, cases[name], (path,), masks, joint_header((path,)), values, names))
     any_mask = {**single, **{name: next(iter(masks.values())) for name, masks in by_structure.items()}}
     problems += pairing_problems(images, any_mask, root / "masks", masks_required=masks_required)
     return checked(Dataset(root, "folder", labels, channels or (), tuple(items), tuple(problems)))
@@ -85,7 +88,8 @@ def _labels_and_channels(
             numbered = {name: value for value, name in enumerate(structures, start=1)}
             labels = parse_labels(root / "masks", {"labels": BACKGROUND | numbered})
         else:
-            labels = labels_of_masks(root / "masks", masks.values(), problems, required=required)
+            named = labels_of_named_masks(root, masks.values(), problems)
+            labels = named or labels_of_masks(root / "masks", masks.values(), problems, required=required)
     return labels, channels
 
 

@@ -9,9 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from medsaga.data.descriptions import read_cases, read_description
-from medsaga.data.dicom.masks import require_some
+from medsaga.data.dicom import masks as dicom_masks
 from medsaga.data.formats import SUFFIXES, format_of, is_image, raster, stem
 from medsaga.data.labels import inferred_labels, listed, parse_labels, values_in
+from medsaga.data.named_masks import is_named, names_in, require_some
 from medsaga.data.reorientation import reorientation
 from medsaga.data.sources import place_of, read_header
 from medsaga.data.types import Dataset, Header, Item, Source
@@ -186,6 +187,45 @@ def labels_of_masks(
     return labels
 
 
+def labels_of_named_masks(root: Path, masks: Collection[Path], problems: list[InputError]) -> dict[str, int] | None:
+    """Return the labels that masks name, numbered in alphabetical order; None where the masks hold values instead.
+
+    Raises:
+        InputError: some hold names and some values.
+    """
+    named: dict[Path, tuple[str, ...]] = {}
+    for path in masks:
+        with collecting(problems):
+            if is_named(path):
+                named[path] = names_in(path)
+    reported = {problem.where for problem in problems}
+    other = next((path for path in masks if path not in named and str(path) not in reported), None)
+    if not named:
+        # Whatever cannot be read has been reported.
+        return dict(BACKGROUND) if masks and other is None else None
+    if other is not None:
+        raise InputError(
+            root / DESCRIPTION,
+            expected=f"the value of each label, because {other.name} holds values and {next(iter(named)).name} names",
+            found="no labels",
+            do='Write "labels" there, such as {"background": 0, "liver": 1}.',
+        )
+    names: dict[str, str] = {}
+    for name in (name for each in named.values() for name in each):
+        names.setdefault(name.casefold(), name)
+    names.pop("background", None)
+    numbered = {name: value for value, (_, name) in enumerate(sorted(names.items()), start=1)}
+    return parse_labels(root / "masks", {"labels": BACKGROUND | numbered}) if numbered else dict(BACKGROUND)
+
+
+def names_for(mask: Collection[Path], labels: Mapping[str, int]) -> tuple[tuple[str, int], ...]:
+    """Return name and value of every label for an `Item` whose mask names its structures; nothing for any other."""
+    # A damaged mask is a problem that `checked` finds.
+    with contextlib.suppress(InputError):
+        return tuple(labels.items()) if any(map(is_named, mask)) else ()
+    return ()
+
+
 def shown(shape: Sequence[int]) -> str:
     """Return a shape as text."""
     return " x ".join(map(str, shape))
@@ -218,10 +258,13 @@ def checked(dataset: Dataset) -> Dataset:
 
 def _check_mask_header(item: Item, mask: Path) -> None:
     if item.names:
-        require_some(mask, dict(item.names))
-        return
+        # Without labels, what is wrong with them has been reported.
+        if len(item.names) > 1:
+            require_some(mask, dict(item.names))
+        if dicom_masks.is_mask(mask):
+            return
     grid, mask_grid = item.header.grid, format_of(mask).read_header(mask).grid
-    if reorientation(mask_grid, grid) is not None:
+    if reorientation(mask_grid, grid, is_part=bool(item.names)) is not None:
         return
     if grid.shape != mask_grid.shape:
         raise InputError(
