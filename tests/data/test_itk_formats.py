@@ -481,6 +481,13 @@ def test_headers_that_point_elsewhere_say_what_to_do(tmp_path: Path, name: str, 
     assert format_of(tmp_path / name) is itk
 
 
+def test_the_content_says_which_of_the_two_formats_it_is(tmp_path: Path) -> None:
+    for name, content in (("a.mha", nrrd_bytes()), ("a.nrrd", mha_bytes()), ("b.nrrd", mha_bytes(NDims="3 "))):
+        image, grid = read_bytes(tmp_path, name, content)
+        assert np.array_equal(image, BY_HAND)
+        assert np.allclose(grid.affine, PLACED)
+
+
 def test_missing_files_and_folders(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
         itk.read_header(tmp_path / "a.nrrd")

@@ -61,7 +61,16 @@ def reorientation(mask: Grid, image: Grid, *, is_part: bool = False) -> Reorient
         return Reorientation(tuple(range(len(start))), (False,) * len(start), image.shape, start)
     if mask.affine is None or image.affine is None or len(mask.shape) != 3 or len(image.shape) != 3:
         return None
-    to_index = np.linalg.inv(image.affine)
+    pairs = ((mine, theirs) for mine in mask.affines for theirs in image.affines)
+    found = (_turned(Grid(mask.shape, None, mine), Grid(image.shape, None, theirs), is_part) for mine, theirs in pairs)
+    return next((each for each in found if each is not None), None)
+
+
+def _turned(mask: Grid, image: Grid, is_part: bool) -> Reorientation | None:
+    """Do what `reorientation` does for grids in space with one affine each."""
+    assert mask.affine is not None
+    assert image.affine is not None
+    to_index, start = np.linalg.inv(image.affine), (0,) * 3
     steps = (to_index @ mask.affine)[:3, :3]
     nearest = np.rint(steps)
     is_signed_permutation = np.array_equal(np.abs(nearest).sum(0), np.ones(3)) and np.array_equal(

@@ -33,11 +33,19 @@ class Grid:
         shape: spatial shape, ``(height, width)`` or ``(i, j, k)``.
         spacing: size of a voxel along each axis of ``shape`` in mm; None where the file does not say.
         affine: (4, 4) float64, voxel index to mm in RAS+ world coordinates; None for 2-D images.
+        other_affine: a second one that the file gives, by which other programs place it: of a NIfTI file, the
+            qform beside the sform. A mask fits an image where one of its affines is one of the image's.
     """
 
     shape: tuple[int, ...]
     spacing: tuple[float, ...] | None = None
     affine: npt.NDArray[np.float64] | None = None
+    other_affine: npt.NDArray[np.float64] | None = None
+
+    @property
+    def affines(self) -> tuple[npt.NDArray[np.float64], ...]:
+        """The affine and the other one, as far as there are any."""
+        return tuple(each for each in (self.affine, self.other_affine) if each is not None)
 
     def same_space(self, other: Grid, tolerance_mm: float = 1e-2) -> bool:
         """Whether both grids put every voxel at the same place, within ``tolerance_mm``."""
@@ -46,10 +54,12 @@ class Grid:
         if self.affine is None or other.affine is None:
             return True
         corner = np.array([*self.shape, 1.0])
-        return bool(
-            np.allclose(self.affine[:3, 3], other.affine[:3, 3], atol=tolerance_mm)
-            and np.allclose((self.affine @ corner)[:3], (other.affine @ corner)[:3], atol=tolerance_mm)
-            and np.allclose(self.affine[:3, :3], other.affine[:3, :3], atol=tolerance_mm)
+        return any(
+            np.allclose(mine[:3, 3], theirs[:3, 3], atol=tolerance_mm)
+            and np.allclose((mine @ corner)[:3], (theirs @ corner)[:3], atol=tolerance_mm)
+            and np.allclose(mine[:3, :3], theirs[:3, :3], atol=tolerance_mm)
+            for mine in self.affines
+            for theirs in other.affines
         )
 
 

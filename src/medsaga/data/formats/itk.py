@@ -9,6 +9,7 @@ Headers and voxels are read here and not by ITK, which reads a truncated ``.mha`
 from __future__ import annotations
 
 import math
+import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
@@ -37,6 +38,8 @@ _CHUNK_BYTES = 2**22
 _MOST_TRAILING_BYTES = 2**24
 _GZIP_OR_ZLIB, _GZIP, _ZLIB = 47, 31, 15
 """zlib's ``wbits``; the first finds out which of the two it is."""
+_META_START = re.compile(rb"\s*(ObjectType|NDims|Comment)\s*=")
+"""What a MetaImage begins with, whatever its name; an NRRD file begins with its magic number."""
 _FLOAT32 = np.dtype(np.float32)
 
 
@@ -161,7 +164,10 @@ def _read_stored(path: Path) -> Stored:
     _require_attached(path)
     try:
         with path.open("rb") as handle:
-            stored = (itk_metaimage if _is_meta(path) else itk_nrrd).parse(path, handle)
+            head = handle.read(64)
+            handle.seek(0)
+            is_meta = _is_meta(path) if not head.startswith(b"NRRD") else False
+            stored = (itk_metaimage if is_meta or _META_START.match(head) else itk_nrrd).parse(path, handle)
     except OSError as error:
         raise _damaged(path, error) from error
     held = path.stat().st_size - stored.offset
