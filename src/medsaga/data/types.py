@@ -48,11 +48,17 @@ class Grid:
         return tuple(each for each in (self.affine, self.other_affine) if each is not None)
 
     def same_space(self, other: Grid, tolerance_mm: float = 1e-2) -> bool:
-        """Whether both grids put every voxel at the same place, within ``tolerance_mm``."""
+        """Whether both grids put every voxel at the same place, within ``tolerance_mm``.
+
+        Where one of them knows no size of its voxels, it knows no place: then the same directions are enough.
+        """
         if self.shape != other.shape:
             return False
         if self.affine is None or other.affine is None:
             return True
+        if (self.spacing is None) != (other.spacing is None):
+            mine, theirs = (each[:3, :3] / np.linalg.norm(each[:3, :3], axis=0) for each in (self.affine, other.affine))
+            return bool(np.allclose(mine, theirs, atol=1e-3))
         corner = np.array([*self.shape, 1.0])
         return any(
             np.allclose(mine[:3, 3], theirs[:3, 3], atol=tolerance_mm)

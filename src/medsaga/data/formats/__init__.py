@@ -92,6 +92,14 @@ def format_of(path: Path) -> Format:
     )
 
 
+def labels_suffix(image: Path) -> str:
+    """Return the suffix that the label map of an image gets when the user names none."""
+    form = format_of(image)
+    # Of a stack of slices PNG would hold one.
+    is_stack = form is raster and len(raster.read_header(image).grid.shape) == 3
+    return raster.PROBABILITIES_SUFFIX if is_stack else form.LABELS_SUFFIX
+
+
 def stem(path: Path) -> str:
     """Return the name of a file without its known suffix: ``case.01.nii.gz`` gives ``case.01``."""
     suffix = suffix_of(path)
