@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from medsaga.data.dataset import read_dataset
 from medsaga.data.formats import format_of, is_image, raster, stem
+from medsaga.data.items import read_item
 from medsaga.errors import InputError
 
 GREY = np.arange(24, dtype=np.uint8).reshape(4, 6)
@@ -289,6 +291,29 @@ def test_opaque_masks_of_equal_colours_are_grey(tmp_path: Path, mode: str, suffi
         stored.putalpha(254)
         with pytest.raises(InputError, match="transparent pixels"):
             raster.read_labels(save(tmp_path / f"b{suffix}", stored))
+
+
+def test_grey_pictures_stored_in_colour_are_grey_beside_grey(tmp_path: Path) -> None:
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+    pictures = {name: Image.fromarray(GREY).convert(name) for name in ("L", "RGB", "RGBA", "LA", "P")}
+    deep = deep_png(tmp_path / "images/deep.png", np.dstack([GREY.astype(np.uint16)] * 3))
+    for name in (*pictures, "deep"):
+        if name != deep.stem:
+            save(tmp_path / f"images/{name}.png", pictures[name])
+        save(tmp_path / f"masks/{name}.png", GREY % 2)
+    dataset = read_dataset(tmp_path)
+    assert dataset.problems == ()
+    assert dataset.channels == ("channel_0",)
+    for item in dataset.items:
+        assert np.array_equal(read_item(item), GREY[None])
+    save(tmp_path / "images/RGB.png", COLOUR)
+    # With a coloured one, most are in colour.
+    grey = {str(tmp_path / f"images/{name}.png") for name in ("L", "LA")}
+    assert {problem.where for problem in read_dataset(tmp_path).problems} == grey
+    (tmp_path / "dataset.json").write_text('{"labels": {"background": 0, "odd": 1}, "channel_names": {"0": "xray"}}')
+    (problem,) = read_dataset(tmp_path).problems
+    assert problem.where == str(tmp_path / "images/RGB.png")
 
 
 def test_damaged_and_missing_files_say_what_is_wrong(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy.typing as npt
 from medsaga.data.dicom import masks
 from medsaga.data.dicom.series import Series
 from medsaga.data.formats import NamedFormat, format_of
+from medsaga.data.formats.raster import equal_channels
 from medsaga.data.labels import listed, values_in
 from medsaga.data.reorientation import reorientation
 from medsaga.data.sources import geometry_of, place_of, read_image
@@ -26,8 +28,22 @@ def read_item(item: Item) -> Array:
     """
     images = [read_image(source) for source in item.images]
     image = images[0] if len(images) == 1 else np.concatenate(images)
+    if item.header.channels == 1 and (grey := equal_channels(image)) is not None:
+        image = grey
     _require_shape(item, place_of(item.images[0]), image.shape, (item.header.channels, *item.header.grid.shape))
     return image
+
+
+def as_grey(item: Item) -> Item:
+    """Return a picture whose three colours are equal everywhere as one of one channel; any other item as it is.
+
+    Raises:
+        InputError: the picture, which is decoded for it, cannot be read.
+    """
+    if item.header.channels != 3 or len(item.images) > 1 or len(item.header.grid.shape) != 2:
+        return item
+    is_grey = equal_channels(read_item(item)) is not None
+    return replace(item, header=replace(item.header, channels=1)) if is_grey else item
 
 
 def read_mask(item: Item) -> Labels:

@@ -150,7 +150,7 @@ def _labels_of(path: Path, image: Array) -> Labels:
     Raises:
         InputError: the channels differ, or values are not integers.
     """
-    grey = as_grey(image)
+    grey = equal_channels(image)
     if grey is None:
         flat = image.reshape(len(image), -1)
         colours = np.unique(flat[:, :_MOST_SHOWN_PIXELS], axis=1).T.tolist() if len(image) <= 4 else []
@@ -165,7 +165,7 @@ def _labels_of(path: Path, image: Array) -> Labels:
     return as_integers(path, labels) if labels.dtype.kind == "f" else labels
 
 
-def as_grey(image: Array) -> Array | None:
+def equal_channels(image: Array) -> Array | None:
     """Return an image with one channel, ``(1, *shape)``, of one whose channels are all equal; None of any other."""
     return image[:1] if bool((image[1:] == image[:1]).all()) and len(image) in (1, 3) else None
 

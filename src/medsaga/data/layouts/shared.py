@@ -11,6 +11,7 @@ from pathlib import Path
 from medsaga.data.descriptions import read_cases, read_description
 from medsaga.data.dicom import masks as dicom_masks
 from medsaga.data.formats import SUFFIXES, format_of, is_image, raster, stem
+from medsaga.data.items import as_grey
 from medsaga.data.labels import inferred_labels, listed, parse_labels, values_in
 from medsaga.data.named_masks import is_named, names_in, require_some
 from medsaga.data.reorientation import reorientation
@@ -233,7 +234,7 @@ def shown(shape: Sequence[int]) -> str:
 
 def checked(dataset: Dataset) -> Dataset:
     """Add what shows only when items are compared: channel counts, and masks against images."""
-    problems = list(dataset.problems)
+    problems, dataset = list(dataset.problems), replace(dataset, items=_grey_beside_grey(dataset))
     counts = Counter(item.header.channels for item in dataset.items)
     count = len(dataset.channels) or (counts.most_common(1)[0][0] if counts else 0)
     for item in dataset.items:
@@ -254,6 +255,26 @@ def checked(dataset: Dataset) -> Dataset:
                     _check_mask_header(item, mask)
     channels = dataset.channels or tuple(f"channel_{index}" for index in range(count))
     return replace(dataset, channels=channels, problems=tuple(problems))
+
+
+def _grey_beside_grey(dataset: Dataset) -> tuple[Item, ...]:
+    """Return the items, pictures of three equal colours as grey where the dataset is grey.
+
+    It is where ``dataset.json`` names one channel, and where all that is stored in colour turns out to be grey.
+    """
+    counts = {item.header.channels for item in dataset.items}
+    is_grey = len(dataset.channels) == 1 or (not dataset.channels and 1 in counts)
+    if not is_grey or 3 not in counts:
+        return dataset.items
+    items = []
+    for item in dataset.items:
+        # What cannot be read is reported where everything is read.
+        with contextlib.suppress(InputError):
+            item = as_grey(item)
+        if item.header.channels != 1 and not dataset.channels:
+            return dataset.items
+        items.append(item)
+    return tuple(items)
 
 
 def _check_mask_header(item: Item, mask: Path) -> None:
