@@ -27,7 +27,7 @@ STEPS, ORIGIN = np.diag([0.9, 1.1, 3.0]), np.array([-20.0, 35.5, 7.25])
 
 def segment_notes(*segments: tuple[str, int, int]) -> dict[str, Any]:
     """Describe segments, (name, value, layer) each, as 3D Slicer 5 does."""
-    notes = {}
+    notes: dict[str, Any] = {}
     for number, (name, value, layer) in enumerate(segments):
         notes |= {
             f"Segment{number}_ID": f"Segment_{number}",

@@ -85,8 +85,8 @@ class Stored:
     @property
     def header(self) -> Header:
         """What `read_image` returns."""
-        kinds = {"f": np.dtype(np.float32), "b": np.dtype(np.uint8)}
-        return Header(self.grid, self.channels, kinds.get(self.dtype.kind, self.dtype))
+        dtype = {"f": np.dtype(np.float32), "b": np.dtype(np.uint8)}.get(self.dtype.kind) or self.dtype
+        return Header(self.grid, self.channels, dtype)
 
 
 def is_tiff(path: Path) -> bool:
@@ -139,7 +139,8 @@ def read_image(path: Path, stored: Stored) -> Array:
     """
     image = read_samples(path, stored)
     if stored.photometric == _MIN_IS_WHITE:
-        image = cast(Array, np.iinfo(image.dtype).max - cast(npt.NDArray[np.integer[Any]], image))
+        levels = cast(npt.NDArray[np.integer[Any]], image)
+        image = np.iinfo(levels.dtype).max - levels
     # Values beyond float32 become infinite, which the checks of a dataset report.
     with np.errstate(over="ignore"):
         return np.ascontiguousarray(image).astype(stored.header.dtype, copy=False)
@@ -469,7 +470,7 @@ def upright(image: Array, orientation: int) -> Array:
 
 
 def _require_opaque(path: Path, alpha: Array) -> None:
-    most: Any = 1 if alpha.dtype.kind == "f" else np.iinfo(alpha.dtype).max
+    most = 1 if alpha.dtype.kind == "f" else np.iinfo(cast(npt.NDArray[np.integer[Any]], alpha).dtype).max
     if not bool((alpha == most).all()):
         raise _refused(
             path,
