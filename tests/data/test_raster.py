@@ -316,6 +316,14 @@ def test_grey_pictures_stored_in_colour_are_grey_beside_grey(tmp_path: Path) -> 
     assert problem.where == str(tmp_path / "images/RGB.png")
 
 
+def test_a_jpeg_of_12_bits_is_said_to_be_one(tmp_path: Path) -> None:
+    content = bytearray(save(tmp_path / "a.jpg", GREY).read_bytes())
+    content[content.index(b"\xff\xc0") + 4] = 12
+    (tmp_path / "a.jpg").write_bytes(content)
+    with pytest.raises(InputError, match="found a JPEG of 12 bits per sample"):
+        raster.read_header(tmp_path / "a.jpg")
+
+
 def test_damaged_and_missing_files_say_what_is_wrong(tmp_path: Path) -> None:
     whole = save(tmp_path / "a.png", np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8))
     whole.write_bytes(whole.read_bytes()[:900])

@@ -159,7 +159,9 @@ def _labels_of(path: Path, image: Array) -> Labels:
             path,
             expected="one integer label per pixel: 8-bit or 16-bit grey, or a palette",
             found=f"colours such as {shown}" if colours else f"{len(image)} channels",
-            do="Save the mask as a grey PNG whose values are the labels 0, 1, 2 and so on, one for each colour.",
+            do="Save the mask as a grey PNG whose values are the labels 0, 1, 2 and so on, one for each colour."
+            if colours
+            else "Save one label map; if these are slices, with the axes ZYX, for example as a NIfTI volume.",
         )
     labels = np.ascontiguousarray(grey[0])
     return as_integers(path, labels) if labels.dtype.kind == "f" else labels
@@ -333,8 +335,22 @@ def _what_happened(path: Path, error: Exception) -> str:
     if path.stat().st_size == 0:
         return "an empty file"
     if isinstance(error, UnidentifiedImageError):
-        return "something else, or a damaged header"
+        bits = _bits_of_jpeg(path)
+        return f"a JPEG of {bits} bits per sample" if bits > 8 else "something else, or a damaged header"
     return f"damaged data ({type(error).__name__}: {error})"
+
+
+def _bits_of_jpeg(path: Path) -> int:
+    """Return the bits per sample that a JPEG says in its start of frame; 0 where there is none."""
+    with path.open("rb") as handle:
+        if handle.read(2) != b"\xff\xd8":
+            return 0
+        while len(marker := handle.read(4)) == 4 and marker[0] == 0xFF:
+            # Starts of frames are C0 to CF but for tables (C4, CC) and an extension (C8).
+            if 0xC0 <= marker[1] <= 0xCF and marker[1] not in (0xC4, 0xC8, 0xCC):
+                return int.from_bytes(handle.read(1), "big")
+            handle.seek(max(0, int.from_bytes(marker[2:], "big") - 2), 1)
+    return 0
 
 
 def _require_known(path: Path, image: Image.Image, has_one_page: bool) -> None:
