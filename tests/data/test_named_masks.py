@@ -218,6 +218,33 @@ def test_segments_that_are_described_wrongly(tmp_path: Path, notes: dict[str, An
         assert problem.where == str(path)
 
 
+def nifti_with_table(path: Path, labels: np.ndarray, *names: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = "".join(f'<Label Key="{n}" Red="1" Green="0">{name}</Label>' for n, name in enumerate(names, 1))
+    text = f'<?xml version="1.0"?><CaretExtension><LabelTable>{table}</LabelTable></CaretExtension>'
+    image = nib.Nifti1Image(labels, np.eye(4))
+    image.header.extensions.append(nib.nifti1.Nifti1Extension(0, text.encode()))
+    image.to_filename(path)
+
+
+def test_label_tables_of_nifti_are_compared_and_do_not_count(tmp_path: Path) -> None:
+    """A table is kept by who renumbers the voxels, so that the values decide; that the names differ is said."""
+    labels = in_order("liver", "spleen")[0]
+    for case, names in (("a", ("liver", "spleen")), ("b", ("spleen", "R&amp;D"))):
+        nifti_with_table(tmp_path / f"masks/{case}.nii.gz", labels, *names)
+        nifti_with_table(tmp_path / f"images/{case}.nii.gz", labels * 9)
+    (warning,) = read_dataset(tmp_path).warnings
+    assert warning.startswith(
+        "1 is called 'spleen' in the header of b.nii.gz and 'liver' in a.nii.gz: the values count"
+    )
+    (tmp_path / "dataset.json").write_text('{"labels": {"background": 0, "Liver": 1, "spleen": 2}}')
+    (warning,) = read_dataset(tmp_path).warnings
+    assert "and 'Liver' in dataset.json" in warning
+    assert_true([{"liver": each["Liver"], "spleen": each["spleen"]} for each in found_in(tmp_path)])
+    nifti_with_table(tmp_path / "masks/b.nii.gz", labels, "LIVER", "spleen", "R&amp;D")
+    assert read_dataset(tmp_path).warnings == ()
+
+
 def test_an_oblique_series_with_a_segmentation(tmp_path: Path) -> None:
     affine = AFFINES["oblique"]
     write_ct_series(tmp_path / "images/a", LIVER.astype(np.int16), affine)

@@ -13,8 +13,10 @@ import SimpleITK
 import tifffile
 from PIL import Image
 
+from medsaga.data.dataset import read_dataset
 from medsaga.data.formats import labels_suffix, raster
 from medsaga.data.inputs import find_inputs
+from medsaga.data.items import read_mask
 from medsaga.data.outputs import Meaning, kind_of, write_labels, write_probabilities
 from medsaga.data.reorientation import reorientation
 from medsaga.data.slices import slice_view
@@ -312,6 +314,16 @@ def test_predictions_of_stacks_are_stacks(tmp_path: Path) -> None:
     first = (tmp_path / "out.tif").read_bytes()
     write_labels(tmp_path / "out.tif", STACK % 3, item, "auto", Meaning({}, ""))
     assert (tmp_path / "out.tif").read_bytes() == first
+
+
+def test_ome_is_part_of_the_suffix(tmp_path: Path) -> None:
+    for folder, name in (("images", "a.ome.tif"), ("masks", "a.tif")):
+        (tmp_path / folder).mkdir()
+        write(tmp_path / folder / name, STACK % 3, metadata={"axes": "ZYX"})
+    dataset = read_dataset(tmp_path)
+    assert dataset.problems == ()
+    assert [item.name for item in dataset.items] == ["a"]
+    np.testing.assert_array_equal(read_mask(dataset.items[0]), STACK % 3)
 
 
 def test_a_tiff_under_another_name(tmp_path: Path) -> None:

@@ -116,6 +116,7 @@ class Dataset:
         channels: one name per image channel, as ``dataset.json`` gives them, else ``channel_0`` and so on.
         items: sorted by name.
         problems: what is wrong with the folder, one message each; empty when it can be used.
+        warnings: what the user should know though the data can be used, one message each.
         test: the cases that the layout itself keeps for the test, sorted; empty where it keeps none.
         value_range: lowest and highest value of all images, where the layout fixes them; None where it does not.
     """
@@ -126,6 +127,7 @@ class Dataset:
     channels: tuple[str, ...]
     items: tuple[Item, ...]
     problems: tuple[InputError, ...] = field(default=())
+    warnings: tuple[str, ...] = ()
     test: tuple[str, ...] = ()
     value_range: tuple[float, float] | None = None
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import html
 import math
+import re
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +28,8 @@ _SPACES = frozenset(range(6))
 """The codes of what an affine leads to: unknown, scanner, aligned, Talairach, MNI, template."""
 _SPACING_LIMITS_MM = (1e-6, 1e4)
 _GZIP_MAGIC = b"\x1f\x8b"
+_MOST_EXTENSION_BYTES = 2**20
+_LABEL_IN_TABLE = re.compile(rb'<Label\s[^<>]{0,400}?\bKey="(\d{1,9})"[^<>]{0,400}>\s*(?:<!\[CDATA\[)?([^<>\]]{1,200})')
 RGB = np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])
 
 
@@ -75,6 +79,24 @@ def read_stored(path: Path) -> Stored:
             do="Copy or export the file again: it is truncated or its header is damaged.",
         )
     return stored
+
+
+def value_names(path: Path) -> dict[int, str]:
+    """Return the names that a label table in the header gives to values, as Workbench and TotalSegmentator write it.
+
+    They are a note: whoever renumbers the voxels and keeps the header keeps the table of the old numbers.
+
+    Raises:
+        InputError: as `read_stored`.
+    """
+    start, end = int(read_stored(path).header["sizeof_hdr"]), read_stored(path).offset
+    try:
+        with opened(path) as handle:
+            content = handle.read(min(end, _MOST_EXTENSION_BYTES))[start:]
+    except (OSError, EOFError, zlib.error) as error:
+        raise damaged(path, error) from error
+    found = _LABEL_IN_TABLE.findall(content) if content[:1] != b"\0" else []
+    return {int(value): html.unescape(name.decode("utf-8", errors="replace")).strip() for value, name in found}
 
 
 def stored_like(like: Path | Grid) -> Stored:

@@ -25,7 +25,7 @@ from medsaga.data.types import Array, Grid, Header, Labels
 from medsaga.errors import InputError
 from medsaga.files import replacing
 
-SUFFIXES: tuple[str, ...] = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif")
+SUFFIXES: tuple[str, ...] = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".ome.tif", ".ome.tiff", ".bmp", ".gif")
 LABELS_SUFFIX = ".png"
 PROBABILITIES_SUFFIX = ".tif"
 

@@ -159,7 +159,7 @@ def write_stack(path: Path, values: Array, axes: str, spacing: tuple[float, ...]
     import tifffile
 
     if spacing is None:
-        tifffile.imwrite(path, values, photometric="minisblack", compression="zlib", metadata={"axes": axes})
+        tifffile.imwrite(path, values, photometric="minisblack", compression="zlib", metadata={"axes": axes}, ome=False)
         return
     per_mm = (1 / spacing[2], 1 / spacing[1])
     meta: dict[str, Any] = {"axes": "ZYX" if axes == "ZYX" else "ZCYX", "spacing": spacing[0], "unit": "mm"}

@@ -10,7 +10,9 @@ from pathlib import Path
 
 from medsaga.data.descriptions import read_cases, read_description
 from medsaga.data.dicom import masks as dicom_masks
-from medsaga.data.formats import SUFFIXES, format_of, is_image, raster, stem
+from medsaga.data.dicom.documents import as_key
+from medsaga.data.formats import SUFFIXES, format_of, is_image, nifti, raster, stem
+from medsaga.data.formats.nifti_header import value_names
 from medsaga.data.items import as_grey
 from medsaga.data.labels import inferred_labels, listed, parse_labels, values_in
 from medsaga.data.named_masks import is_named, names_in, require_some
@@ -254,7 +256,31 @@ def checked(dataset: Dataset) -> Dataset:
                 with collecting(problems):
                     _check_mask_header(item, mask)
     channels = dataset.channels or tuple(f"channel_{index}" for index in range(count))
-    return replace(dataset, channels=channels, problems=tuple(problems))
+    warnings = (*dataset.warnings, *_other_names(dataset))
+    return replace(dataset, channels=channels, problems=tuple(problems), warnings=warnings)
+
+
+def _other_names(dataset: Dataset) -> Iterator[str]:
+    """Yield a warning where label tables in the headers of masks name values otherwise than the dataset, or each other.
+
+    The values count: a table stays in the header when somebody renumbers the voxels.
+    """
+    called: dict[int, tuple[str, str]] = {
+        value: (name, DESCRIPTION) for name, value in dataset.labels.items() if name != f"label_{value}"
+    }
+    for item in dataset.items:
+        for mask in item.masks if not item.names and not item.structures else ():
+            names: dict[int, str] = {}
+            with contextlib.suppress(InputError):
+                names = value_names(mask) if format_of(mask) is nifti else {}
+            for value, name in names.items():
+                known, where = called.setdefault(value, (name, mask.name))
+                if value in dataset.label_values and as_key(known) != as_key(name):
+                    yield (
+                        f"{value} is called {name!r} in the header of {mask.name} and {known!r} in {where}: "
+                        "the values count, so make sure that they mean the same in all masks"
+                    )
+                    return
 
 
 def _grey_beside_grey(dataset: Dataset) -> tuple[Item, ...]:
