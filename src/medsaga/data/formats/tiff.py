@@ -85,8 +85,8 @@ class Stored:
     @property
     def header(self) -> Header:
         """What `read_image` returns."""
-        dtype = {"f": np.dtype(np.float32), "b": np.dtype(np.uint8)}.get(self.dtype.kind) or self.dtype
-        return Header(self.grid, self.channels, dtype)
+        kinds: dict[str, np.dtype[Any]] = {"f": np.dtype(np.float32), "b": np.dtype(np.uint8)}
+        return Header(self.grid, self.channels, kinds.get(self.dtype.kind, self.dtype))
 
 
 def is_tiff(path: Path) -> bool:
