@@ -13,8 +13,9 @@ import pytest
 from dicom_phantoms import AFFINES, write_ct_series
 from PIL import Image
 from pydicom import dcmread
+from resolved import resolved
 
-from medsaga.config import RunConfig, Settings, read_config
+from medsaga.config import RunConfig, read_config
 from medsaga.data.dataset import check_items, fingerprint, read_dataset, select_channels
 from medsaga.data.descriptions import read_description
 from medsaga.data.dicom.geometry import geometry_of
@@ -25,7 +26,6 @@ from medsaga.data.inputs import find_inputs
 from medsaga.data.items import read_item, read_mask
 from medsaga.data.splits import Split, split_cases
 from medsaga.errors import InputError
-from medsaga.presets import DeviceDefaults, fill_in
 
 
 def composed(name: str) -> str:
@@ -171,7 +171,7 @@ def test_codes_are_for_names_in_either_form(tmp_path: Path) -> None:
 
 def test_settings_of_an_earlier_run_have_names_in_one_form(tmp_path: Path) -> None:
     labels = {"background": 0, decomposed("Läsion"): 1}
-    settings = fill_in(Settings(), defaults=DeviceDefaults("fp32", 32))
+    settings = resolved()
     RunConfig("x", labels, (decomposed("Lösung"),), (), settings).write(tmp_path / "config.toml")
     config = read_config(tmp_path / "config.toml")
     assert (config.labels, config.channels) == ({"background": 0, composed("Läsion"): 1}, (composed("Lösung"),))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ import numpy.typing as npt
 
 from medsaga.data.dicom import masks
 from medsaga.data.dicom.series import Series
-from medsaga.data.formats import format_of
+from medsaga.data.formats import NamedFormat, format_of
+from medsaga.data.formats.raster import equal_channels
 from medsaga.data.labels import listed, values_in
 from medsaga.data.reorientation import reorientation
 from medsaga.data.sources import geometry_of, place_of, read_image
@@ -26,8 +28,22 @@ def read_item(item: Item) -> Array:
     """
     images = [read_image(source) for source in item.images]
     image = images[0] if len(images) == 1 else np.concatenate(images)
+    if item.header.channels == 1 and (grey := equal_channels(image)) is not None:
+        image = grey
     _require_shape(item, place_of(item.images[0]), image.shape, (item.header.channels, *item.header.grid.shape))
     return image
+
+
+def as_grey(item: Item) -> Item:
+    """Return a picture whose three colours are equal everywhere as one of one channel; any other item as it is.
+
+    Raises:
+        InputError: the picture, which is decoded for it, cannot be read.
+    """
+    if item.header.channels != 3 or len(item.images) > 1 or len(item.header.grid.shape) != 2:
+        return item
+    is_grey = equal_channels(read_item(item)) is not None
+    return replace(item, header=replace(item.header, channels=1)) if is_grey else item
 
 
 def read_mask(item: Item) -> Labels:
@@ -42,7 +58,7 @@ def read_mask(item: Item) -> Labels:
     if not item.masks:
         raise InputError(item.name, expected="a mask", found="none", do="Only images with a mask can be trained on.")
     if item.names:
-        return _read_dicom(item)[0]
+        return _read_named(item)[0]
     if not item.structures:
         return _read_labels(item, item.masks[0])
     labels = np.zeros(item.header.grid.shape, np.min_scalar_type(max(item.structures)))
@@ -59,7 +75,7 @@ def warnings_of(item: Item) -> tuple[str, ...]:
     """
     said = [text for source in item.images if isinstance(source, Series) for text in geometry_of(source).warnings]
     if item.masks and item.names:
-        said += _read_dicom(item)[1]
+        said += _read_named(item)[1]
     return tuple(dict.fromkeys(said))
 
 
@@ -86,8 +102,28 @@ def _structures(item: Item) -> Iterator[tuple[int, npt.NDArray[np.bool_]]]:
         yield value, stored != 0
 
 
-def _read_dicom(item: Item) -> tuple[Labels, tuple[str, ...]]:
-    path, first = item.masks[0], None
+def _read_named(item: Item) -> tuple[Labels, tuple[str, ...]]:
+    """Return the label map of a mask that names its structures, and warnings."""
+    path = item.masks[0]
+    if masks.is_mask(path):
+        return _read_dicom(item, path)
+    form = format_of(path)
+    assert isinstance(form, NamedFormat), "names are of a format that knows names"
+    labels, warnings = form.read_segments(path, dict(item.names))
+    onto = reorientation(form.read_header(path).grid, item.header.grid, is_part=True)
+    placed = None if onto is None else onto(labels)
+    if placed is None:
+        raise InputError(
+            path,
+            expected=f"segments within its image, {item.name}",
+            found="some that reach out of it" if onto is not None else "a segmentation of other voxels",
+            do="Export the segmentation on the grid of its image.",
+        )
+    return placed, warnings
+
+
+def _read_dicom(item: Item, path: Path) -> tuple[Labels, tuple[str, ...]]:
+    first = None
     # It may have been drawn on any of the channels.
     for image in item.images:
         if isinstance(image, Series):
@@ -107,7 +143,8 @@ def _read_labels(item: Item, path: Path) -> Labels:
     """Return a label map, its axes in the order of the image's."""
     chosen = format_of(path)
     labels, onto = chosen.read_labels(path), reorientation(chosen.read_header(path).grid, item.header.grid)
-    labels = labels if onto is None else onto(labels)
+    turned = None if onto is None else onto(labels)
+    labels = labels if turned is None else turned
     _require_shape(item, path, labels.shape, item.header.grid.shape)
     return labels
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from medsaga.data.dicom.series import Series
 from medsaga.data.dicom.terminology import Terminology
-from medsaga.data.formats import format_of, nifti, raster, suffix_of
+from medsaga.data.formats import format_of, labels_suffix, nifti, raster, suffix_of
 from medsaga.data.sources import geometry_of
 from medsaga.data.types import Item, Labels, Source
 from medsaga.errors import InputError
@@ -64,7 +64,7 @@ def kind_of(item: Item, asked: str, out: Path | None) -> str:
         raise InputError("--format", expected=f"one of {', '.join(KINDS)}", found=repr(asked), do="Choose one of them.")
     source = item.images[0]
     own = not isinstance(source, Series)
-    kind = _by_suffix(source, out) if asked == "auto" and out is not None else asked
+    kind = _by_suffix(item, out) if asked == "auto" and out is not None else asked
     if kind == "auto" and not own:
         kind = "seg"
     flat = item.header.grid.affine is None
@@ -95,7 +95,7 @@ def suffix_for(kind: str, source: Source) -> str:
     if kind != "auto":
         return SUFFIXES[kind][0]
     assert isinstance(source, Path), "a series has no format of its own"
-    return format_of(source).LABELS_SUFFIX
+    return labels_suffix(source)
 
 
 def write_labels(path: Path, labels: Labels, item: Item, kind: str, meaning: Meaning) -> None:
@@ -134,10 +134,12 @@ def write_probabilities(path: Path, probabilities: npt.NDArray[np.float32], item
     return path
 
 
-def _by_suffix(source: Source, out: Path) -> str:
+def _by_suffix(item: Item, out: Path) -> str:
     """Return the kind that a file name asks for."""
-    suffix = suffix_of(out)
-    if isinstance(source, Path) and suffix in format_of(source).SUFFIXES:
+    source, suffix = item.images[0], suffix_of(out)
+    # A stack of slices shares its format with pictures, which hold one.
+    is_too_flat = suffix in SUFFIXES["png"] and item.header.grid.affine is not None
+    if isinstance(source, Path) and suffix in format_of(source).SUFFIXES and not is_too_flat:
         return "auto"
     for kind, suffixes in SUFFIXES.items():
         if out.name.lower().endswith(suffixes):

@@ -33,23 +33,39 @@ class Grid:
         shape: spatial shape, ``(height, width)`` or ``(i, j, k)``.
         spacing: size of a voxel along each axis of ``shape`` in mm; None where the file does not say.
         affine: (4, 4) float64, voxel index to mm in RAS+ world coordinates; None for 2-D images.
+        other_affine: a second one that the file gives, by which other programs place it: of a NIfTI file, the
+            qform beside the sform. A mask fits an image where one of its affines is one of the image's.
     """
 
     shape: tuple[int, ...]
     spacing: tuple[float, ...] | None = None
     affine: npt.NDArray[np.float64] | None = None
+    other_affine: npt.NDArray[np.float64] | None = None
+
+    @property
+    def affines(self) -> tuple[npt.NDArray[np.float64], ...]:
+        """The affine and the other one, as far as there are any."""
+        return tuple(each for each in (self.affine, self.other_affine) if each is not None)
 
     def same_space(self, other: Grid, tolerance_mm: float = 1e-2) -> bool:
-        """Whether both grids put every voxel at the same place, within ``tolerance_mm``."""
+        """Whether both grids put every voxel at the same place, within ``tolerance_mm``.
+
+        Where one of them knows no size of its voxels, it knows no place: then the same directions are enough.
+        """
         if self.shape != other.shape:
             return False
         if self.affine is None or other.affine is None:
             return True
+        if (self.spacing is None) != (other.spacing is None):
+            mine, theirs = (each[:3, :3] / np.linalg.norm(each[:3, :3], axis=0) for each in (self.affine, other.affine))
+            return bool(np.allclose(mine, theirs, atol=1e-3))
         corner = np.array([*self.shape, 1.0])
-        return bool(
-            np.allclose(self.affine[:3, 3], other.affine[:3, 3], atol=tolerance_mm)
-            and np.allclose((self.affine @ corner)[:3], (other.affine @ corner)[:3], atol=tolerance_mm)
-            and np.allclose(self.affine[:3, :3], other.affine[:3, :3], atol=tolerance_mm)
+        return any(
+            np.allclose(mine[:3, 3], theirs[:3, 3], atol=tolerance_mm)
+            and np.allclose((mine @ corner)[:3], (theirs @ corner)[:3], atol=tolerance_mm)
+            and np.allclose(mine[:3, :3], theirs[:3, :3], atol=tolerance_mm)
+            for mine in self.affines
+            for theirs in other.affines
         )
 
 
@@ -75,7 +91,7 @@ class Item:
         header: grid and channels of the whole image.
         structures: the label value of each of ``masks``, ascending, where each is the binary mask of a structure;
             empty where the one file is the label map.
-        names: name and label value of every label, where the mask calls its structures by names (DICOM); empty where
+        names: name and label value of every label, where the mask calls its structures by names; empty where
             it holds label values.
     """
 

@@ -16,6 +16,7 @@ from medsaga.config import RunConfig, Settings
 from medsaga.data.dataset import raise_problems, read_dataset, select_channels
 from medsaga.data.inputs import find_inputs
 from medsaga.data.intensity import Intensity
+from medsaga.data.items import as_grey
 from medsaga.data.known import recognise
 from medsaga.data.labels import listed
 from medsaga.data.layouts import layout_of
@@ -167,6 +168,8 @@ def _found(folder: Path, config: RunConfig | None, series: str | None, warn: Cal
     else:
         items = find_inputs(folder, channels=config.channels if config else None, series=series, warn=warn)
     wanted = len(config.channels) if config else items[0].header.channels
+    if wanted == 1:
+        items = [as_grey(item) for item in items]
     for item in items:
         if item.header.channels != wanted:
             raise InputError(

@@ -6,11 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from medsaga.data.dicom import segmentation, structures
-from medsaga.data.dicom.documents import as_key
 from medsaga.data.dicom.geometry import Geometry
 from medsaga.data.dicom.reading import is_dicom, read_header, uid
 from medsaga.data.types import Labels
-from medsaga.errors import InputError
 
 SUFFIX = ".dcm"
 
@@ -37,22 +35,6 @@ def names_in(path: Path) -> tuple[str, ...]:
     """
     of = structures.structures_of if _is_structure_set(path) else segmentation.segments_of
     return tuple(of(path))
-
-
-def require_some(path: Path, wanted: Mapping[str, int]) -> None:
-    """Require that a mask outlines at least one of the labels.
-
-    Raises:
-        InputError: it does not, or cannot be read.
-    """
-    names, labels = names_in(path), [name for name, value in wanted.items() if value]
-    if not {as_key(name) for name in names} & {as_key(name) for name in wanted}:
-        raise InputError(
-            path,
-            expected=f"one of the labels {', '.join(labels)}" if labels else "at least one segment or structure",
-            found=", ".join(names[:8]) or "no segment",
-            do="Name the labels in dataset.json as the segments are called.",
-        )
 
 
 def read_mask(path: Path, geometry: Geometry, wanted: Mapping[str, int]) -> tuple[Labels, tuple[str, ...]]:

@@ -7,7 +7,7 @@ comes out of a format as an `InputError` that names the file.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -54,6 +54,17 @@ class PiecewiseFormat(Format, Protocol):
         """Yield the volume of `read_image` in pieces of about ``most_bytes``, at least a slice."""
 
 
+@runtime_checkable
+class NamedFormat(Format, Protocol):
+    """A format whose masks may name what they outline. Then the names count: the values differ from file to file."""
+
+    def segment_names(self, path: Path) -> tuple[str, ...]:
+        """Return the names in a mask, in its order; none where it holds nothing but values."""
+
+    def read_segments(self, path: Path, wanted: Mapping[str, int]) -> tuple[Labels, tuple[str, ...]]:
+        """Return the label map, ``(*shape)``, in the values that ``wanted`` gives to the names, and warnings."""
+
+
 FORMATS: tuple[Format, ...] = (raster, nifti, itk, arrays)
 SUFFIXES: tuple[str, ...] = tuple(suffix for each in FORMATS for suffix in each.SUFFIXES)
 
@@ -80,6 +91,14 @@ def format_of(path: Path) -> Format:
         found=f"the suffix {path.suffix!r}" if path.suffix else "no suffix",
         do="Convert the file to one of these formats.",
     )
+
+
+def labels_suffix(image: Path) -> str:
+    """Return the suffix that the label map of an image gets when the user names none."""
+    form = format_of(image)
+    # Of a stack of slices PNG would hold one.
+    is_stack = form is raster and len(raster.read_header(image).grid.shape) == 3
+    return raster.PROBABILITIES_SUFFIX if is_stack else form.LABELS_SUFFIX
 
 
 def stem(path: Path) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from medsaga.data.descriptions import channel_names, read_description
-from medsaga.data.dicom.masks import is_mask, names_in, outlines
+from medsaga.data.dicom.masks import is_mask, outlines
 from medsaga.data.dicom.reading import is_dicom
 from medsaga.data.dicom.series import choose_series, find_series
 from medsaga.data.formats import is_image, stem
@@ -28,8 +28,10 @@ from medsaga.data.layouts.shared import (
     images_folder,
     joint_header,
     labels_of_masks,
+    labels_of_named_masks,
     masks_folder,
     missing_masks,
+    names_for,
     visible_entries,
 )
 from medsaga.data.names import is_hidden, normal
@@ -76,9 +78,8 @@ def read(root: Path, *, masks_required: bool) -> Dataset:
     items = []
     for name, sources in sorted(images.items()):
         mask = (masks[name],) if name in masks else ()
-        named = tuple(labels.items()) if mask and is_mask(mask[0]) else ()
         with collecting(problems):
-            items.append(Item(name, cases[name], sources, mask, joint_header(sources), names=named))
+            items.append(Item(name, cases[name], sources, mask, joint_header(sources), names=names_for(mask, labels)))
     problems += pairing_problems(images, masks, home, masks_required=masks_required)
     return checked(
         Dataset(root, "dicom", labels, channels or (), tuple(items), tuple(problems), warnings=tuple(warnings))
@@ -162,24 +163,8 @@ def _labels(
     """Return the labels: as ``dataset.json`` has them, else the names in DICOM masks or the values in others."""
     if "labels" in description:
         return parse_labels(root / DESCRIPTION, description)
-    named = [path for path in masks.values() if is_mask(path)]
-    if not named:
-        return labels_of_masks(home, masks.values(), problems, required=required)
-    other = next((path for path in masks.values() if path not in named), None)
-    if other is not None:
-        raise InputError(
-            root / DESCRIPTION,
-            expected=f"the value of each label, because {other.name} holds values and {named[0].name} names",
-            found="no labels",
-            do='Write "labels" there, such as {"background": 0, "liver": 1}.',
-        )
-    names: dict[str, str] = {}
-    for path in named:
-        with collecting(problems):
-            for name in names_in(path):
-                names.setdefault(name.casefold(), name)
-    numbered = {name: value for value, (_, name) in enumerate(sorted(names.items()), start=1)}
-    return parse_labels(home, {"labels": BACKGROUND | numbered}) if numbered else dict(BACKGROUND)
+    labels = labels_of_named_masks(root, masks.values(), problems)
+    return labels_of_masks(home, masks.values(), problems, required=required) if labels is None else labels
 
 
 def _masks(folder: Path, problems: list[InputError], *, required: bool) -> dict[str, Path]:

@@ -25,8 +25,10 @@ from medsaga.data.layouts.shared import (
     images_folder,
     joint_header,
     labels_of_masks,
+    labels_of_named_masks,
     mask_files,
     masks_folder,
+    names_for,
     subfolders,
     without_strays,
 )
@@ -72,7 +74,8 @@ def read(root: Path, *, masks_required: bool) -> Dataset:
         values: tuple[int, ...] = tuple(by_structure.get(name, ()))
         masks = tuple(by_structure[name].values()) if values else (single[name],) if name in single else ()
         with collecting(problems):
-            items.append(Item(name, cases[name], (path,), masks, joint_header((path,)), values))
+            named = () if values else names_for(masks, labels)
+            items.append(Item(name, cases[name], (path,), masks, joint_header((path,)), values, named))
     any_mask = {**single, **{name: next(iter(masks.values())) for name, masks in by_structure.items()}}
     problems += pairing_problems(images, any_mask, home, masks_required=masks_required)
     return checked(
@@ -102,7 +105,8 @@ def _labels_and_channels(
             numbered = {name: value for value, name in enumerate(structures, start=1)}
             labels = parse_labels(home, {"labels": BACKGROUND | numbered})
         else:
-            labels = labels_of_masks(home, masks.values(), problems, required=required)
+            named = labels_of_named_masks(root, masks.values(), problems)
+            labels = named or labels_of_masks(home, masks.values(), problems, required=required)
     return labels, channels
 
 

@@ -19,6 +19,7 @@ from medsaga.data.layouts.shared import (
     image_files,
     joint_header,
     mask_files,
+    names_for,
 )
 from medsaga.data.types import Dataset, Item
 from medsaga.errors import InputError
@@ -51,7 +52,7 @@ def read(root: Path, *, masks_required: bool) -> Dataset:
         with collecting(problems):
             paths = complete(name, files, groups, channels)
             mask = (masks[name],) if name in masks else ()
-            items.append(Item(name, name, paths, mask, joint_header(paths)))
+            items.append(Item(name, name, paths, mask, joint_header(paths), names=names_for(mask, labels)))
     problems += pairing_problems(groups, masks, root / "labelsTr", masks_required=masks_required)
     return checked(
         Dataset(root, "nnunet", labels, channels or (), tuple(items), tuple(problems), warnings=tuple(warnings))

@@ -10,9 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from medsaga.data.descriptions import channel_names, read_cases, read_description
-from medsaga.data.dicom.masks import require_some
-from medsaga.data.formats import SUFFIXES, format_of, is_image, raster, stem
+from medsaga.data.dicom import masks as dicom_masks
+from medsaga.data.dicom.documents import as_key
+from medsaga.data.formats import SUFFIXES, format_of, is_image, nifti, raster, stem
+from medsaga.data.formats.nifti_header import value_names
+from medsaga.data.items import as_grey
 from medsaga.data.labels import inferred_labels, listed, parse_labels, values_in
+from medsaga.data.named_masks import is_named, names_in, require_some
 from medsaga.data.names import is_hidden, normal
 from medsaga.data.reorientation import reorientation
 from medsaga.data.sources import place_of, read_header
@@ -265,6 +269,45 @@ def labels_of_masks(
     return labels
 
 
+def labels_of_named_masks(root: Path, masks: Collection[Path], problems: list[InputError]) -> dict[str, int] | None:
+    """Return the labels that masks name, numbered in alphabetical order; None where the masks hold values instead.
+
+    Raises:
+        InputError: some hold names and some values.
+    """
+    named: dict[Path, tuple[str, ...]] = {}
+    for path in masks:
+        with collecting(problems):
+            if is_named(path):
+                named[path] = names_in(path)
+    reported = {problem.where for problem in problems}
+    other = next((path for path in masks if path not in named and str(path) not in reported), None)
+    if not named:
+        # Whatever cannot be read has been reported.
+        return dict(BACKGROUND) if masks and other is None else None
+    if other is not None:
+        raise InputError(
+            root / DESCRIPTION,
+            expected=f"the value of each label, because {other.name} holds values and {next(iter(named)).name} names",
+            found="no labels",
+            do='Write "labels" there, such as {"background": 0, "liver": 1}.',
+        )
+    names: dict[str, str] = {}
+    for name in (normal(name) for each in named.values() for name in each):
+        names.setdefault(name.casefold(), name)
+    names.pop("background", None)
+    numbered = {name: value for value, (_, name) in enumerate(sorted(names.items()), start=1)}
+    return parse_labels(root / "masks", {"labels": BACKGROUND | numbered}) if numbered else dict(BACKGROUND)
+
+
+def names_for(mask: Collection[Path], labels: Mapping[str, int]) -> tuple[tuple[str, int], ...]:
+    """Return name and value of every label for an `Item` whose mask names its structures; nothing for any other."""
+    # A damaged mask is a problem that `checked` finds.
+    with contextlib.suppress(InputError):
+        return tuple(labels.items()) if any(map(is_named, mask)) else ()
+    return ()
+
+
 def shown(shape: Sequence[int]) -> str:
     """Return a shape as text."""
     return " x ".join(map(str, shape))
@@ -272,7 +315,7 @@ def shown(shape: Sequence[int]) -> str:
 
 def checked(dataset: Dataset) -> Dataset:
     """Add what shows only when items are compared: channel counts, and masks against images."""
-    problems = list(dataset.problems)
+    problems, dataset = list(dataset.problems), replace(dataset, items=_grey_beside_grey(dataset))
     counts = Counter(item.header.channels for item in dataset.items)
     count = len(dataset.channels) or (counts.most_common(1)[0][0] if counts else 0)
     for item in dataset.items:
@@ -292,15 +335,62 @@ def checked(dataset: Dataset) -> Dataset:
                 with collecting(problems):
                     _check_mask_header(item, mask)
     channels = dataset.channels or tuple(f"channel_{index}" for index in range(count))
-    return replace(dataset, channels=channels, problems=tuple(problems))
+    warnings = (*dataset.warnings, *_other_names(dataset))
+    return replace(dataset, channels=channels, problems=tuple(problems), warnings=warnings)
+
+
+def _other_names(dataset: Dataset) -> Iterator[str]:
+    """Yield a warning where label tables in the headers of masks name values otherwise than the dataset, or each other.
+
+    The values count: a table stays in the header when somebody renumbers the voxels.
+    """
+    called: dict[int, tuple[str, str]] = {
+        value: (name, DESCRIPTION) for name, value in dataset.labels.items() if name != f"label_{value}"
+    }
+    for item in dataset.items:
+        for mask in item.masks if not item.names and not item.structures else ():
+            names: dict[int, str] = {}
+            with contextlib.suppress(InputError):
+                names = value_names(mask) if format_of(mask) is nifti else {}
+            for value, name in names.items():
+                known, where = called.setdefault(value, (name, mask.name))
+                if value in dataset.label_values and as_key(known) != as_key(name):
+                    yield (
+                        f"{value} is called {name!r} in the header of {mask.name} and {known!r} in {where}: "
+                        "the values count, so make sure that they mean the same in all masks"
+                    )
+                    return
+
+
+def _grey_beside_grey(dataset: Dataset) -> tuple[Item, ...]:
+    """Return the items, pictures of three equal colours as grey where the dataset is grey.
+
+    It is where ``dataset.json`` names one channel, and where all that is stored in colour turns out to be grey.
+    """
+    counts = {item.header.channels for item in dataset.items}
+    is_grey = len(dataset.channels) == 1 or (not dataset.channels and 1 in counts)
+    if not is_grey or 3 not in counts:
+        return dataset.items
+    items = []
+    for item in dataset.items:
+        # What cannot be read is reported where everything is read.
+        with contextlib.suppress(InputError):
+            item = as_grey(item)
+        if item.header.channels != 1 and not dataset.channels:
+            return dataset.items
+        items.append(item)
+    return tuple(items)
 
 
 def _check_mask_header(item: Item, mask: Path) -> None:
     if item.names:
-        require_some(mask, dict(item.names))
-        return
+        # Without labels, what is wrong with them has been reported.
+        if len(item.names) > 1:
+            require_some(mask, dict(item.names))
+        if dicom_masks.is_mask(mask):
+            return
     grid, mask_grid = item.header.grid, format_of(mask).read_header(mask).grid
-    if reorientation(mask_grid, grid) is not None:
+    if reorientation(mask_grid, grid, is_part=bool(item.names)) is not None:
         return
     if grid.shape != mask_grid.shape:
         raise InputError(
