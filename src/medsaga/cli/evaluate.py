@@ -1,0 +1,65 @@
+"""The verbs `medsaga info` and `medsaga evaluate`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+from tyro.conf import Positional
+
+from medsaga.cli.printing import console, print_result
+
+
+@dataclass(kw_only=True)
+class Info:
+    """Describe a dataset: cases, channels, labels, spacing, problems."""
+
+    data: Positional[Path]
+    """Dataset folder: nnU-Net layout, or images/ and masks/ (DICOM: images/CASE/ and masks/CASE.dcm)."""
+    json: bool = False
+    """Print one JSON document."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+    def run(self) -> None:
+        """Do it.
+
+        Raises:
+            InputError: the dataset has problems; they have been printed.
+        """
+        from medsaga.info import describe, info_table
+
+        description, problems = describe(self.data, console())
+        if self.json:
+            print(json.dumps(description, indent=2))
+        else:
+            Console().print(info_table(description))
+        if problems:
+            raise problems[0]
+
+
+@dataclass(kw_only=True)
+class Evaluate:
+    """Score a trained model on its held-out cases, or on another dataset."""
+
+    folder: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]
+    """Run folder."""
+    data: Path | None = None
+    """Another dataset, with the same labels, to score all cases of."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
+    json: bool = False
+    """Print the result as one JSON document."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+    def run(self) -> None:
+        """Do it."""
+        from medsaga.evaluation.run import evaluate_run
+
+        result = evaluate_run(self.folder, data=self.data, device=self.device, console=console())
+        print_result(result, as_json=self.json)
