@@ -12,6 +12,7 @@ from rich.console import Console
 from tyro.conf import Positional
 
 from medsaga.cli.printing import console
+from medsaga.cli.runs import require_data
 from medsaga.config import SharedSettings
 from medsaga.errors import InputError
 
@@ -51,6 +52,7 @@ class Compare:
         from medsaga.compare.grid import compare
         from medsaga.compare.tables import terminal_table
 
+        require_data(self.data, "Name the folder of the labelled cases.")
         methods = [name.strip() for name in self.methods.split(",")]
         shots = whole_numbers("--shots", self.shots)
         cells = compare(

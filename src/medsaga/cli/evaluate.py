@@ -12,6 +12,8 @@ from rich.console import Console
 from tyro.conf import Positional
 
 from medsaga.cli.printing import console, print_result
+from medsaga.cli.runs import require_data, run_meant
+from medsaga.errors import InputError
 
 
 @dataclass(kw_only=True)
@@ -33,6 +35,9 @@ class Info:
         """
         from medsaga.info import describe, info_table
 
+        require_data(
+            self.data, "Name the data it was trained on; what came of it is in {run}/report.html and {run}/result.json."
+        )
         description, problems = describe(self.data, console())
         if self.json:
             print(json.dumps(description, indent=2))
@@ -48,8 +53,10 @@ class Evaluate:
 
     folder: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]
     """Run folder."""
-    data: Path | None = None
+    other: Annotated[Positional[Path | None], tyro.conf.arg(metavar="[DATA]")] = None
     """Another dataset, with the same labels, to score all cases of."""
+    data: Path | None = None
+    """The same as DATA."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
     json: bool = False
@@ -58,8 +65,17 @@ class Evaluate:
     """Show the traceback of an error."""
 
     def run(self) -> None:
-        """Do it."""
+        """Do it.
+
+        Raises:
+            InputError: there are two datasets, or the run and the dataset are exchanged.
+        """
         from medsaga.evaluation.run import evaluate_run
 
-        result = evaluate_run(self.folder, data=self.data, device=self.device, console=console())
+        if self.other is not None and self.data is not None:
+            found = f"{self.other} and {self.data}"
+            raise InputError("evaluate", expected="one dataset", found=found, do="Leave one of them out.")
+        data = self.other or self.data
+        run = run_meant(self.folder, [data] if data else [], "medsaga evaluate {run} {data}")
+        result = evaluate_run(run, data=data, device=self.device, console=console())
         print_result(result, as_json=self.json)

@@ -10,6 +10,8 @@ import tyro
 from tyro.conf import Positional
 
 from medsaga.cli.printing import console
+from medsaga.cli.runs import run_meant
+from medsaga.errors import InputError
 
 
 @dataclass(kw_only=True)
@@ -21,10 +23,12 @@ class Predict:
 
     folder: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]
     """Run folder."""
-    input: Positional[Path]
-    """Image or volume file, DICOM series, or a folder of them."""
+    input: Annotated[Positional[tuple[Path, ...]], tyro.conf.arg(metavar="INPUT [INPUT ...]")]
+    """Image or volume files, DICOM series, or folders of them."""
     out: Path
     """Label map to write, its format given by the suffix; a folder when INPUT has several images."""
+    overwrite: bool = False
+    """Replace files that medsaga did not write, or that were changed since; inputs never are."""
     format: str = "auto"
     """auto (the input's own; of DICOM a segmentation object), seg, rtstruct, nifti, png or tiff."""
     series: str | None = None
@@ -51,13 +55,21 @@ class Predict:
     """Show the traceback of an error."""
 
     def run(self) -> None:
-        """Do it."""
+        """Do it.
+
+        Raises:
+            InputError: there is nothing to segment, or the run and the images are exchanged.
+        """
         from medsaga.data.dicom.terminology import read_codes
         from medsaga.postprocess import PostProcessing
         from medsaga.predict import Wanted, predict_files
 
-        written = predict_files(
-            self.folder,
+        if not self.input:
+            do = "Name the images to segment, or their folder, behind the run folder."
+            raise InputError("predict", expected="RUN INPUT", found="RUN alone", do=do)
+        run = run_meant(self.folder, self.input, "medsaga predict {run} {data} --out OUT")
+        predict_files(
+            run,
             self.input,
             self.out,
             Wanted(
@@ -70,8 +82,8 @@ class Predict:
             ),
             series=self.series,
             tta=self.tta,
+            overwrite=self.overwrite,
             device=self.device,
             console=console(),
+            written=lambda path: print(path, flush=True),
         )
-        for path in written:
-            print(path)
