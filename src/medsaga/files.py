@@ -52,11 +52,15 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8", errors=READABLE, newline="\n")
 
 
-def require_writable(folder: Path) -> None:
+def require_writable(folder: Path, do: str = "Choose another --out, or make room for it.") -> None:
     """Check, before any work is done, that files can be written into a folder, which need not exist yet.
 
     A file is written for a moment, without a name where the system can do that: permissions alone do not tell of a
     disk that is full or mounted read-only.
+
+    Args:
+        folder: where the files will lie.
+        do: what the user can do where that is impossible.
 
     Raises:
         InputError: a part of its path is a file, a name is too long, or nothing can be written there.
@@ -64,7 +68,7 @@ def require_writable(folder: Path) -> None:
     inside = next((each for each in (folder, *folder.parents) if os.path.lexists(each)), Path())
     if not inside.is_dir():
         found = f"{inside}, which is a {'file' if inside.exists() else 'link to nothing'}"
-        raise InputError(folder, expected="a folder, existing or new", found=found, do="Choose another --out.")
+        raise InputError(folder, expected="a folder, existing or new", found=found, do=do)
     limit = longest_name(inside)
     try:
         if any(len(os.fsencode(name)) > limit for name in folder.relative_to(inside).parts):
@@ -79,7 +83,7 @@ def require_writable(folder: Path) -> None:
             folder,
             expected="a folder that files can be written to",
             found=(error.strerror or str(error)).lower(),
-            do="Choose another --out, or make room for it.",
+            do=do,
         ) from None
 
 

@@ -100,6 +100,8 @@ def predict_files(
         RunError: some of the images could not be segmented; the message names them.
     """
     console, wanted = console or Console(stderr=True), wanted or Wanted()
+    files.require_writable(out.parent)
+    files.require_name(out)
     segmenter = Segmenter.load(run, device)
     sources = [_named(Path(each), console) for each in ([source] if isinstance(source, Path) else source)]
     problems: list[InputError] = []

@@ -53,7 +53,10 @@ class Written:
             made.replace(path)
 
     def _note(self, name: str, digest: str) -> None:
-        self._known.setdefault(name, set()).add(digest)
+        digests = self._known.setdefault(name, set())
+        if digest in digests:
+            return
+        digests.add(digest)
         if not self._begun:
             # Also what a killed process left half-written goes.
             lines = (_line(name, digest) for name, digests in self._known.items() for digest in sorted(digests))

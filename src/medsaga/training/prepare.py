@@ -35,6 +35,9 @@ from medsaga.training.settle import check_same, find_weights, requested, resolve
 PACKAGES = ("torch", "transformers", "nibabel", "numpy", "pillow", "safetensors", "scipy")
 
 
+_OR_RESUME = "Choose another --out, or continue that run with --resume."
+
+
 @dataclass(frozen=True)
 class Run:
     """A run that can start or go on.
@@ -96,7 +99,7 @@ def new_run(data: Path, out: Path, settings: Settings, console: Console, checked
     Raises:
         InputError: the data, the settings or the weights cannot be used; nothing has been written.
     """
-    _check_free(out)
+    files.require_new(out, "a run folder", _OR_RESUME)
     asked, settings = requested(settings), settled(settings)
     find_weights(settings)
     device = choose_device(settings.device)
@@ -122,7 +125,7 @@ def continued_run(before: Path, data: Path, out: Path, settings: Settings, conso
     Raises:
         InputError: the run, its data, the new data or the settings cannot be used; nothing has been written.
     """
-    _check_free(out)
+    files.require_new(out, "a run folder", _OR_RESUME)
     config = with_named_weights(read_config(before / run_folder.CONFIG))
     config = dataclasses.replace(
         config, settings=inherited(config.settings, settings), added=(*config.added, str(data.resolve()))
@@ -159,6 +162,7 @@ def resumed_run(data: Path, out: Path, settings: Settings, console: Console, bef
         InputError: the folder is no run, its data have changed, or ``settings`` ask for something else than it has.
     """
     config = with_named_weights(read_config(out / run_folder.CONFIG))
+    files.require_writable(out)
     manifest = files.read_json(out / run_folder.MANIFEST)
     continued = manifest.get("continues", {}).get("run")
     if continued != (None if before is None else str(before.resolve())):
@@ -196,16 +200,6 @@ def resumed_run(data: Path, out: Path, settings: Settings, console: Console, bef
             do="Restore the file, or start a new run.",
         )
     return _with_samples(Prepared(out, config, split, dataset, model, model_info, device), console)
-
-
-def _check_free(out: Path) -> None:
-    if out.exists():
-        raise InputError(
-            out,
-            expected="a run folder that does not exist yet",
-            found="one that does",
-            do="Choose another --out, or continue that run with --resume.",
-        )
 
 
 def _data_again(data: Path, config: RunConfig, split: Split, console: Console) -> tuple[Dataset, str]:
@@ -266,7 +260,8 @@ def _manifest(
 
 def _begun(prepared: Prepared, manifest: dict[str, Any], console: Console) -> Run:
     """Make the run folder; what goes wrong after that takes it away again."""
-    out = prepared.folder
+    out, tensors = prepared.folder, (*prepared.model.parameters(), *prepared.model.buffers())
+    files.require_room(out, 2 * sum(tensor.nbytes for tensor in tensors), "the model and the state of the run")
     out.mkdir(parents=True)
     try:
         prepared.config.write(out / run_folder.CONFIG)
