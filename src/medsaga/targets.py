@@ -137,7 +137,7 @@ def require_free(
     paths = [path for target in targets for path in target.paths] + list(tables)
     for path in paths:
         files.require_name(path)
-    _require_distinct(paths, ignores_case=folder.is_dir() and files.ignores_case(folder))
+    require_distinct(paths, ignores_case=folder.is_dir() and files.ignores_case(folder))
     inputs = [file for target in targets for image in target.item.images for file in files_of(image)]
     names, identities = {file.resolve() for file in inputs}, {_identity(file) for file in inputs}
     for path in paths:
@@ -162,10 +162,17 @@ def require_free(
     files.require_room(folder, needed, "the probabilities")
 
 
-def _require_distinct(paths: Iterable[Path], *, ignores_case: bool) -> None:
-    """Raise InputError where two of the files would be one.
+def require_distinct(paths: Iterable[Path], *, ignores_case: bool) -> None:
+    """Check that no two of the files are one.
 
     A file system that ignores case (macOS, Windows, their shares) mostly ignores how umlauts are composed, too.
+
+    Args:
+        paths: files of one folder.
+        ignores_case: whether its file system does; see `medsaga.files.ignores_case`.
+
+    Raises:
+        InputError: two are.
     """
     seen: dict[str, Path] = {}
     for path in paths:
