@@ -14,7 +14,7 @@ from dicom_phantoms import AFFINES, write_ct_series
 from PIL import Image
 
 from medsaga.cli import main
-from medsaga.data.inputs import find_all_inputs, find_inputs, images_folder
+from medsaga.data.inputs import find_all_inputs, images_folder
 from medsaga.errors import InputError
 
 FAST = ["--image-size", "64", "--steps", "2", "--batch-size", "2", "--rank", "4", "--device", "cpu"]
@@ -140,7 +140,7 @@ def test_several_inputs_are_what_they_would_be_in_a_folder(tmp_path: Path) -> No
     for name in ("a_0000", "a_0001", "b_0000", "b_0001"):
         Image.new("L", (9, 8)).save(tmp_path / f"mr/{name}.png")
     channels = sorted((tmp_path / "mr").glob("*.png"))
-    (both,) = (find_all_inputs(channels[:2], channels=("t1", "t2")),)
+    both = find_all_inputs(channels[:2], channels=("t1", "t2"))
     assert [(item.name, len(item.images)) for item in both] == [("a", 2)]
     slices = [*series[0], *series[1]]
     assert [(item.name, item.header.grid.shape) for item in find_all_inputs(slices)] == [
@@ -149,23 +149,18 @@ def test_several_inputs_are_what_they_would_be_in_a_folder(tmp_path: Path) -> No
     ]
     mixed = find_all_inputs([tmp_path / "p2", *channels[2:], *series[0]], channels=("t1",))
     assert [item.name for item in mixed] == ["b_0000", "b_0001", "p1", "p2"]
-    assert [item.header.grid.shape for item in mixed] == [
-        item.header.grid.shape
-        for place in ("mr", "p1", "p2")
-        for item in find_inputs(tmp_path / place)
-        if "a" not in item.name
-    ]
+    assert [item.header.grid.shape for item in mixed] == [(8, 9), (8, 9), (9, 8, 3), (9, 8, 3)]
     with pytest.raises(InputError, match="found 2 of 3"):
         find_all_inputs(series[0][:2])
+    shutil.copytree(tmp_path / "mr", tmp_path / "again")
     with pytest.raises(InputError, match="one image per name"):
-        shutil.copytree(tmp_path / "mr", tmp_path / "again")
         find_all_inputs([*channels, tmp_path / "again"])
 
 
 def test_a_dataset_given_to_predict(trained_toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, data = str(trained_toy / "run"), str(trained_toy / "data")
     assert main(["predict", run, data, "--out", str(tmp_path / "out")]) == 0
-    assert "segmenting the images in" in capsys.readouterr().err.replace("\n", " ")
+    assert f"segmenting the images in {data}/images\n" in capsys.readouterr().err
     assert len(list((tmp_path / "out").glob("img?.png"))) == 6
     for name in ("imagesTr", "imagesTs"):
         shutil.copytree(trained_toy / "data/images", tmp_path / "nnunet" / name)
@@ -185,11 +180,10 @@ def test_the_run_folder_behind_the_data_and_resuming_without_data(
     assert main(["train", str(toy), run, "--shots", "2", *FAST]) == 0
     result = json.loads((tmp_path / "run/result.json").read_text())
     model = (tmp_path / "run/model.safetensors").read_bytes()
-    for argv in ([run, "--resume"], ["--resume", "--out", run], [str(toy), run, "--resume"]):
-        (tmp_path / "run/result.json").unlink(missing_ok=True)
-        assert main(["train", *argv]) == 0
-        assert json.loads((tmp_path / "run/result.json").read_text())["dice_mean"] == result["dice_mean"]
-        assert (tmp_path / "run/model.safetensors").read_bytes() == model
+    (tmp_path / "run/result.json").unlink()
+    assert main(["train", "--resume", "--out", run]) == 0
+    assert json.loads((tmp_path / "run/result.json").read_text())["dice_mean"] == result["dice_mean"]
+    assert (tmp_path / "run/model.safetensors").read_bytes() == model
     assert "Add --out RUN" in said(["train", str(toy)], capsys)
     assert "Add --out RUN" in said(["train", "--resume"], capsys)
     assert "DATA, or --continue RUN with --data NEW" in said(["train", "--out", str(tmp_path / "x")], capsys)

@@ -148,7 +148,9 @@ def _named(source: Path, console: Console) -> Path:
     """Return the folder of images that a user means by a dataset, and say so; else the same path."""
     images = images_folder(source)
     if images != source:
-        console.print(f"{source} is a dataset: segmenting the images in {images}", markup=False, highlight=False)
+        console.print(
+            f"{source} is a dataset: segmenting the images in {images}", markup=False, highlight=False, soft_wrap=True
+        )
     return images
 
 
@@ -175,7 +177,7 @@ class _Work:
         show = counting(self._console, item.name)
         prediction = segmenter.predict_item(item, probabilities=wanted.probabilities, tta=self._tta, progress=show)
         for warning in warnings_of(item):
-            self._console.print(f"{item.name}: {warning}", markup=False, highlight=False)
+            self._console.print(f"{item.name}: {warning}", markup=False, highlight=False, soft_wrap=True)
         labels = _cleaned(prediction.labels, item, wanted.post, segmenter)
         if target.overlay is not None:
             with self._record.replacing(target.overlay) as path:
@@ -205,7 +207,9 @@ class _Work:
             files.write_csv(path, [["case", "confidence", *classes], *rows])
         first = ", ".join(f"{name} ({means[name]:.2f})" for name in order[:_LOOK_AT])
         place = self._folder / CONFIDENCE
-        self._console.print(f"look at these first: {first}; all in {place}", markup=False, highlight=False)
+        self._console.print(
+            f"look at these first: {first}; all in {place}", markup=False, highlight=False, soft_wrap=True
+        )
 
 
 def _cleaned(labels: Labels, item: Item, post: PostProcessing, segmenter: Segmenter) -> Labels:
