@@ -185,6 +185,7 @@ def test_the_run_folder_behind_the_data_and_resuming_without_data(
     assert json.loads((tmp_path / "run/result.json").read_text())["dice_mean"] == result["dice_mean"]
     assert (tmp_path / "run/model.safetensors").read_bytes() == model
     assert "Add --out RUN" in said(["train", str(toy)], capsys)
+    assert "Add --out RUN" in said(["train"], capsys)
     assert "Add --out RUN" in said(["train", "--resume"], capsys)
     assert "DATA, or --continue RUN with --data NEW" in said(["train", "--out", str(tmp_path / "x")], capsys)
     assert "a mixture of both" in said(["train", str(toy), "--data", str(toy), "--out", str(tmp_path / "x")], capsys)

@@ -14,13 +14,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import write_toy_dataset
+from dicom_phantoms import AFFINES, write_ct_series
 from PIL import Image
 
 from medsaga import files
 from medsaga.cli import main
+from medsaga.data.inputs import find_inputs
 from medsaga.errors import InputError
 from medsaga.predict import predict_files
-from medsaga.targets import require_distinct
+from medsaga.targets import require_distinct, targets_of
 from medsaga.written import RECORD, Written
 
 FAST = ["--image-size", "64", "--steps", "2", "--batch-size", "2", "--rank", "4", "--device", "cpu"]
@@ -315,3 +317,20 @@ def test_a_folder_that_is_no_comparison_is_left_alone(trained_toy: Path, tmp_pat
     argv = ["compare", str(trained_toy / "data"), "--out", str(tmp_path), "--shots", "1", "--methods", "unet"]
     assert main(argv) == 2
     assert content(tmp_path) == {"index.html": b"my page"}
+
+
+def test_the_names_of_an_export_with_nested_uids_fit(tmp_path: Path) -> None:
+    folders = ["1.2.826.0.1.3680043.8.498." + str(n) * 38 for n in (1, 2, 3)]
+    for last in ("4" * 60, "5" * 60):
+        write_ct_series(tmp_path / "export" / Path(*folders) / last, np.zeros((9, 8, 3)), AFFINES["axial"])
+    items = find_inputs(tmp_path / "export")
+    assert [len(item.name) for item in items] == [255, 255]
+    targets = targets_of(items, tmp_path / "out", "auto", one_file=False, overlay=True, probabilities=True)
+    files.require_writable(tmp_path / "out")
+    (tmp_path / "out").mkdir()
+    paths = [path for target in targets for path in target.paths]
+    for path in paths:
+        with files.replacing(path) as temporary:
+            temporary.write_bytes(b"")
+    assert len(list((tmp_path / "out").iterdir())) == len(paths) == 6
+    assert all(path.name.startswith(folders[0]) for path in paths)
