@@ -40,6 +40,17 @@ def toy(tmp_path: Path) -> Path:
     return write_toy_dataset(tmp_path / "toy")
 
 
+@pytest.fixture(scope="session")
+def trained_toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ``data``, a toy dataset, and ``run``, trained on it; nobody writes there."""
+    from medsaga.training.loop import train
+
+    root = tmp_path_factory.mktemp("trained_toy")
+    settings = Settings(shots=2, image_size=64, steps=2, batch_size=2, rank=4, device="cpu")
+    train(write_toy_dataset(root / "data"), root / "run", settings)
+    return root
+
+
 @pytest.fixture
 def quick() -> Settings:
     """Settings of a run that takes a second or two."""

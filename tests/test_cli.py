@@ -43,7 +43,7 @@ except SystemExit:
     assert time.perf_counter() - began < 10
 
 
-@pytest.mark.parametrize("argv", [["train"], ["no-such-verb"], ["train", "x", "--out", "y", "--no-such-flag"]])
+@pytest.mark.parametrize("argv", [["predict"], ["no-such-verb"], ["train", "x", "--out", "y", "--no-such-flag"]])
 def test_unusable_arguments_exit_with_2(argv: list[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(argv)

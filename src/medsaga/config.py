@@ -7,11 +7,13 @@ holds the resolved values only.
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 import tomli_w
 
@@ -27,6 +29,7 @@ DiceForm = Literal["linear", "squared"]
 LossResolution = Literal["image", "logits"]
 Precision = Literal["auto", "fp32", "bf16", "fp16", "int8"]
 SMALLEST_TILE = 32
+_FILE = "file://"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,8 +272,8 @@ class RunConfig:
     def write(self, path: Path) -> None:
         """Write ``config.toml``, whole or not at all."""
         document = {
-            "data": self.data,
-            "added": list(self.added),
+            "data": _as_text(self.data),
+            "added": [_as_text(path) for path in self.added],
             "channels": list(self.channels),
             "settings": {k: v for k, v in dataclasses.asdict(self.settings).items() if v is not None},
             "labels": self.labels,
@@ -292,12 +295,12 @@ def read_config(path: Path) -> RunConfig:
             if name in settings:
                 settings[name] = tuple(settings[name])
         return RunConfig(
-            data=str(document["data"]),
+            data=_as_path(document["data"]),
             labels={normal(str(k)): int(v) for k, v in document["labels"].items()},
             channels=tuple(map(normal, document["channels"])),
             intensities=tuple(Intensity(**entry) for entry in document["intensities"]),
             settings=ResolvedSettings(**settings),
-            added=tuple(document.get("added", ())),
+            added=tuple(_as_path(path) for path in document.get("added", ())),
         )
     except FileNotFoundError:
         raise InputError(
@@ -309,3 +312,17 @@ def read_config(path: Path) -> RunConfig:
         raise InputError(
             path, expected="the settings of a run", found=str(error), do="Restore the file or train again."
         ) from None
+
+
+def _as_text(path: str) -> str:
+    """Return an absolute path as TOML can hold it: one that is no UTF-8 as an address, ``file:///data/%FF``."""
+    try:
+        path.encode("utf-8")
+    except UnicodeEncodeError:
+        return _FILE + quote_from_bytes(os.fsencode(path))
+    return path
+
+
+def _as_path(text: object) -> str:
+    address = str(text)
+    return os.fsdecode(unquote_to_bytes(address.removeprefix(_FILE))) if address.startswith(_FILE) else address

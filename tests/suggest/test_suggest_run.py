@@ -19,7 +19,7 @@ from PIL import Image
 from rich.console import Console
 
 from medsaga import files, run_folder
-from medsaga.cli_suggest import Suggest
+from medsaga.cli.suggest import Suggest
 from medsaga.confidence import confidence
 from medsaga.config import Settings
 from medsaga.data.inputs import find_inputs

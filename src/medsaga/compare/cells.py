@@ -29,6 +29,9 @@ from medsaga.memory.tracker import is_out_of_memory
 from medsaga.training.checked import CheckedData
 from medsaga.training.loop import train
 
+CELLS = "cells"
+"""The folder, in that of a comparison, with a file for each cell."""
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -62,7 +65,7 @@ def finished(out: Path, cell: Cell, settings: Settings, fingerprint: str) -> dic
     Raises:
         InputError: it was run on other data, or with other settings.
     """
-    path = out / "cells" / f"{cell.name}.json"
+    path = out / CELLS / f"{cell.name}.json"
     if not path.exists():
         return None
     document = files.read_json(path)
@@ -114,7 +117,7 @@ def run_cell(
     try:
         result = train(data, folder, settings, checked=checked, console=console)
         if examples:
-            _keep_examples(out / "cells" / f"{cell.name}.npz", folder, examples)
+            _keep_examples(out / CELLS / f"{cell.name}.npz", folder, examples)
     except Interrupted:
         raise
     except Exception as error:  # whatever it is, the other cells go on and this one says so
@@ -136,7 +139,7 @@ def run_cell(
         "result": result,
         "seconds": time.perf_counter() - began,
     }
-    files.write_json(out / "cells" / f"{cell.name}.json", document)
+    files.write_json(out / CELLS / f"{cell.name}.json", document)
     if not keep_run:
         shutil.rmtree(folder, ignore_errors=True)
     return document
@@ -144,7 +147,7 @@ def run_cell(
 
 def read_examples(out: Path, cell: Cell) -> list[dict[str, npt.NDArray[Any]]]:
     """Return what a cell has kept of each example: ``image``, ``truth``, ``prediction`` and ``spacing``, in order."""
-    path = out / "cells" / f"{cell.name}.npz"
+    path = out / CELLS / f"{cell.name}.npz"
     try:
         with np.load(path, allow_pickle=False) as stored:
             names = ("image", "truth", "prediction", "spacing")

@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from medsaga.compare.cells import Cell, finished, read_examples, run_cell
+from medsaga import files
+from medsaga.compare.cells import CELLS, Cell, finished, read_examples, run_cell
 from medsaga.compare.page import Example, write_pages
 from medsaga.config import Settings, SharedSettings
 from medsaga.data.labels import listed
@@ -84,6 +86,7 @@ def compare(
     """
     methods, shots = list(dict.fromkeys(methods)), sorted(set(shots))
     _check(methods, shots, seeds)
+    _check_out(out)
     checked = check_data(data, Settings(channels=shared.channels), console)
     dataset = checked.dataset
     test_cases = _test_cases(dataset, shared.fold, max(shots), test_cases)
@@ -162,6 +165,17 @@ def _check(methods: Sequence[str], shots: Sequence[int], seeds: int) -> None:
             raise InputError(flag, expected="numbers of at least 1", found=str(numbers), do="Give larger numbers.")
 
 
+def _check_out(out: Path) -> None:
+    files.require_writable(out)
+    if out.is_dir() and any(out.iterdir()) and not (out / CELLS).is_dir():
+        raise InputError(
+            out,
+            expected="the folder of a comparison, or a new or empty one",
+            found="a folder with other files",
+            do="Choose another --out.",
+        )
+
+
 def _test_cases(dataset: Dataset, fold: int, most: int, wanted: int | None) -> int | None:
     """The number of cases to test on, which no run trains on; None where the dataset itself settles them."""
     pool, settled_test = pool_and_test(dataset, fold)
@@ -202,7 +216,7 @@ def _examples(checked: CheckedData, split: Split) -> tuple[Item, ...]:
     """Choose items to show, before any result is known: those of the test cases that show most labels."""
 
     def rank(case: str) -> tuple[int, bytes]:
-        return -len(checked.labels_of_cases[case]), hashlib.sha256(case.encode()).digest()
+        return -len(checked.labels_of_cases[case]), hashlib.sha256(os.fsencode(case)).digest()
 
     cases = sorted(split.test, key=rank)[:EXAMPLES]
     return tuple(next(item for item in checked.dataset.items if item.case == case) for case in cases)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -114,24 +115,29 @@ def write_labels(path: Path, labels: Labels, item: Item, kind: str, meaning: Mea
     _WRITERS[kind](path, labels, item, meaning)
 
 
-def write_probabilities(path: Path, probabilities: npt.NDArray[np.float32], item: Item) -> Path:
-    """Write ``(classes, *shape)`` float32 beside a label map, and return the file.
+def probabilities_suffix(item: Item) -> str:
+    """Return the suffix of the file with the probabilities of an image."""
+    return _of_probabilities(item).PROBABILITIES_SUFFIX
+
+
+def write_probabilities(path: Path, probabilities: npt.NDArray[np.float32], item: Item) -> None:
+    """Write ``(classes, *shape)`` float32 beside a label map.
 
     Args:
-        path: the file without a suffix.
+        path: the file; it ends in `probabilities_suffix`.
         probabilities: summing to 1 over the classes.
         item: the image.
     """
-    source, grid = item.images[0], item.header.grid
+    source = item.images[0]
+    like = source if isinstance(source, Path) else item.header.grid
+    _of_probabilities(item).write_probabilities(path, probabilities, like)
+
+
+def _of_probabilities(item: Item) -> Any:
+    source = item.images[0]
     if isinstance(source, Path):
-        chosen = format_of(source)
-        path = path.with_name(path.name + chosen.PROBABILITIES_SUFFIX)
-        chosen.write_probabilities(path, probabilities, source)
-        return path
-    module = raster if grid.affine is None else nifti
-    path = path.with_name(path.name + module.PROBABILITIES_SUFFIX)
-    module.write_probabilities(path, probabilities, grid)
-    return path
+        return format_of(source)
+    return raster if item.header.grid.affine is None else nifti
 
 
 def _by_suffix(item: Item, out: Path) -> str:

@@ -359,11 +359,5 @@ def _take_place(building: Path, place: Path) -> None:
 
 def require_room(folder: Path, needed: int) -> None:
     """Raise InputError unless so many bytes fit on the disk: a memory map on a full one ends the process."""
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise InputError(
-            folder,
-            expected=f"{needed / 2**20:,.0f} MiB of free disk for the prepared images",
-            found=f"{free / 2**20:,.0f} MiB",
-            do="Make room, write the run elsewhere, or choose a smaller --image-size.",
-        )
+    do = "Make room, write the run elsewhere, or choose a smaller --image-size."
+    files.require_room(folder, needed, "the prepared images", do)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -176,7 +177,7 @@ def _drawn(pool: Iterable[str], seed: int, labels_of: Mapping[str, frozenset[int
     to a dataset leaves the order of the others as it was. While labels are missing, the case that adds most of
     them comes first.
     """
-    waiting = sorted(pool, key=lambda case: hashlib.sha256(f"{seed}/{case}".encode()).digest())
+    waiting = sorted(pool, key=lambda case: hashlib.sha256(os.fsencode(f"{seed}/{case}")).digest())
     drawn: list[str] = []
     missing = frozenset[int]().union(*(labels_of.get(case, frozenset()) for case in waiting))
     while missing:

@@ -66,6 +66,8 @@ def evaluate_run(
     """
     console = console or Console(stderr=True)
     config = read_config(run / run_folder.CONFIG)
+    if data is None:
+        files.require_writable(run, "Copy the run to another place, or make room for its report.")
     segmenter = segmenter or Segmenter.load(run, device)
     known_to_be_good = dataset is not None
     if dataset is None:

@@ -20,6 +20,7 @@ from medsaga.data.items import as_grey
 from medsaga.data.known import recognise
 from medsaga.data.labels import listed
 from medsaga.data.layouts import layout_of
+from medsaga.data.layouts.shared import collecting
 from medsaga.data.slices import common_axis
 from medsaga.data.sources import place_of
 from medsaga.data.splits import Split
@@ -76,6 +77,8 @@ def suggest(
         ``uncertainty``, 1 minus the model's confidence, None without a run. Besides ``unlabelled`` and ``labelled``,
         the number of cases of both kinds, and ``looked_with``.
 
+    Images that cannot be read are named, and left out.
+
     Raises:
         InputError: there are too few cases, or the folder, the run or the weights cannot be used.
     """
@@ -87,15 +90,16 @@ def suggest(
 
     if run is not None and model is not None:
         raise InputError("--model", expected="no other model beside a run", found=model, do="Leave one of the two out.")
+    problems: list[InputError] = []
     if run is None:
         looked_with = model or STARTER
-        found = _found(folder, None, series, warn)
+        found = _found(folder, None, series, problems, warn)
         looker = _pretrained(looked_with, found, choose_device(device))
         unlabelled, labelled = _divided(found, frozenset())
     else:
         looked_with = run.resolve().name
         segmenter = Segmenter.load(run, device)
-        found = _found(folder, segmenter.config, series, warn)
+        found = _found(folder, segmenter.config, series, problems, warn)
         looker = _trained(segmenter)
         split = Split.from_json(files.read_json(run / run_folder.SPLIT))
         unlabelled, labelled = _divided(found, {*split.train, *split.validation, *split.test})
@@ -106,9 +110,14 @@ def suggest(
             console.print(f"left out, because the run has their images: {listed(copies)}", markup=False)
         labelled |= _training_cases(segmenter.config, split, console)
     _check_count(folder, count, len(unlabelled))
-    looks = _looks(looker, unlabelled | labelled, counting(console, "looking at cases"))
+    looks = _looks(looker, unlabelled | labelled, problems, counting(console, "looking at cases"))
+    for problem in problems:
+        console.print(f"left out: {problem}", style="yellow", markup=False, highlight=False)
+    unlabelled = {name: items for name, items in unlabelled.items() if name in looks}
+    if not unlabelled:
+        raise problems[0]
     return {
-        "suggestions": _suggestions(unlabelled, looks, count),
+        "suggestions": _suggestions(unlabelled, looks, min(count, len(unlabelled))),
         "unlabelled": len(unlabelled),
         "labelled": len(labelled),
         "looked_with": looked_with,
@@ -150,23 +159,38 @@ def _suggestions(unlabelled: Cases, looks: dict[str, Look], count: int) -> list[
     ]
 
 
-def _looks(looker: Looker, cases: Cases, progress: Callable[[int, int], None]) -> dict[str, Look]:
+def _looks(
+    looker: Looker, cases: Cases, problems: list[InputError], progress: Callable[[int, int], None]
+) -> dict[str, Look]:
     looks = {}
     for done, (name, items) in enumerate(cases.items(), 1):
-        looks[name] = looker.look_at(items)
+        with collecting(problems):
+            looks[name] = looker.look_at(items)
         progress(done, len(cases))
     return looks
 
 
-def _found(folder: Path, config: RunConfig | None, series: str | None, warn: Callable[[str], None]) -> Cases:
-    """Return all cases of a folder of images or a dataset, with the channels of the run, or all with the same."""
+def _found(
+    folder: Path,
+    config: RunConfig | None,
+    series: str | None,
+    problems: list[InputError],
+    warn: Callable[[str], None],
+) -> Cases:
+    """Return all cases of a folder of images or a dataset, with the channels of the run, or all with the same.
+
+    Images in a folder that cannot be read go on the list of problems.
+    """
+    channels = config.channels if config else None
     if layout_of(folder):
         dataset = _readable(folder, config.settings.channels if config else None)
         for warning in dataset.warnings:
             warn(warning)
         items: Sequence[Item] = dataset.items
     else:
-        items = find_inputs(folder, channels=config.channels if config else None, series=series, warn=warn)
+        items = find_inputs(folder, channels=channels, series=series, problems=problems, warn=warn)
+        if not items:
+            raise problems[0]
     wanted = len(config.channels) if config else items[0].header.channels
     if wanted == 1:
         items = [as_grey(item) for item in items]

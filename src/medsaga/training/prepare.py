@@ -37,6 +37,9 @@ from medsaga.training.continuing import inherited, joined_data
 PACKAGES = ("torch", "transformers", "nibabel", "numpy", "pillow", "safetensors", "scipy")
 
 
+_OR_RESUME = "Choose another --out, or continue that run with --resume."
+
+
 @dataclass(frozen=True)
 class Run:
     """A run that can start or go on.
@@ -102,7 +105,7 @@ def new_run(data: Path, out: Path, settings: Settings, console: Console, checked
     Raises:
         InputError: the data, the settings or the weights cannot be used; nothing has been written.
     """
-    _check_free(out)
+    files.require_new(out, "a run folder", _OR_RESUME)
     find_weights(choose_model(settings))
     device = choose_device(settings.device)
     checked = checked or check_data(data, settings, console)
@@ -127,7 +130,7 @@ def continued_run(before: Path, data: Path, out: Path, settings: Settings, conso
     Raises:
         InputError: the run, its data, the new data or the settings cannot be used; nothing has been written.
     """
-    _check_free(out)
+    files.require_new(out, "a run folder", _OR_RESUME)
     config = _with_named_weights(read_config(before / run_folder.CONFIG))
     config = dataclasses.replace(
         config, settings=inherited(config.settings, settings), added=(*config.added, str(data.resolve()))
@@ -164,6 +167,7 @@ def resumed_run(data: Path, out: Path, settings: Settings, console: Console, bef
         InputError: the folder is no run, its data have changed, or ``settings`` ask for something else than it has.
     """
     config = _with_named_weights(read_config(out / run_folder.CONFIG))
+    files.require_writable(out)
     files.remove_temporary(out)
     manifest = files.read_json(out / run_folder.MANIFEST)
     continued = manifest.get("continues", {}).get("run")
@@ -244,16 +248,6 @@ def _check_same(asked: dict[str, Any], before: dict[str, Any], kept: ResolvedSet
             )
 
 
-def _check_free(out: Path) -> None:
-    if out.exists():
-        raise InputError(
-            out,
-            expected="a run folder that does not exist yet",
-            found="one that does",
-            do="Choose another --out, or continue that run with --resume.",
-        )
-
-
 def _data_again(data: Path, config: RunConfig, split: Split, console: Console) -> tuple[Dataset, str]:
     """Return the data of a run that has begun, and their fingerprint now."""
     if not config.added:
@@ -315,7 +309,8 @@ def _begun(prepared: Prepared, manifest: dict[str, Any], console: Console) -> Ru
 
     It gets its name when all is in it that resuming needs: a process that is killed leaves a run, or none.
     """
-    out = prepared.folder
+    out, tensors = prepared.folder, (*prepared.model.parameters(), *prepared.model.buffers())
+    files.require_room(out, 2 * sum(tensor.nbytes for tensor in tensors), "the model and the state of the run")
     digests = digests_of_cases(prepared.dataset.items)
     for fitted, tested in images_on_both_sides(prepared.split, digests):
         console.print(

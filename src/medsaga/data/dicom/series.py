@@ -70,25 +70,40 @@ class _Found:
     size: tuple[int, int]
 
 
-def find_series(root: Path) -> list[Series]:
+def find_series(root: Path, problems: list[InputError] | None = None) -> list[Series]:
     """Find the image series in a file, a folder, or an export of any depth; headers are read, no pixels.
 
     Hidden files and those that are no DICOM are passed over, and so are directories of media (DICOMDIR),
     segmentations, structure sets, reports and presentation states. Symbolic links are followed only within ``root``.
 
+    Args:
+        root: the file or folder.
+        problems: where given, damaged files go on this list, and the series with files in their folders are left out,
+            because nobody can tell which of these they belong to.
+
     Returns:
         Largest first; empty where there is none.
 
     Raises:
-        InputError: there is no such file or folder, it holds more than 100,000 files, or a file is damaged DICOM.
+        InputError: there is no such file or folder, it holds more than 100,000 files, or a file is damaged DICOM
+            (without ``problems``).
     """
     found: dict[tuple[str, Path | None], list[_Found]] = {}
+    damaged = set()
     for path in _files(root):
-        image = _image(path)
+        try:
+            image = _image(path)
+        except InputError as problem:
+            if problems is None:
+                raise
+            problems.append(problem.with_traceback(None))
+            damaged.add(path.parent)
+            continue
         if image is not None:
             # Images without a UID can only be kept together by their folder.
             found.setdefault((image.uid, None if image.uid else path.parent), []).append(image)
-    series = [_series(root, images) for images in found.values()]
+    whole = [images for images in found.values() if not damaged & {image.file.parent for image in images}]
+    series = [_series(root, images) for images in whole]
     return sorted(series, key=lambda each: (-each.images, -each.rows * each.columns, each.modality, each.uid))
 
 

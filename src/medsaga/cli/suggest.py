@@ -13,6 +13,8 @@ from rich.table import Table
 from rich.text import Text
 from tyro.conf import Positional
 
+from medsaga.cli.runs import run_meant
+
 
 @dataclass(kw_only=True)
 class Suggest:
@@ -55,7 +57,7 @@ class Suggest:
         *run, folder = self.folders
         document = suggest(
             folder,
-            run=run[0] if run else None,
+            run=run_meant(run[0], [folder], "medsaga suggest {run} {data}") if run else None,
             model=self.model,
             count=self.n,
             series=self.series,
