@@ -77,6 +77,7 @@ class Item:
             empty where the one file is the label map.
         names: name and label value of every label, where the mask calls its structures by names (DICOM); empty where
             it holds label values.
+        binary: whether every label map is to be read as background (0) and foreground (1), whatever its values are.
     """
 
     name: str
@@ -86,6 +87,7 @@ class Item:
     header: Header
     structures: tuple[int, ...] = ()
     names: tuple[tuple[str, int], ...] = ()
+    binary: bool = False
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,7 @@ class Dataset:
         channels: one name per image channel, as ``dataset.json`` gives them, else ``channel_0`` and so on.
         items: sorted by name.
         problems: what is wrong with the folder, one message each; empty when it can be used.
+        warnings: what the user should know though the data can be used, one message each.
         test: the cases that the layout itself keeps for the test, sorted; empty where it keeps none.
         value_range: lowest and highest value of all images, where the layout fixes them; None where it does not.
     """
@@ -110,6 +113,7 @@ class Dataset:
     channels: tuple[str, ...]
     items: tuple[Item, ...]
     problems: tuple[InputError, ...] = field(default=())
+    warnings: tuple[str, ...] = ()
     test: tuple[str, ...] = ()
     value_range: tuple[float, float] | None = None
 
