@@ -188,9 +188,10 @@ def _settings_of(cell: Cell, shared: SharedSettings, methods: Sequence[str], tes
 
 def _examples(checked: CheckedData, split: Split) -> tuple[Item, ...]:
     """Choose items to show, before any result is known: those of the test cases that show most labels."""
+    labels_of_cases = checked.survey.labels_of_cases
 
     def rank(case: str) -> tuple[int, bytes]:
-        return -len(checked.labels_of_cases[case]), hashlib.sha256(case.encode()).digest()
+        return -len(labels_of_cases[case]), hashlib.sha256(case.encode()).digest()
 
     cases = sorted(split.test, key=rank)[:EXAMPLES]
     return tuple(next(item for item in checked.dataset.items if item.case == case) for case in cases)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from medsaga.data.types import Labels
+from medsaga.data.types import Labels, outer_pieces
 from medsaga.errors import InputError
 
 MOST_LABELS = 255
@@ -17,17 +18,21 @@ MOST_INFERRED_LABELS = 64
 """Beyond this, masks without a ``dataset.json`` are grey images or have smoothed edges more often than labels."""
 HIGHEST_VALUE = 65535
 """The highest value that a 16-bit PNG holds."""
-_CHUNK = 2**20
 _FORM = 'an object such as {"background": 0, "liver": 1}'
 
 
 def values_in(labels: Labels) -> frozenset[int]:
     """Return the distinct values of a label map, in little memory however large it is."""
-    flat = labels.ravel(order="K")
-    values: set[int] = set()
-    for start in range(0, flat.size, _CHUNK):
-        values.update(np.unique(flat[start : start + _CHUNK]).tolist())
-    return frozenset(values)
+    return frozenset(counts_of(labels))
+
+
+def counts_of(labels: Labels) -> dict[int, int]:
+    """Return the values of a label map, ascending, with how often each occurs, in little memory however large it is."""
+    counted: Counter[int] = Counter()
+    for piece in outer_pieces(labels):
+        values, counts = np.unique(labels[piece], return_counts=True)
+        counted.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
+    return dict(sorted(counted.items()))
 
 
 def parse_labels(where: Path, document: Mapping[str, Any]) -> dict[str, int]:

@@ -6,6 +6,7 @@ in which its file stores them. A label map is the same without the channels. Spa
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,6 +24,7 @@ Block = tuple[int, int, Array]
 """A piece of a volume: its first channel, its first k, and ``(channels, i, j, slices)`` of it."""
 Labels = npt.NDArray[np.integer]
 """A label map, ``(*shape)``: integer label values as in the file, or class indices where a docstring says so."""
+_PIECE = 2**20
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,6 +133,14 @@ class Dataset:
         """The items of the given cases, sorted by name."""
         wanted = set(cases)
         return tuple(item for item in self.items if item.case in wanted)
+
+
+def outer_pieces(array: Array) -> Iterator[tuple[slice, ...]]:
+    """Yield the indices of pieces of about a million values, cut along the axis that is outermost in memory."""
+    axis = int(np.argmax(np.abs(array.strides)))
+    step = max(1, _PIECE * array.shape[axis] // max(1, array.size))
+    for start in range(0, array.shape[axis], step):
+        yield (*[slice(None)] * axis, slice(start, start + step))
 
 
 def to_class_indices(labels: Labels, values: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,14 +10,13 @@ from rich.console import Console
 
 from medsaga.config import Settings
 from medsaga.data.dataset import (
-    check_items,
     fingerprint,
-    labels_of_cases,
     raise_problems,
     read_dataset,
     select_channels,
 )
 from medsaga.data.splits import Split, split_cases
+from medsaga.data.survey import Survey, survey
 from medsaga.data.types import Dataset
 from medsaga.progress import counting
 
@@ -27,12 +27,12 @@ class CheckedData:
 
     Attributes:
         dataset: without problems, with the channels that the settings name.
-        labels_of_cases: label values of each case.
+        survey: what was found in the files.
         fingerprint: of all images and masks.
     """
 
     dataset: Dataset
-    labels_of_cases: dict[str, frozenset[int]]
+    survey: Survey
     fingerprint: str
 
 
@@ -45,8 +45,16 @@ def check_data(data: Path, settings: Settings, console: Console) -> CheckedData:
     dataset = read_dataset(data)
     raise_problems(dataset.problems)
     dataset = select_channels(dataset, settings.channels)
-    raise_problems(check_items(dataset, counting(console, "checking images")))
-    return CheckedData(dataset, labels_of_cases(dataset), fingerprint(dataset))
+    found = survey(dataset, counting(console, "checking images"))
+    raise_problems(found.problems)
+    warn(console, (*dataset.warnings, *found.warnings))
+    return CheckedData(dataset, found, fingerprint(dataset))
+
+
+def warn(console: Console, warnings: Sequence[str]) -> None:
+    """Print what the user should know of the data, each thing once."""
+    for warning in dict.fromkeys(warnings):
+        console.print(f"warning: {warning}", style="yellow", markup=False, highlight=False)
 
 
 def split_of(checked: CheckedData, settings: Settings) -> Split:
@@ -57,6 +65,6 @@ def split_of(checked: CheckedData, settings: Settings) -> Split:
         seed=settings.seed,
         validation=settings.validation_cases,
         fold=settings.fold,
-        labels_of=checked.labels_of_cases,
+        labels_of=checked.survey.labels_of_cases,
         test_cases=settings.test_cases,
     )

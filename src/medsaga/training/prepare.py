@@ -102,7 +102,7 @@ def new_run(data: Path, out: Path, settings: Settings, console: Console, checked
     device = choose_device(settings.device)
     checked = checked or check_data(data, settings, console)
     split = split_of(checked, settings)
-    config = resolved(settings, checked.dataset, split, device)
+    config = resolved(settings, checked, split, device)
     model, model_info = _new_model(config, console)
     manifest = _manifest(checked.fingerprint, config, device, model_info) | {"requested": asked}
     return _begun(Prepared(out, config, split, checked.dataset, model, model_info, device), manifest, console)

@@ -12,7 +12,6 @@ from medsaga.data.intensity import choose_intensity
 from medsaga.data.slices import common_axis, slice_view
 from medsaga.data.splits import Split
 from medsaga.data.tiles import tile_shape
-from medsaga.data.types import Dataset
 from medsaga.device import defaults_for
 from medsaga.errors import InputError
 from medsaga.methods import method_named
@@ -22,6 +21,7 @@ from medsaga.models.weights import detect_architecture
 from medsaga.planning.plan import plan, useful_sizes
 from medsaga.presets import METHOD, fill_in
 from medsaga.recipes import with_recipe
+from medsaga.training.checked import CheckedData
 
 
 def requested(settings: Settings) -> dict[str, Any]:
@@ -83,9 +83,9 @@ def find_weights(settings: Settings) -> None:
         locate(settings.weights)
 
 
-def resolved(settings: Settings, dataset: Dataset, split: Split, device: torch.device) -> RunConfig:
+def resolved(settings: Settings, checked: CheckedData, split: Split, device: torch.device) -> RunConfig:
     """Fill in all that the user has left open, from the preset, the budget, the device and the data."""
-    items = dataset.items_of(split.train)
+    dataset, items = checked.dataset, checked.dataset.items_of(split.train)
     # One axis for the whole run: a volume with other spacing must not be cut another way at prediction.
     axis: Any = common_axis((item.header.grid for item in items), settings.axis)
     settings = dataclasses.replace(settings, axis=axis)
@@ -93,7 +93,7 @@ def resolved(settings: Settings, dataset: Dataset, split: Split, device: torch.d
         data=str(dataset.root.resolve()),
         labels=dataset.labels,
         channels=dataset.channels,
-        intensities=choose_intensity(dataset, items, settings.intensity, settings.window),
+        intensities=choose_intensity(dataset, checked.survey.of(items), settings.intensity, settings.window),
         settings=fill_in(settings, defaults=defaults_for(device)),
     )
     if settings.budget is None:
