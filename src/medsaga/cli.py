@@ -51,6 +51,8 @@ class Info:
 
     data: Positional[Path]
     """Dataset folder: nnU-Net layout, or images/ and masks/ (DICOM: images/CASE/ and masks/CASE.dcm)."""
+    binary: bool = False
+    """Read every mask as background and foreground, whatever its values are."""
     json: bool = False
     """Print one JSON document."""
     debug: bool = False
@@ -64,7 +66,7 @@ class Info:
         """
         from medsaga.info import describe, info_table
 
-        description, problems = describe(self.data, console())
+        description, problems = describe(self.data, console(), binary=self.binary)
         if self.json:
             print(json.dumps(description, indent=2))
         else:

@@ -26,6 +26,7 @@ EXAMPLES = 3
 DATA_SETTINGS = (
     "fold",
     "validation_cases",
+    "binary",
     "channels",
     "tile",
     "axis",
@@ -83,7 +84,7 @@ def compare(
     """
     methods, shots = list(dict.fromkeys(methods)), sorted(set(shots))
     _check(methods, shots, seeds)
-    checked = check_data(data, Settings(channels=shared.channels), console)
+    checked = check_data(data, Settings(channels=shared.channels, binary=shared.binary), console)
     dataset = checked.dataset
     test_cases = _test_cases(dataset, shared.fold, max(shots), test_cases)
     grid = {

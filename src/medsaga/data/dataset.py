@@ -17,8 +17,11 @@ from medsaga.data.types import Dataset, Item
 from medsaga.errors import InputError
 from medsaga.files import sha256
 
+FOREGROUND = "foreground"
+"""The name of the only label of masks that are read as binary."""
 
-def read_dataset(root: Path, *, masks_required: bool = True) -> Dataset:
+
+def read_dataset(root: Path, *, masks_required: bool = True, binary: bool = False) -> Dataset:
     """Find the images and masks of a folder in any of the layouts by their names and headers.
 
     What is wrong is collected in the dataset's ``problems``; `raise_problems` turns them into an error. A plain
@@ -27,10 +30,13 @@ def read_dataset(root: Path, *, masks_required: bool = True) -> Dataset:
     Args:
         root: the folder.
         masks_required: whether an image without a mask is a problem.
+        binary: whether every mask is read as background and `FOREGROUND`, whatever its values are; see
+            `medsaga.data.plausibility.foreground_of`.
     """
     for layout in LAYOUTS:
         if layout.recognises(root):
-            return layout.read(root, masks_required=masks_required)
+            dataset = layout.read(root, masks_required=masks_required)
+            return _as_binary(dataset) if binary else dataset
     found = "a folder with none of these" if root.is_dir() else "a file" if root.exists() else "nothing of this name"
     problem = InputError(
         root,
@@ -39,6 +45,11 @@ def read_dataset(root: Path, *, masks_required: bool = True) -> Dataset:
         do="Put the images and masks into two folders images and masks, or name the folder that holds them.",
     )
     return Dataset(root, "folder", {"background": 0}, (), (), (problem,))
+
+
+def _as_binary(dataset: Dataset) -> Dataset:
+    items = tuple(replace(item, binary=True) for item in dataset.items)
+    return replace(dataset, labels={"background": 0, FOREGROUND: 1}, items=items, inferred=False)
 
 
 def select_channels(dataset: Dataset, names: Sequence[str] | None) -> Dataset:

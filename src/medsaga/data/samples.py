@@ -328,6 +328,7 @@ def _key(
                 [[stamp(path) for path in files_of(source)] for source in (*item.images, *item.masks)],
                 list(item.structures),
                 list(item.names),
+                item.binary,
             ]
             for item in items
         ],

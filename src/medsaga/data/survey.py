@@ -5,6 +5,7 @@ A large image is decoded in pieces; of a label map there is one copy, in the typ
 
 from __future__ import annotations
 
+import filecmp
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,7 @@ import numpy.typing as npt
 from medsaga.data.items import read_mask
 from medsaga.data.labels import counts_of, listed, unknown_labels
 from medsaga.data.layouts.shared import collecting, shown
+from medsaga.data.plausibility import MaskFacts, doubts, facts_of, remarks
 from medsaga.data.sources import place_of, read_header, read_image
 from medsaga.data.types import Array, Block, Dataset, Item, Labels, Source, outer_pieces
 from medsaga.data.volumes import blocks_of, is_large
@@ -66,6 +68,7 @@ class ItemSurvey:
         item: the item.
         channels: one each, in the dataset's order; empty where an image cannot be used.
         voxels: label value to the number of its voxels; empty where there is no mask that can be used.
+        mask: what the values of the mask are like, where nothing else tells the labels; else None.
         constant: the files whose image has one value everywhere, and that value.
         problems: what is wrong.
     """
@@ -73,6 +76,7 @@ class ItemSurvey:
     item: Item
     channels: tuple[ChannelFacts, ...]
     voxels: dict[int, int]
+    mask: MaskFacts | None
     constant: tuple[tuple[Path, np.generic], ...]
     problems: tuple[InputError, ...]
 
@@ -124,7 +128,11 @@ def survey(dataset: Dataset, progress: Callable[[int, int], None] | None = None)
         if progress is not None:
             progress(done, len(dataset.items))
     problems = [problem for each in found for problem in each.problems]
-    warnings = []
+    masks = [each.mask for each in found if each.mask is not None]
+    doubt = doubts(dataset.root / "masks", masks) if masks else None
+    if doubt is not None:
+        problems.insert(0, doubt)
+    warnings = [*_labels_not_seen(found, dataset), *(remarks(masks) if doubt is None else ())]
     images = sum(len(item.images) for item in dataset.items)
     constant = [(each, path, value) for each in found for path, value in each.constant]
     for each, path, value in constant:
@@ -147,11 +155,15 @@ def _look_at(item: Item, dataset: Dataset, passed_over: set[str]) -> ItemSurvey:
     constant: list[tuple[Path, np.generic]] = []
     labels: Labels | None = None
     voxels: dict[int, int] = {}
+    mask: MaskFacts | None = None
     mask_problems: list[InputError] = []
     if item.masks and passed_over.isdisjoint(map(str, item.masks)):
         with collecting(mask_problems):
             labels = read_mask(item)
             voxels = counts_of(labels)
+            if dataset.inferred:
+                mask = facts_of(item.masks[0], labels)
+            _require_another_file(item)
             # Labels that could not be read have been reported; every value would be unknown now.
             if len(dataset.labels) > 1 and not item.structures and not item.names and not item.binary:
                 problem = unknown_labels(item.masks[0], frozenset(voxels), dataset.labels)
@@ -182,7 +194,7 @@ def _look_at(item: Item, dataset: Dataset, passed_over: set[str]) -> ItemSurvey:
     # A file that holds image and label map is damaged only once.
     wrong = {problem.where for problem in problems}
     problems += [problem for problem in mask_problems if problem.where not in wrong]
-    return ItemSurvey(item, kept, voxels, tuple(constant), tuple(problems))
+    return ItemSurvey(item, kept, voxels, mask, tuple(constant), tuple(problems))
 
 
 def _chosen(labels: Labels) -> npt.NDArray[np.intp]:
@@ -298,6 +310,34 @@ def _check_range(path: Path, channels: Sequence[ChannelFacts], low: float, high:
             expected=f"values from {low:g} to {high:g}, as all images of this layout have",
             found=f"values from {lowest:g} to {highest:g}",
             do="Preprocess the images as the others were, or save them in another layout, such as images/ and masks/.",
+        )
+
+
+def _labels_not_seen(found: Sequence[ItemSurvey], dataset: Dataset) -> list[str]:
+    seen = frozenset[int]().union(*(each.voxels for each in found))
+    if not seen:
+        return []
+    said = []
+    if 0 not in seen:
+        covers = sum((Counter(each.voxels) for each in found), Counter[int]()).most_common(1)[0][0]
+        said.append(
+            f"no mask holds background (0), and {covers} covers most: if {covers} stands for the background, write 0 "
+            "instead, or the model learns it as a label"
+        )
+    missing = [name for name, value in dataset.labels.items() if value not in seen and value != 0]
+    if missing and seen != {0}:
+        said.append(f"no mask holds {listed(missing)}")
+    return [*said, *(["all masks hold background only"] if seen == {0} else [])]
+
+
+def _require_another_file(item: Item) -> None:
+    """Raise an InputError if the mask is a copy of the image."""
+    mask, image = item.masks[0], item.images[0]
+    if not isinstance(image, Path) or mask == image or mask.stat().st_size != image.stat().st_size:
+        return
+    if filecmp.cmp(mask, image, shallow=False):
+        raise InputError(
+            mask, expected="a mask", found=f"a copy of the image {image.name}", do="Put the mask there, or remove both."
         )
 
 

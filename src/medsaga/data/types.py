@@ -107,6 +107,7 @@ class Dataset:
         warnings: what the user should know though the data can be used, one message each.
         test: the cases that the layout itself keeps for the test, sorted; empty where it keeps none.
         value_range: lowest and highest value of all images, where the layout fixes them; None where it does not.
+        inferred: whether nothing but the values in the masks tells the labels.
     """
 
     root: Path
@@ -118,6 +119,7 @@ class Dataset:
     warnings: tuple[str, ...] = ()
     test: tuple[str, ...] = ()
     value_range: tuple[float, float] | None = None
+    inferred: bool = False
 
     @property
     def cases(self) -> tuple[str, ...]:

@@ -42,7 +42,7 @@ def check_data(data: Path, settings: Settings, console: Console) -> CheckedData:
     Raises:
         InputError: the first problem.
     """
-    dataset = read_dataset(data)
+    dataset = read_dataset(data, binary=settings.binary)
     raise_problems(dataset.problems)
     dataset = select_channels(dataset, settings.channels)
     found = survey(dataset, counting(console, "checking images"))

@@ -13,16 +13,17 @@ from rich.console import Console
 
 from medsaga.config import ResolvedSettings, RunConfig, Settings, flag
 from medsaga.data.dataset import (
-    check_items,
     fingerprint,
     raise_problems,
     read_dataset,
     select_channels,
 )
+from medsaga.data.intensity import require_mappable
 from medsaga.data.labels import listed
 from medsaga.data.layouts.shared import DESCRIPTION
 from medsaga.data.sources import files_of, place_of
 from medsaga.data.splits import Split
+from medsaga.data.survey import survey
 from medsaga.data.types import Dataset, Item
 from medsaga.errors import InputError
 from medsaga.files import sha256
@@ -30,6 +31,7 @@ from medsaga.methods import method_named
 from medsaga.methods.base import unchanged
 from medsaga.presets import DeviceDefaults, fill_in
 from medsaga.progress import counting
+from medsaga.training.checked import warn
 from medsaga.training.settle import requested
 
 MAY_CHANGE = frozenset(
@@ -146,7 +148,10 @@ def joined_data(config: RunConfig, split: Split, console: Console) -> JoinedData
     for dataset in added:
         _check_not_held_out(dataset, first, held_out)
     dataset = joined(first, added, (*split.train, *split.validation, *split.test))
-    raise_problems(check_items(dataset, counting(console, "checking images")))
+    found = survey(dataset, counting(console, "checking images"))
+    raise_problems(found.problems)
+    require_mappable(config.intensities, dataset.items)
+    warn(console, (*(text for each in (first, *added) for text in each.warnings), *found.warnings))
     prints = [fingerprint(each) for each in (first, *added)]
     train = {*split.train, *(case for each in added for case in each.cases)}
     return JoinedData(
@@ -167,7 +172,7 @@ def _first(config: RunConfig) -> Dataset:
             do="Put the folder back, or train on the new cases alone, with --weights and the model.safetensors of the "
             "run.",
         )
-    dataset = read_dataset(root)
+    dataset = read_dataset(root, binary=config.settings.binary)
     raise_problems(dataset.problems)
     dataset = select_channels(dataset, config.settings.channels)
     _check_same_kind(dataset, config, "Restore its labels and channels.")
@@ -175,7 +180,7 @@ def _first(config: RunConfig) -> Dataset:
 
 
 def _added(root: Path, config: RunConfig) -> Dataset:
-    dataset = read_dataset(root)
+    dataset = read_dataset(root, binary=config.settings.binary)
     raise_problems(dataset.problems)
     if dataset.layout == "folder" and not (root / DESCRIPTION).exists():
         dataset = _named_as_in_run(dataset, config)

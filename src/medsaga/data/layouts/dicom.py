@@ -71,7 +71,8 @@ def read(root: Path, *, masks_required: bool) -> Dataset:
         with collecting(problems):
             items.append(Item(name, cases[name], sources, mask, joint_header(sources), names=named))
     problems += pairing_problems(images, masks, root / "masks", masks_required=masks_required)
-    return checked(Dataset(root, "dicom", labels, channels or (), tuple(items), tuple(problems)))
+    inferred = "labels" not in description and not any(is_mask(path) for path in masks.values())
+    return checked(Dataset(root, "dicom", labels, channels or (), tuple(items), tuple(problems), inferred=inferred))
 
 
 def series_of(entry: Path, wanted: Sequence[str | None], *, do: str) -> tuple[Source, ...]:

@@ -61,7 +61,8 @@ def read(root: Path, *, masks_required: bool) -> Dataset:
             items.append(Item(name, cases[name], (path,), masks, joint_header((path,)), values))
     any_mask = {**single, **{name: next(iter(masks.values())) for name, masks in by_structure.items()}}
     problems += pairing_problems(images, any_mask, root / "masks", masks_required=masks_required)
-    return checked(Dataset(root, "folder", labels, channels or (), tuple(items), tuple(problems)))
+    inferred = not structures and not (root / DESCRIPTION).exists()
+    return checked(Dataset(root, "folder", labels, channels or (), tuple(items), tuple(problems), inferred=inferred))
 
 
 def _labels_and_channels(
