@@ -15,6 +15,7 @@ from medsaga.data.dataset import (
     read_dataset,
     select_channels,
 )
+from medsaga.data.labels import listed
 from medsaga.data.splits import Split, split_cases
 from medsaga.data.survey import Survey, survey
 from medsaga.data.types import Dataset
@@ -49,6 +50,17 @@ def check_data(data: Path, settings: Settings, console: Console) -> CheckedData:
     raise_problems(found.problems)
     warn(console, (*dataset.warnings, *found.warnings))
     return CheckedData(dataset, found, fingerprint(dataset))
+
+
+def unseen_labels(checked: CheckedData, split: Split) -> tuple[str, ...]:
+    """Return a warning for the labels that other cases hold and no training case does."""
+    values = checked.survey.labels_of_cases
+    trained = frozenset[int]().union(*(values.get(case, frozenset()) for case in split.train))
+    elsewhere = frozenset[int]().union(*values.values())
+    unseen = [name for name, value in checked.dataset.labels.items() if value in elsewhere - trained and value != 0]
+    if not unseen:
+        return ()
+    return (f"no training case holds {listed(unseen)}: the model cannot learn what it never sees",)
 
 
 def warn(console: Console, warnings: Sequence[str]) -> None:

@@ -82,7 +82,8 @@ def train(
     else:
         run = new_run(data, out, settings, console, checked)
     try:
-        fit(run, console)
+        with contextlib.closing(run.train), contextlib.closing(run.monitor):
+            fit(run, console)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -113,6 +114,8 @@ def fit(run: Run, console: Console) -> None:
     with (
         contextlib.closing(log),
         contextlib.closing(optimizer),
+        contextlib.closing(train),
+        contextlib.closing(monitor),
         stop_requested() as stop,
         RunProgress(console, steps=settings.steps, first=counters.step, dice_name=dice_name) as progress,
         Prefetcher(

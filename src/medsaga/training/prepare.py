@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import platform
 import shutil
@@ -27,7 +28,7 @@ from medsaga.models.registry import RANDOM
 from medsaga.models.sam import KClassSam
 from medsaga.models.weights import load_model, load_pretrained
 from medsaga.progress import counting
-from medsaga.training.checked import CheckedData, check_data, split_of
+from medsaga.training.checked import CheckedData, check_data, split_of, unseen_labels, warn
 from medsaga.training.class_tokens import start_class_tokens
 from medsaga.training.continuing import inherited, joined_data
 from medsaga.training.settle import check_same, find_weights, requested, resolved, settled, with_named_weights
@@ -102,6 +103,7 @@ def new_run(data: Path, out: Path, settings: Settings, console: Console, checked
     device = choose_device(settings.device)
     checked = checked or check_data(data, settings, console)
     split = split_of(checked, settings)
+    warn(console, unseen_labels(checked, split))
     config = resolved(settings, checked, split, device)
     model, model_info = _new_model(config, console)
     manifest = _manifest(checked.fingerprint, config, device, model_info) | {"requested": asked}
@@ -296,11 +298,17 @@ def _with_samples(prepared: Prepared, console: Console) -> Run:
             progress=counting(console, f"preparing {name} images"),
         )
 
-    train = samples("train", dataset.items_of(split.train))
-    train.check_labelled()
-    monitor = samples("validation", dataset.items_of(split.validation)) if split.validation else train
-    model.to(prepared.device)
-    if prepared.model_info.get("episodic"):
-        assert isinstance(model, KClassSam)
-        start_class_tokens(model, train)
+    # What goes wrong lets go of the files, so that the folder can be removed.
+    with contextlib.ExitStack() as opened:
+        train = opened.enter_context(contextlib.closing(samples("train", dataset.items_of(split.train))))
+        train.check_labelled()
+        monitor = train
+        if split.validation:
+            validation = samples("validation", dataset.items_of(split.validation))
+            monitor = opened.enter_context(contextlib.closing(validation))
+        model.to(prepared.device)
+        if prepared.model_info.get("episodic"):
+            assert isinstance(model, KClassSam)
+            start_class_tokens(model, train)
+        opened.pop_all()
     return Run(prepared.folder, config, split, dataset, model, train, monitor, prepared.device)
