@@ -232,3 +232,12 @@ def test_the_window_is_that_of_100_000_voxels_drawn_from_the_whole_volume(
     np.testing.assert_array_equal(np.sort(item.channels[0].foreground), np.sort(drawn))
     assert item.channels[0].foreground.dtype == np.int16
     assert (item.channels[0].minimum, item.channels[0].maximum) == (volume.min(), volume.max())
+
+
+def test_an_8_bit_volume_among_ct_is_named_though_it_is_not_trained_on(tmp_path: Path) -> None:
+    (volume, mask), grey = ct(0), np.random.default_rng(0).integers(0, 255, (20, 20, 6), dtype=np.uint8)
+    dataset = dataset_of(tmp_path, [volume, grey], [mask, mask])
+    training = survey(dataset).of(dataset.items[:1])
+    with pytest.raises(InputError, match=r"image1\.nii\.gz: expected HU"):
+        choose_intensity(dataset, training, "auto", None)
+    assert choose_intensity(dataset, training, "percentile", None)[0].kind == "percentile"

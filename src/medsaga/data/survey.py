@@ -163,7 +163,8 @@ def _look_at(item: Item, dataset: Dataset, passed_over: set[str]) -> ItemSurvey:
             voxels = counts_of(labels)
             if dataset.inferred:
                 mask = facts_of(item.masks[0], labels)
-            _require_another_file(item)
+            if voxels.keys() != {0}:  # a black image and its empty mask are equal, too
+                _require_another_file(item)
             # Labels that could not be read have been reported; every value would be unknown now.
             if len(dataset.labels) > 1 and not item.structures and not item.names and not item.binary:
                 problem = unknown_labels(item.masks[0], frozenset(voxels), dataset.labels)
