@@ -7,18 +7,22 @@ treated those it was trained on.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from medsaga.data.sources import place_of
-from medsaga.data.survey import ItemSurvey, is_named_ct
 from medsaga.data.types import Array, Dataset, Item, outer_pieces
 from medsaga.errors import InputError
+
+if TYPE_CHECKING:
+    # What reads the settings of a run needs no decoders.
+    from medsaga.data.survey import ItemSurvey
 
 REQUESTS = ("auto", "identity", "window", "percentile")
 """What ``--intensity`` accepts."""
@@ -117,6 +121,11 @@ def choose_intensity(
             do="Export it as the others, or train with --intensity percentile.",
         )
     return chosen
+
+
+def is_named_ct(channel: str) -> bool:
+    """Whether the name of a channel says that it is CT."""
+    return re.search(r"(?<![a-z])ct(?![a-z])", channel.lower()) is not None
 
 
 def require_mappable(intensities: Sequence[Intensity], items: Sequence[Item]) -> None:

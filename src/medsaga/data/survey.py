@@ -6,7 +6,6 @@ A large image is decoded in pieces; of a label map there is one copy, in the typ
 from __future__ import annotations
 
 import filecmp
-import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from medsaga.data.intensity import is_named_ct
 from medsaga.data.items import read_mask
 from medsaga.data.labels import counts_of, listed, unknown_labels
 from medsaga.data.layouts.shared import collecting, shown
@@ -143,11 +143,6 @@ def survey(dataset: Dataset, progress: Callable[[int, int], None] | None = None)
         else:
             problems.append(_nothing_to_see(path, value))
     return Survey(tuple(found), tuple(problems), (*warnings, *_mixed_depths(dataset.items)))
-
-
-def is_named_ct(channel: str) -> bool:
-    """Whether the name of a channel says that it is CT."""
-    return re.search(r"(?<![a-z])ct(?![a-z])", channel.lower()) is not None
 
 
 def _look_at(item: Item, dataset: Dataset, passed_over: set[str]) -> ItemSurvey:
