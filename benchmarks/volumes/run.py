@@ -1,4 +1,4 @@
-"""What large CTs take: peak memory of the process and time of ``medsaga info``, ``train``, ``evaluate`` and ``predict``.
+"""What large CTs take, with ``medsaga info``, ``train``, ``evaluate`` and ``predict``: process memory and time.
 
 PYTHONPATH=tests:src python -m benchmarks.volumes.run --out benchmarks/volumes
 """
