@@ -51,6 +51,8 @@ class SharedSettings:
     """Side in pixels of the image's own grid: larger slices are cut into tiles of it; by default seen whole."""
     channels: tuple[str, ...] | None = None
     """Names of the image channels to use, where each is a file of its own; by default all."""
+    binary: bool = False
+    """Read every mask as background and foreground, whatever its values are: 0/255, smoothed, a number per cell."""
     axis: Axis = "auto"
     """Axis along which volumes are cut into slices; `auto` is the axis of coarsest spacing."""
     neighbours: int = 0

@@ -22,6 +22,8 @@ class Info:
 
     data: Positional[Path]
     """Dataset folder: nnU-Net layout, or images/ and masks/ (DICOM: images/CASE/ and masks/CASE.dcm)."""
+    binary: bool = False
+    """Read every mask as background and foreground, whatever its values are."""
     json: bool = False
     """Print one JSON document."""
     debug: bool = False
@@ -38,7 +40,7 @@ class Info:
         require_data(
             self.data, "Name the data it was trained on; what came of it is in {run}/report.html and {run}/result.json."
         )
-        description, problems = describe(self.data, console())
+        description, problems = describe(self.data, console(), binary=self.binary)
         if self.json:
             print(json.dumps(description, indent=2))
         else:

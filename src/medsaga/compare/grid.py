@@ -29,6 +29,7 @@ EXAMPLES = 3
 DATA_SETTINGS = (
     "fold",
     "validation_cases",
+    "binary",
     "channels",
     "tile",
     "axis",
@@ -87,7 +88,7 @@ def compare(
     methods, shots = list(dict.fromkeys(methods)), sorted(set(shots))
     _check(methods, shots, seeds)
     _check_out(out)
-    checked = check_data(data, Settings(channels=shared.channels), console)
+    checked = check_data(data, Settings(channels=shared.channels, binary=shared.binary), console)
     dataset = checked.dataset
     test_cases = _test_cases(dataset, shared.fold, max(shots), test_cases)
     grid = {
@@ -214,9 +215,10 @@ def _settings_of(cell: Cell, shared: SharedSettings, methods: Sequence[str], tes
 
 def _examples(checked: CheckedData, split: Split) -> tuple[Item, ...]:
     """Choose items to show, before any result is known: those of the test cases that show most labels."""
+    labels_of_cases = checked.survey.labels_of_cases
 
     def rank(case: str) -> tuple[int, bytes]:
-        return -len(checked.labels_of_cases[case]), hashlib.sha256(os.fsencode(case)).digest()
+        return -len(labels_of_cases[case]), hashlib.sha256(os.fsencode(case)).digest()
 
     cases = sorted(split.test, key=rank)[:EXAMPLES]
     return tuple(next(item for item in checked.dataset.items if item.case == case) for case in cases)

@@ -14,6 +14,7 @@ from medsaga.data.dicom.series import Series
 from medsaga.data.formats import NamedFormat, format_of
 from medsaga.data.formats.raster import equal_channels
 from medsaga.data.labels import listed, values_in
+from medsaga.data.plausibility import foreground_of
 from medsaga.data.reorientation import reorientation
 from medsaga.data.sources import geometry_of, place_of, read_image
 from medsaga.data.types import Array, Item, Labels
@@ -47,7 +48,7 @@ def as_grey(item: Item) -> Item:
 
 
 def read_mask(item: Item) -> Labels:
-    """Return the label map, ``(*shape)``, in label values.
+    """Return the label map, ``(*shape)``, in label values; of an item that is read as binary, in 0 and 1.
 
     Where binary masks of several structures overlap, the highest label value wins.
 
@@ -57,13 +58,15 @@ def read_mask(item: Item) -> Labels:
     """
     if not item.masks:
         raise InputError(item.name, expected="a mask", found="none", do="Only images with a mask can be trained on.")
+    if item.binary and not item.structures:
+        return foreground_of(read_mask(replace(item, binary=False)))
     if item.names:
         return _read_named(item)[0]
     if not item.structures:
         return _read_labels(item, item.masks[0])
     labels = np.zeros(item.header.grid.shape, np.min_scalar_type(max(item.structures)))
     for value, inside in _structures(item):
-        labels[inside] = value
+        labels[inside] = 1 if item.binary else value
     return labels
 
 
@@ -91,13 +94,17 @@ def _structures(item: Item) -> Iterator[tuple[int, npt.NDArray[np.bool_]]]:
     """Yield label value and pixels, ``(*shape)``, of each structure, in ascending order of the values."""
     for value, path in zip(item.structures, item.masks, strict=True):
         stored = _read_labels(item, path)
+        if item.binary:
+            yield value, foreground_of(stored) > 0
+            continue
         found = sorted(values_in(stored))
         if len([each for each in found if each != 0]) > 1:
             raise InputError(
                 path,
                 expected="the mask of one structure: 0 outside of it and one other value inside",
                 found=f"the values {listed(found)}",
-                do="Save it again without smoothing, or put masks of all structures in one file into masks/ itself.",
+                do="Save it again without smoothing, put masks of all structures in one file into masks/ itself, or "
+                "use --binary to take all structures as one.",
             )
         yield value, stored != 0
 

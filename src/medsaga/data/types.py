@@ -6,6 +6,7 @@ in which its file stores them. A label map is the same without the channels. Spa
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,6 +24,7 @@ Block = tuple[int, int, Array]
 """A piece of a volume: its first channel, its first k, and ``(channels, i, j, slices)`` of it."""
 Labels = npt.NDArray[np.integer]
 """A label map, ``(*shape)``: integer label values as in the file, or class indices where a docstring says so."""
+_PIECE = 2**20
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +95,7 @@ class Item:
             empty where the one file is the label map.
         names: name and label value of every label, where the mask calls its structures by names; empty where
             it holds label values.
+        binary: whether every label map is to be read as background (0) and foreground (1), whatever its values are.
     """
 
     name: str
@@ -102,6 +105,7 @@ class Item:
     header: Header
     structures: tuple[int, ...] = ()
     names: tuple[tuple[str, int], ...] = ()
+    binary: bool = False
 
 
 @dataclass(frozen=True)
@@ -116,9 +120,10 @@ class Dataset:
         channels: one name per image channel, as ``dataset.json`` gives them, else ``channel_0`` and so on.
         items: sorted by name.
         problems: what is wrong with the folder, one message each; empty when it can be used.
-        warnings: what the user should know though the folder can be used, a sentence each.
+        warnings: what the user should know though the data can be used, one message each.
         test: the cases that the layout itself keeps for the test, sorted; empty where it keeps none.
         value_range: lowest and highest value of all images, where the layout fixes them; None where it does not.
+        inferred: whether nothing but the values in the masks tells the labels.
     """
 
     root: Path
@@ -130,6 +135,7 @@ class Dataset:
     warnings: tuple[str, ...] = ()
     test: tuple[str, ...] = ()
     value_range: tuple[float, float] | None = None
+    inferred: bool = False
 
     @property
     def cases(self) -> tuple[str, ...]:
@@ -145,6 +151,14 @@ class Dataset:
         """The items of the given cases, sorted by name."""
         wanted = set(cases)
         return tuple(item for item in self.items if item.case in wanted)
+
+
+def outer_pieces(array: Array) -> Iterator[tuple[slice, ...]]:
+    """Yield the indices of pieces of about a million values, cut along the axis that is outermost in memory."""
+    axis = int(np.argmax(np.abs(array.strides)))
+    step = max(1, _PIECE * array.shape[axis] // max(1, array.size))
+    for start in range(0, array.shape[axis], step):
+        yield (*[slice(None)] * axis, slice(start, start + step))
 
 
 def to_class_indices(labels: Labels, values: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:

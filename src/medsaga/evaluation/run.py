@@ -16,6 +16,7 @@ from rich.console import Console
 from medsaga import files, run_folder
 from medsaga.config import RunConfig, read_config
 from medsaga.data.dataset import check_items, raise_problems, read_dataset, select_channels
+from medsaga.data.intensity import require_mappable
 from medsaga.data.items import read_mask
 from medsaga.data.known import recognise
 from medsaga.data.labels import listed
@@ -71,7 +72,7 @@ def evaluate_run(
     segmenter = segmenter or Segmenter.load(run, device)
     known_to_be_good = dataset is not None
     if dataset is None:
-        dataset = read_dataset(_own_data(config, run) if data is None else data)
+        dataset = read_dataset(_own_data(config, run) if data is None else data, binary=config.settings.binary)
         raise_problems(dataset.problems)
         dataset = select_channels(dataset, config.settings.channels)
         _check_labels(config, dataset)
@@ -83,6 +84,7 @@ def evaluate_run(
         items, skipped = _not_seen(run, split, dataset, console)
     if not known_to_be_good:
         raise_problems(check_items(dataclasses.replace(dataset, items=items)))
+        require_mappable(config.intensities, items)
     if not items:
         console.print("no case was held out, so there is nothing to test on; score other cases with --data")
     scored = _score(segmenter, dataset, items, console)

@@ -13,17 +13,18 @@ from rich.console import Console
 
 from medsaga.config import ResolvedSettings, RunConfig, Settings, flag, named
 from medsaga.data.dataset import (
-    check_items,
     fingerprint,
     raise_problems,
     read_dataset,
     select_channels,
 )
+from medsaga.data.intensity import require_mappable
 from medsaga.data.known import image_digests
 from medsaga.data.labels import listed
 from medsaga.data.layouts.shared import DESCRIPTION
 from medsaga.data.sources import place_of
 from medsaga.data.splits import Split
+from medsaga.data.survey import survey
 from medsaga.data.types import Dataset, Item
 from medsaga.errors import InputError
 from medsaga.methods import method_named
@@ -31,6 +32,7 @@ from medsaga.methods.base import unchanged
 from medsaga.planning.defaults import DeviceDefaults
 from medsaga.planning.resolve import Facts, resolve
 from medsaga.progress import counting
+from medsaga.training.checked import warn
 
 MAY_CHANGE = frozenset(
     {
@@ -147,7 +149,10 @@ def joined_data(config: RunConfig, split: Split, console: Console) -> JoinedData
     for dataset in added:
         _check_not_held_out(dataset, first, held_out)
     dataset = joined(first, added, (*split.train, *split.validation, *split.test))
-    raise_problems(check_items(dataset, counting(console, "checking images")))
+    found = survey(dataset, counting(console, "checking images"))
+    raise_problems(found.problems)
+    require_mappable(config.intensities, dataset.items)
+    warn(console, (*(text for each in (first, *added) for text in each.warnings), *found.warnings))
     prints = [fingerprint(each) for each in (first, *added)]
     train = {*split.train, *(case for each in added for case in each.cases)}
     return JoinedData(
@@ -168,7 +173,7 @@ def _first(config: RunConfig) -> Dataset:
             do="Put the folder back, or train on the new cases alone, with --weights and the model.safetensors of the "
             "run.",
         )
-    dataset = read_dataset(root)
+    dataset = read_dataset(root, binary=config.settings.binary)
     raise_problems(dataset.problems)
     dataset = select_channels(dataset, config.settings.channels)
     _check_same_kind(dataset, config, "Restore its labels and channels.")
@@ -176,7 +181,7 @@ def _first(config: RunConfig) -> Dataset:
 
 
 def _added(root: Path, config: RunConfig) -> Dataset:
-    dataset = read_dataset(root)
+    dataset = read_dataset(root, binary=config.settings.binary)
     raise_problems(dataset.problems)
     if dataset.layout == "folder" and not (root / DESCRIPTION).exists():
         dataset = _named_as_in_run(dataset, config)

@@ -22,7 +22,7 @@ from medsaga.training.bar import RunProgress
 from medsaga.training.checked import CheckedData
 from medsaga.training.events import Evaluated, Event, Stepped, Stopped
 from medsaga.training.out_of_memory import next_smaller
-from medsaga.training.prepare import Run, continued_run, new_run, resumed_run
+from medsaga.training.prepare import Run, continued_run, new_run, require_same, resumed_run
 from medsaga.training.trainer import Trainer
 
 
@@ -61,6 +61,7 @@ def train(
     data, out, settings = Path(data), Path(out), settings or Settings()
     before = None if continue_from is None else Path(continue_from)
     if resume:
+        require_same(out, settings, before)
         if is_complete(out):
             console.print(f"{out}: the run is complete; this is its result", markup=False)
             result: dict[str, Any] = files.read_json(out / run_folder.RESULT)
@@ -71,7 +72,8 @@ def train(
     else:
         run = new_run(data, out, settings, console, checked)
     try:
-        fit(run, console)
+        with contextlib.closing(run.train), contextlib.closing(run.monitor):
+            fit(run, console)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import platform
 import shutil
@@ -30,7 +31,7 @@ from medsaga.models.sam import KClassSam
 from medsaga.models.weights import load_model, load_pretrained
 from medsaga.planning.resolve import Facts, choose_model, find_weights, resolve
 from medsaga.progress import counting
-from medsaga.training.checked import CheckedData, check_data, split_of
+from medsaga.training.checked import CheckedData, check_data, split_of, unseen_labels, warn
 from medsaga.training.class_tokens import start_class_tokens
 from medsaga.training.continuing import inherited, joined_data
 
@@ -110,7 +111,8 @@ def new_run(data: Path, out: Path, settings: Settings, console: Console, checked
     device = choose_device(settings.device)
     checked = checked or check_data(data, settings, console)
     split = split_of(checked, settings)
-    config = _config(settings, checked.dataset, split, device)
+    warn(console, unseen_labels(checked, split))
+    config = _config(settings, checked, split, device)
     model, model_info = _new_model(config, console)
     manifest = _manifest(checked.fingerprint, config, device, model_info) | {"requested": named(settings)}
     return _begun(Prepared(out, config, split, checked.dataset, model, model_info, device), manifest, console)
@@ -153,6 +155,27 @@ def continued_run(before: Path, data: Path, out: Path, settings: Settings, conso
     return _begun(prepared, manifest, console)
 
 
+def require_same(out: Path, settings: Settings, before: Path | None = None) -> None:
+    """Raise InputError unless a folder is a run that was begun with these settings.
+
+    Args:
+        out: the run folder.
+        settings: none, or those that the run began with.
+        before: the run that it continues, if it does.
+    """
+    config = _with_named_weights(read_config(out / run_folder.CONFIG))
+    manifest = files.read_json(out / run_folder.MANIFEST)
+    continued = manifest.get("continues", {}).get("run")
+    if continued != (None if before is None else str(before.resolve())):
+        raise InputError(
+            "--continue",
+            expected=f"the run that {out} continues, {continued}" if continued else f"none: {out} continues no other",
+            found="none" if before is None else str(before),
+            do="Give the command that the run began with, and --resume.",
+        )
+    _check_same(named(settings), manifest.get("requested", {}), config.settings)
+
+
 def resumed_run(data: Path, out: Path, settings: Settings, console: Console, before: Path | None = None) -> Run:
     """Open an existing run folder to go on with it.
 
@@ -166,20 +189,12 @@ def resumed_run(data: Path, out: Path, settings: Settings, console: Console, bef
     Raises:
         InputError: the folder is no run, its data have changed, or ``settings`` ask for something else than it has.
     """
-    config = _with_named_weights(read_config(out / run_folder.CONFIG))
+    require_same(out, settings, before)
     files.require_writable(out)
     files.remove_temporary(out)
-    manifest = files.read_json(out / run_folder.MANIFEST)
-    continued = manifest.get("continues", {}).get("run")
-    if continued != (None if before is None else str(before.resolve())):
-        raise InputError(
-            "--continue",
-            expected=f"the run that {out} continues, {continued}" if continued else f"none: {out} continues no other",
-            found="none" if before is None else str(before),
-            do="Give the command that the run began with, and --resume.",
-        )
-    _check_same(named(settings), manifest.get("requested", {}), config.settings)
+    config = _with_named_weights(read_config(out / run_folder.CONFIG))
     config = dataclasses.replace(config, settings=dataclasses.replace(config.settings, device=settings.device))
+    manifest = files.read_json(out / run_folder.MANIFEST)
     device = choose_device(settings.device)
     split = Split.from_json(files.read_json(out / run_folder.SPLIT))
     dataset, fingerprint = _data_again(data, config, split, console)
@@ -208,9 +223,9 @@ def resumed_run(data: Path, out: Path, settings: Settings, console: Console, bef
     return _with_samples(Prepared(out, config, split, dataset, model, model_info, device), console)
 
 
-def _config(settings: Settings, dataset: Dataset, split: Split, device: torch.device) -> RunConfig:
+def _config(settings: Settings, checked: CheckedData, split: Split, device: torch.device) -> RunConfig:
     """Return the configuration of a new run, in which nothing is left open."""
-    items = dataset.items_of(split.train)
+    dataset, items = checked.dataset, checked.dataset.items_of(split.train)
     facts = Facts(
         device=defaults_for(device),
         classes=len(dataset.labels),
@@ -222,7 +237,7 @@ def _config(settings: Settings, dataset: Dataset, split: Split, device: torch.de
         data=str(dataset.root.resolve()),
         labels=dataset.labels,
         channels=dataset.channels,
-        intensities=choose_intensity(dataset, items, resolved.intensity, resolved.window),
+        intensities=choose_intensity(dataset, checked.survey.of(items), resolved.intensity, resolved.window),
         settings=resolved,
     )
 
@@ -362,11 +377,17 @@ def _with_samples(prepared: Prepared, console: Console) -> Run:
             progress=counting(console, f"preparing {name} images"),
         )
 
-    train = samples("train", dataset.items_of(split.train))
-    train.check_labelled()
-    monitor = samples("validation", dataset.items_of(split.validation)) if split.validation else train
-    model.to(prepared.device)
-    if prepared.model_info.get("episodic"):
-        assert isinstance(model, KClassSam)
-        start_class_tokens(model, train)
+    # What goes wrong lets go of the files, so that the folder can be removed.
+    with contextlib.ExitStack() as opened:
+        train = opened.enter_context(contextlib.closing(samples("train", dataset.items_of(split.train))))
+        train.check_labelled()
+        monitor = train
+        if split.validation:
+            validation = samples("validation", dataset.items_of(split.validation))
+            monitor = opened.enter_context(contextlib.closing(validation))
+        model.to(prepared.device)
+        if prepared.model_info.get("episodic"):
+            assert isinstance(model, KClassSam)
+            start_class_tokens(model, train)
+        opened.pop_all()
     return Run(prepared.folder, config, split, dataset, model, train, monitor, prepared.device)

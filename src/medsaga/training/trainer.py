@@ -266,6 +266,8 @@ class Trainer:
 
         self._train = embedded(self._train, "train_embeddings", self.settings.augmentation)
         self._monitor = embedded(self._monitor, "monitor_embeddings", "none")
+        for samples in (self._train, self._monitor):
+            self._open.callback(samples.close)
         self._augmentation = AUGMENTATIONS["none"]
         self._note_peaks(tracker)
         assert self._method.trained_part is not None

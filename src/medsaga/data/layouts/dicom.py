@@ -82,7 +82,16 @@ def read(root: Path, *, masks_required: bool) -> Dataset:
             items.append(Item(name, cases[name], sources, mask, joint_header(sources), names=names_for(mask, labels)))
     problems += pairing_problems(images, masks, home, masks_required=masks_required)
     return checked(
-        Dataset(root, "dicom", labels, channels or (), tuple(items), tuple(problems), warnings=tuple(warnings))
+        Dataset(
+            root,
+            "dicom",
+            labels,
+            channels or (),
+            tuple(items),
+            tuple(problems),
+            warnings=tuple(warnings),
+            inferred="labels" not in description and not any(item.names for item in items),
+        )
     )
 
 

@@ -78,8 +78,18 @@ def read(root: Path, *, masks_required: bool) -> Dataset:
             items.append(Item(name, cases[name], (path,), masks, joint_header((path,)), values, named))
     any_mask = {**single, **{name: next(iter(masks.values())) for name, masks in by_structure.items()}}
     problems += pairing_problems(images, any_mask, home, masks_required=masks_required)
+    by_value = not structures and not any(item.names for item in items)
     return checked(
-        Dataset(root, "folder", labels, channels or (), tuple(items), tuple(problems), warnings=tuple(warnings))
+        Dataset(
+            root,
+            "folder",
+            labels,
+            channels or (),
+            tuple(items),
+            tuple(problems),
+            warnings=tuple(warnings),
+            inferred=by_value and not (root / DESCRIPTION).exists(),
+        )
     )
 
 

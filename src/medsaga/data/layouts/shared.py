@@ -249,7 +249,7 @@ def labels_of_masks(
     """Return the labels that the values in label maps tell, all of which are decoded for it.
 
     Raises:
-        InputError: there are none but background though ``required``, or too many to be labels.
+        InputError: there are none but background though ``required``.
     """
     values: set[int] = set()
     reported = {problem.where for problem in problems}
@@ -257,7 +257,7 @@ def labels_of_masks(
         if str(path) not in reported:
             with collecting(problems):
                 values |= values_in(format_of(path).read_labels(path))
-    labels = inferred_labels(folder, values)
+    labels = inferred_labels(values)
     # Without a value no mask could be read, which has been reported.
     if len(labels) == 1 and values and required:
         raise InputError(
