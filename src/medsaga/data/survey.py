@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from medsaga.data.formats import arrays, suffix_of
 from medsaga.data.intensity import is_named_ct
 from medsaga.data.items import read_mask
 from medsaga.data.labels import counts_of, listed, unknown_labels
@@ -329,6 +330,8 @@ def _labels_not_seen(found: Sequence[ItemSurvey], dataset: Dataset) -> list[str]
 def _require_another_file(item: Item) -> None:
     """Raise an InputError if the mask is a copy of the image."""
     mask, image = item.masks[0], item.images[0]
+    if suffix_of(mask) in arrays.SUFFIXES:
+        return  # holds an image and a label map
     if not isinstance(image, Path) or mask == image or mask.stat().st_size != image.stat().st_size:
         return
     if filecmp.cmp(mask, image, shallow=False):
