@@ -150,9 +150,14 @@ class GaLoreAdamW(GatheringOptimizer):
             whether bases were made; not when ``gradient_norm()`` is not finite.
         """
         if finite := math.isfinite(value_of(self.gradient_norm(), otherwise=1.0)):
-            for group, weight in self._weights():
-                if weight in self._arrived:
-                    self._refresh_from_sketches(weight, self._arrived[weight], group)
+            # All bases or, if memory runs out, none: with some, there would be no second calibration.
+            made = {
+                weight: self._from_sketches(weight, self._arrived[weight], group)
+                for group, weight in self._weights()
+                if weight in self._arrived
+            }
+            for weight, bases in made.items():
+                self.state[weight].update(bases)
         self.zero_grad()
         return finite
 
@@ -229,13 +234,13 @@ class GaLoreAdamW(GatheringOptimizer):
             rank = min(group["rank"], *gradient.shape)
             bases = exact_bases(gradient, rank, projected_sides(*matrix_shape(weight.shape), group["projection"]))
             low_rank = project(gradient, *bases)
-            self._change_bases(weight, *bases, group)
+            self.state[weight].update(self._with_bases(weight, *bases, group))
             # From here on, what is left to do is as if the gradient had been projected on arrival.
             arrived.low_rank, weight.grad = low_rank, None
         if arrived.low_rank is not None:
             self._move(weight, arrived.low_rank * self._factor, group)
             arrived.low_rank = None
-        self._refresh_from_sketches(weight, arrived, group)
+        self.state[weight].update(self._from_sketches(weight, arrived, group))
         del self._arrived[weight]
 
     def _move(self, weight: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
@@ -263,16 +268,17 @@ class GaLoreAdamW(GatheringOptimizer):
         state, storage = self.state[weight], _storage(group)
         return storage.read(state, "basis_left", weight), storage.read(state, "basis_right", weight)
 
-    def _refresh_from_sketches(self, weight: Tensor, arrived: Arrived, group: dict[str, Any]) -> None:
-        """Make the next bases of one weight from its sketches, if it has any."""
+    def _from_sketches(self, weight: Tensor, arrived: Arrived, group: dict[str, Any]) -> dict[str, Tensor]:
+        """What changes in the state of one weight with the bases of its sketches; nothing where it has none."""
         rank = min(group["rank"], *matrix_shape(weight.shape))
         left = None if arrived.sketch_left is None else sketch_basis(arrived.sketch_left, rank)
         right = None if arrived.sketch_right is None else sketch_basis(arrived.sketch_right, rank)
-        if left is not None or right is not None:
-            self._change_bases(weight, left, right, group)
+        return {} if left is None and right is None else self._with_bases(weight, left, right, group)
 
-    def _change_bases(self, weight: Tensor, left: Tensor | None, right: Tensor | None, group: dict[str, Any]) -> None:
-        """Give one weight new bases, and carry its moments over."""
+    def _with_bases(
+        self, weight: Tensor, left: Tensor | None, right: Tensor | None, group: dict[str, Any]
+    ) -> dict[str, Tensor]:
+        """What changes in the state of one weight with new bases: these, and the moments in them."""
         state, storage = self.state[weight], _storage(group)
         stored: dict[str, Tensor] = {}
         if "exp_avg" in state and group["moments"] == "rotate":
@@ -288,7 +294,7 @@ class GaLoreAdamW(GatheringOptimizer):
         for name, basis in (("basis_left", left), ("basis_right", right)):
             if basis is not None:
                 stored |= storage.stored(name, basis)
-        state.update(stored)
+        return stored
 
 
 def _add_sketches(arrived: Arrived, gradient: Tensor, group: dict[str, Any], key: tuple[int, int]) -> None:

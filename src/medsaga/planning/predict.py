@@ -105,11 +105,12 @@ class _GaLoreOnMeta(GaLoreAdamW):
             written = [value for value in self.state[weight].values() if isinstance(value, Tensor)]
             self.tracker.assign(written, ELSEWHERE)
 
-    def _refresh_from_sketches(self, weight: Tensor, arrived: Arrived, group: dict[str, Any]) -> None:
+    def _from_sketches(self, weight: Tensor, arrived: Arrived, group: dict[str, Any]) -> dict[str, Tensor]:
         def refresh(weight: Tensor, group: dict[str, Any]) -> None:
-            GaLoreAdamW._refresh_from_sketches(self, weight, arrived, group)
+            self.state[weight].update(GaLoreAdamW._from_sketches(self, weight, arrived, group))
 
         self._once("refresh", weight, group, refresh)
+        return {}
 
     def _once(self, what: str, weight: Tensor, group: dict[str, Any], work: Callable[..., None]) -> None:
         state = tuple(self.state[weight])
