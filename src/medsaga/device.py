@@ -38,6 +38,11 @@ def choose_device(name: str = "auto") -> torch.device:
     return device
 
 
+def kind_of_device(name: str) -> str:
+    """Return ``cpu``, ``cuda`` or ``mps`` for the name of a device of this machine or another one."""
+    return choose_device().type if name == "auto" else name.partition(":")[0]
+
+
 def defaults_for(device: torch.device) -> DeviceDefaults:
     """Return the settings that suit a device when the user leaves them open.
 
