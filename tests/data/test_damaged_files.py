@@ -451,7 +451,6 @@ def test_info_and_train_say_what_is_wrong_and_write_nothing(
     # Usable data are not trained on here: only what comes before the first step is in question.
     monkeypatch.setattr(loop, "fit", lambda *_: None)
     monkeypatch.setattr(loop, "evaluate_run", lambda *_, **__: {})
-    monkeypatch.setattr(cli, "print_result", lambda *_, **__: None)
     rng = random.Random(f"{role} {suffix} {damage.__name__} cli")
     for round_number in range(3):
         root, run = tmp_path / f"data{round_number}", tmp_path / f"run{round_number}"

@@ -151,9 +151,9 @@ def test_predictions_have_composed_names_without_spaces_at_the_ends(tmp_path: Pa
 
 
 def test_suffixes_in_capitals_pair_with_small_ones(tmp_path: Path) -> None:
-    for folder, suffix in (("imagesTr", "_0000.NII.GZ"), ("labelsTr", ".nii.gz")):
+    for seed, (folder, suffix) in enumerate((("imagesTr", "_0000.NII.GZ"), ("labelsTr", ".nii.gz"))):
         (tmp_path / folder).mkdir()
-        voxels = np.random.default_rng(0).integers(0, 2, (4, 3, 2)).astype(np.uint8)
+        voxels = np.random.default_rng(seed).integers(0, 2, (4, 3, 2)).astype(np.uint8)
         nibabel.Nifti1Image(voxels, np.eye(4)).to_filename(tmp_path / "x.nii.gz")
         (tmp_path / "x.nii.gz").rename(tmp_path / folder / f"a{suffix}")
     document = {"labels": {"background": 0, "x": 1}, "channel_names": {"0": "CT"}, "file_ending": ".nii.gz"}

@@ -149,7 +149,9 @@ def _read_dicom(item: Item, path: Path) -> tuple[Labels, tuple[str, ...]]:
 def _read_labels(item: Item, path: Path) -> Labels:
     """Return a label map, its axes in the order of the image's."""
     chosen = format_of(path)
-    labels, onto = chosen.read_labels(path), reorientation(chosen.read_header(path).grid, item.header.grid)
+    labels, grid = chosen.read_labels(path), chosen.read_header(path).grid
+    # A header may speak of the image, where both lie in one file.
+    onto = reorientation(grid, item.header.grid) if labels.shape == grid.shape else None
     turned = None if onto is None else onto(labels)
     labels = labels if turned is None else turned
     _require_shape(item, path, labels.shape, item.header.grid.shape)
