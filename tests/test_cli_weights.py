@@ -18,11 +18,11 @@ from official import official_layout
 from safetensors.torch import load_file, save_file
 
 from medsaga.cli import main
-from medsaga.models import registry
-from medsaga.models.registry import KnownWeights, weights_named
 from medsaga.models.sam import KClassSam, build_sam
-from medsaga.models.sources import read_source
-from medsaga.models.weights import load_pretrained, save_model
+from medsaga.models.weights import registry
+from medsaga.models.weights.loading import load_pretrained, save_model
+from medsaga.models.weights.registry import KnownWeights, weights_named
+from medsaga.models.weights.sources import read_source
 
 CONTENT = bytes(range(256)) * 20_000
 NAME = "sam_vit_b_01ec64"

@@ -31,9 +31,9 @@ from benchmarks.starter.bank import Bank, make_bank
 from benchmarks.starter.tasks import MOST_CLASSES, Task, draw_task
 from medsaga import files
 from medsaga.data.augment import AUGMENTATIONS, augment
-from medsaga.models.inspection import convert
 from medsaga.models.sam import ARCHITECTURES, KClassSam, build_sam
-from medsaga.models.weights import DESCRIPTION, load_pretrained, save_state
+from medsaga.models.weights.inspection import convert
+from medsaga.models.weights.loading import DESCRIPTION, load_pretrained, save_state
 from medsaga.training.loss import segmentation_loss
 
 State = dict[str, Tensor]

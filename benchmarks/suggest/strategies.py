@@ -30,7 +30,7 @@ from medsaga.data.items import read_item, read_mask
 from medsaga.data.letterbox import letterbox, letterbox_labels
 from medsaga.data.types import Dataset, to_class_indices
 from medsaga.models.sam import ARCHITECTURES, build_sam
-from medsaga.models.weights import load_pretrained
+from medsaga.models.weights.loading import load_pretrained
 from medsaga.suggest.coverage import choose, distances_between, standardised
 
 Floats = npt.NDArray[np.float64]

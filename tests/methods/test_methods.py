@@ -20,7 +20,7 @@ from medsaga.methods import METHODS, build_model, new_optimizer
 from medsaga.methods.base import Method, weight_matrices
 from medsaga.models.lora import load_adapter, merge_lora
 from medsaga.models.sam import build_sam
-from medsaga.models.weights import load_pretrained, save_model
+from medsaga.models.weights.loading import load_pretrained, save_model
 from medsaga.planning.predict import predict_memory
 from medsaga.presets import DeviceDefaults, fill_in
 from medsaga.training.loop import train

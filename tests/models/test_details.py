@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from medsaga.models.details import DetailDecoder, DetailEncoder
 from medsaga.models.sam import ARCHITECTURES, KClassSam, build_sam
-from medsaga.models.weights import load_pretrained, save_model
+from medsaga.models.weights.loading import load_pretrained, save_model
 
 SIDE = 64
 

@@ -14,18 +14,18 @@ import torch
 
 from medsaga import files
 from medsaga.errors import InputError
-from medsaga.models import registry
-from medsaga.models.registry import STARTER, cache_folder, known_weights, release_of, weights_named
 from medsaga.models.sam import ARCHITECTURES, build_sam
-from medsaga.models.sources import locate
-from medsaga.models.weights import detect_architecture, load_pretrained
+from medsaga.models.weights import registry
+from medsaga.models.weights.loading import detect_architecture, load_pretrained
+from medsaga.models.weights.registry import STARTER, cache_folder, known_weights, release_of, weights_named
+from medsaga.models.weights.sources import locate
 
 ROOT = Path(__file__).parent.parent.parent
 
 
 def test_the_packaged_file_is_the_one_that_its_record_describes() -> None:
     starter = weights_named(STARTER)
-    shipped = resources.files("medsaga.models").joinpath("pretrained").joinpath(starter.file)
+    shipped = resources.files("medsaga.models.weights").joinpath("pretrained").joinpath(starter.file)
     assert Path(str(shipped)) == starter.path == locate(STARTER)
     assert files.sha256(starter.path) == starter.sha256
     assert starter.megabytes == round(starter.path.stat().st_size / 1e6)

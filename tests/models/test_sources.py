@@ -12,7 +12,7 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors.torch import save_file
 
 from medsaga.errors import InputError
-from medsaga.models.sources import read_safetensors, read_source
+from medsaga.models.weights.sources import read_safetensors, read_source
 
 TENSOR = torch.arange(6.0).view(2, 3)
 OFFICIAL = {"image_encoder.blocks.10.mlp.lin1.weight": TENSOR}

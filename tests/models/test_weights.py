@@ -23,9 +23,9 @@ from transformers.models.sam.configuration_sam import (
 from transformers.models.sam.modeling_sam import SamModel
 
 from medsaga.errors import InputError
-from medsaga.models import registry
 from medsaga.models.sam import ARCHITECTURES, PIXEL_MEAN, PIXEL_STD, KClassSam, build_sam
-from medsaga.models.weights import detect_architecture, load_model, load_pretrained, save_model
+from medsaga.models.weights import registry
+from medsaga.models.weights.loading import detect_architecture, load_model, load_pretrained, save_model
 
 pytestmark = pytest.mark.usefixtures("plain")
 

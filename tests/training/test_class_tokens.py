@@ -11,7 +11,7 @@ import torch
 
 from medsaga.data.samples import Samples
 from medsaga.models.sam import ARCHITECTURES, build_sam
-from medsaga.models.weights import DESCRIPTION, load_pretrained, save_state
+from medsaga.models.weights.loading import DESCRIPTION, load_pretrained, save_state
 from medsaga.training import class_tokens
 from medsaga.training.class_tokens import start_class_tokens
 

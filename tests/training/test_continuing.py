@@ -22,7 +22,7 @@ from medsaga.data.items import read_mask
 from medsaga.errors import InputError, Interrupted
 from medsaga.inference import Segmenter
 from medsaga.models.base import SegmentationModel
-from medsaga.models.weights import save_model
+from medsaga.models.weights.loading import save_model
 from medsaga.presets import DeviceDefaults, fill_in
 from medsaga.training.continuing import inherited
 from medsaga.training.loop import train

@@ -24,7 +24,7 @@ from medsaga.config import ResolvedSettings, Settings
 from medsaga.errors import InputError, Interrupted, OutOfMemoryError, RunError
 from medsaga.files import sha256
 from medsaga.models.sam import ARCHITECTURES, build_sam
-from medsaga.models.weights import save_model
+from medsaga.models.weights.loading import save_model
 from medsaga.presets import DeviceDefaults, fill_in
 from medsaga.run_folder import read_metrics
 from medsaga.training import loop, loss, shrink, step

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from medsaga import files
 from medsaga.errors import InputError
 from medsaga.models.sam import KClassSam, build_sam
-from medsaga.models.sources import State, read_safetensors
-from medsaga.models.weights import DESCRIPTION, check_tensors
+from medsaga.models.weights.loading import DESCRIPTION, check_tensors
+from medsaga.models.weights.sources import State, read_safetensors
 
 FACTORS = ("query_down", "query_up", "value_down", "value_up")
 """What :class:`LoraQkv` adds to the parameters of a linear layer."""

@@ -25,9 +25,9 @@ from medsaga.data.types import Dataset, Item
 from medsaga.device import choose_device
 from medsaga.errors import InputError
 from medsaga.inference import BATCH_SIZE, Segmenter
-from medsaga.models.registry import RANDOM, STARTER
 from medsaga.models.sam import ARCHITECTURES, build_sam
-from medsaga.models.weights import load_pretrained
+from medsaga.models.weights.loading import load_pretrained
+from medsaga.models.weights.registry import RANDOM, STARTER
 from medsaga.progress import counting
 from medsaga.suggest.coverage import choose, standardised
 from medsaga.suggest.looking import Look, Looker
@@ -60,7 +60,7 @@ def suggest(
     Args:
         folder: images, one per case, or a dataset of which not all images have masks.
         run: a run folder. Cases of its names are not suggested.
-        model: weights of SAM to look with when there is no run, as `medsaga.models.weights.load_pretrained` takes them;
+        model: weights of SAM to look with when there is no run, as `medsaga weights verify` takes them;
             ``starter`` by default.
         count: number of cases to suggest.
         series: which DICOM series of each examination is meant; see `medsaga.data.inputs.find_inputs`.

@@ -23,7 +23,7 @@ from medsaga.evaluation.run import evaluate_run
 from medsaga.memory.tracker import TensorTracker, device_peak, is_out_of_memory, reset_device_peak
 from medsaga.methods import method_named, new_optimizer
 from medsaga.models.base import SegmentationModel
-from medsaga.models.weights import save_model
+from medsaga.models.weights.loading import save_model
 from medsaga.optim.gathering import GatheringOptimizer
 from medsaga.planning.predict import predict_memory
 from medsaga.progress import RunProgress, counting

@@ -23,9 +23,9 @@ from medsaga.errors import InputError
 from medsaga.methods import build_model, loading, method_named
 from medsaga.models.base import SegmentationModel
 from medsaga.models.precision import set_precision
-from medsaga.models.registry import RANDOM
 from medsaga.models.sam import KClassSam
-from medsaga.models.weights import load_model, load_pretrained
+from medsaga.models.weights.loading import load_model, load_pretrained
+from medsaga.models.weights.registry import RANDOM
 from medsaga.progress import counting
 from medsaga.training.checked import CheckedData, check_data, split_of
 from medsaga.training.class_tokens import start_class_tokens

@@ -16,9 +16,9 @@ from medsaga.data.types import Dataset
 from medsaga.device import defaults_for
 from medsaga.errors import InputError
 from medsaga.methods import method_named
-from medsaga.models.registry import RANDOM, STARTER, weights_named
-from medsaga.models.sources import locate
-from medsaga.models.weights import detect_architecture
+from medsaga.models.weights.loading import detect_architecture
+from medsaga.models.weights.registry import RANDOM, STARTER, weights_named
+from medsaga.models.weights.sources import locate
 from medsaga.planning.plan import plan, useful_sizes
 from medsaga.presets import METHOD, fill_in
 from medsaga.recipes import with_recipe

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from medsaga.errors import InputError
-from medsaga.models.registry import known_as
+from medsaga.models.weights.registry import known_as
 
 State = dict[str, Tensor]
 

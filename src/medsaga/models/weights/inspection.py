@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from medsaga.errors import InputError
-from medsaga.models.registry import release_of
-from medsaga.models.weights import Weights, read_weights, save_state
+from medsaga.models.weights.loading import Weights, read_weights, save_state
+from medsaga.models.weights.registry import release_of
 
 FREQUENCIES = "prompt_encoder.shared_embedding.positional_embedding"
 """SAM's random Fourier frequencies: they stay in float32, because fewer bits would shift them."""
@@ -19,7 +19,7 @@ def verify(source: str | Path) -> dict[str, Any]:
     """Read weights as a run would, and describe them.
 
     Args:
-        source: as in `medsaga.models.weights.load_pretrained`.
+        source: as in `medsaga.models.weights.loading.load_pretrained`.
 
     Returns:
         ``file``, ``sha256``, ``release`` (None if the file is not known), ``layout``, ``architecture``,
@@ -49,7 +49,7 @@ def convert(source: str | Path, out: Path, *, half: bool = False) -> None:
     """Write weights as safetensors with transformers' names, which every source of weights may be.
 
     Args:
-        source: as in `medsaga.models.weights.load_pretrained`.
+        source: as in `medsaga.models.weights.loading.load_pretrained`.
         out: the file to write, whole or not at all.
         half: in float16, for half the size.
 

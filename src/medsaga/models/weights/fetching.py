@@ -19,7 +19,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from medsaga import files
 from medsaga.errors import InputError, RunError
-from medsaga.models.registry import KnownWeights, weights_named
+from medsaga.models.weights.registry import KnownWeights, weights_named
 
 SECONDS = 30
 """How long a silent server is waited for."""

@@ -21,9 +21,9 @@ from medsaga.errors import InputError
 from medsaga.models.attention import resize_relative_positions
 from medsaga.models.base import SegmentationModel
 from medsaga.models.int8 import float_state
-from medsaga.models.registry import checked_sha256, known_as, release_of
 from medsaga.models.sam import ARCHITECTURES, KClassSam, build_sam
-from medsaga.models.sources import SourceFile, State, locate, read_safetensors, read_source
+from medsaga.models.weights.registry import checked_sha256, known_as, release_of
+from medsaga.models.weights.sources import SourceFile, State, locate, read_safetensors, read_source
 
 REPEAT_NOISE = 0.02
 """Spread, relative to that of the tensor, of the noise that tells apart classes which start from the same mask."""
