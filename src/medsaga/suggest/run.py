@@ -25,7 +25,8 @@ from medsaga.data.types import Dataset, Item
 from medsaga.device import choose_device
 from medsaga.errors import InputError
 from medsaga.inference import BATCH_SIZE, Segmenter
-from medsaga.models.sam import ARCHITECTURES, build_sam
+from medsaga.models.encoders import ENCODERS
+from medsaga.models.sam import build_sam
 from medsaga.models.weights.loading import load_pretrained
 from medsaga.models.weights.registry import RANDOM, STARTER
 from medsaga.progress import counting
@@ -225,7 +226,7 @@ def _pretrained(source: str, found: Cases, device: torch.device) -> Looker:
     assert start.weights is not None
     items = [item for items in found.values() for item in items]
     channels = items[0].header.channels
-    size = min(ARCHITECTURES[start.model].image_size, MOST_PIXELS)
+    size = min(ENCODERS[start.model].image_size, MOST_PIXELS)
     model = build_sam(start.model, classes=2, image_size=size, in_channels=channels)
     load_pretrained(model, start.weights)
     of_8_bits = all(item.header.dtype == np.uint8 for item in items)

@@ -23,7 +23,6 @@ from medsaga.errors import InputError
 from medsaga.methods import build_model, loading, method_named
 from medsaga.models.base import SegmentationModel
 from medsaga.models.precision import set_precision
-from medsaga.models.sam import KClassSam
 from medsaga.models.weights.loading import load_model, load_pretrained
 from medsaga.models.weights.registry import RANDOM
 from medsaga.progress import counting
@@ -32,7 +31,7 @@ from medsaga.training.class_tokens import start_class_tokens
 from medsaga.training.continuing import inherited, joined_data
 from medsaga.training.settle import check_same, find_weights, requested, resolved, settled, with_named_weights
 
-PACKAGES = ("torch", "transformers", "nibabel", "numpy", "pillow", "safetensors", "scipy")
+PACKAGES = ("torch", "nibabel", "numpy", "pillow", "safetensors", "scipy")
 
 
 @dataclass(frozen=True)
@@ -227,10 +226,9 @@ def _new_model(config: RunConfig, console: Console) -> tuple[SegmentationModel, 
     """Return the model of a run that starts from pre-trained or random weights, and the record of these."""
     model, settings = _empty_model(config), config.settings
     if settings.weights not in (None, RANDOM):
-        assert isinstance(model, KClassSam)
         info = load_pretrained(model, settings.weights)
         return _adapted(model, config), {"architecture": settings.model, **dataclasses.asdict(info)}
-    if isinstance(model, KClassSam):
+    if method_named(settings.method).trains_sam:
         console.print(
             f"[yellow]{settings.model} starts from random weights; expect a floor, not SAM's accuracy."
             " Name pre-trained weights with --weights.[/yellow]"
@@ -301,6 +299,5 @@ def _with_samples(prepared: Prepared, console: Console) -> Run:
     monitor = samples("validation", dataset.items_of(split.validation)) if split.validation else train
     model.to(prepared.device)
     if prepared.model_info.get("episodic"):
-        assert isinstance(model, KClassSam)
         start_class_tokens(model, train)
     return Run(prepared.folder, config, split, dataset, model, train, monitor, prepared.device)

@@ -93,7 +93,7 @@ def _download(url: str, partial: Path, known: KnownWeights, console: Console) ->
         if free < whole - have:
             raise RunError(
                 f"{partial.parent}: expected {(whole - have) / 1e6:,.0f} MB of free disk; found {free / 1e6:,.0f} MB."
-                " Make room; XDG_CACHE_HOME may name a folder on another disk."
+                " Make room; on Linux, XDG_CACHE_HOME may name a folder on another disk."
             )
         with partial.open("ab" if have else "wb") as file, _bar(console) as bar:
             task = bar.add_task(known.file, total=whole, completed=have)

@@ -9,10 +9,8 @@ import torch
 
 from medsaga.errors import InputError
 from medsaga.models.weights.loading import Weights, read_weights, save_state
+from medsaga.models.weights.names import FREQUENCIES
 from medsaga.models.weights.registry import release_of
-
-FREQUENCIES = "prompt_encoder.shared_embedding.positional_embedding"
-"""SAM's random Fourier frequencies: they stay in float32, because fewer bits would shift them."""
 
 
 def verify(source: str | Path) -> dict[str, Any]:
@@ -46,7 +44,7 @@ def verify(source: str | Path) -> dict[str, Any]:
 
 
 def convert(source: str | Path, out: Path, *, half: bool = False) -> None:
-    """Write weights as safetensors with transformers' names, which every source of weights may be.
+    """Write weights as safetensors with the official names, which every source of weights may be.
 
     Args:
         source: as in `medsaga.models.weights.loading.load_pretrained`.
@@ -76,6 +74,7 @@ def convert(source: str | Path, out: Path, *, half: bool = False) -> None:
 
 def _halved(source: str | Path, weights: Weights) -> dict[str, torch.Tensor]:
     state = weights.file.state
+    # Fewer bits would shift SAM's random frequencies.
     halved = {name: tensor if name == FREQUENCIES else tensor.half() for name, tensor in state.items()}
     for name, tensor in halved.items():
         if not tensor.isfinite().all():
