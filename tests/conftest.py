@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import signal
 from collections.abc import Iterator
@@ -61,13 +60,14 @@ def quick() -> Settings:
 
 @pytest.fixture(scope="module")
 def plain() -> Iterator[str]:
-    """An architecture that is small and has exactly the parts of the published ones, without details."""
-    from medsaga.models.sam import ARCHITECTURES
+    """An architecture that is small and has exactly the parts of the published ones."""
+    from medsaga.models.encoders import ENCODERS
+    from medsaga.models.encoders.sam_vit import SamVitSpec
 
-    tiny = ARCHITECTURES["tiny"]
+    sizes: dict[str, Any] = {"hidden_size": 128, "layers": 5, "heads": 2, "global_layers": (1, 4), "window": 8}
+    small = SamVitSpec(**sizes, patch_size=8, out_channels=128, decoder_mlp_dim=512, image_size=192)
     with pytest.MonkeyPatch.context() as patch:
-        smaller = dataclasses.replace(tiny, layers=5, global_layers=(1, 4), detail_widths=None)
-        patch.setitem(ARCHITECTURES, "plain", smaller)
+        patch.setitem(ENCODERS, "plain", small)
         yield "plain"
 
 

@@ -14,15 +14,14 @@ from typing import Any
 
 import pytest
 import torch
-from official import official_layout
 from safetensors.torch import load_file, save_file
 
 from medsaga.cli import main
-from medsaga.models import registry
-from medsaga.models.registry import KnownWeights, weights_named
 from medsaga.models.sam import KClassSam, build_sam
-from medsaga.models.sources import read_source
-from medsaga.models.weights import load_pretrained, save_model
+from medsaga.models.weights import registry
+from medsaga.models.weights.loading import load_pretrained, save_model
+from medsaga.models.weights.registry import KnownWeights, weights_named
+from medsaga.models.weights.sources import read_source
 
 CONTENT = bytes(range(256)) * 20_000
 NAME = "sam_vit_b_01ec64"
@@ -224,7 +223,7 @@ def model(plain: str) -> KClassSam:
 @pytest.fixture
 def official(model: KClassSam, tmp_path: Path) -> Path:
     """Its weights in a file like the published ones."""
-    torch.save(official_layout(model.state_dict()), tmp_path / "official.pth")
+    torch.save(model.state_dict(), tmp_path / "official.pth")
     return tmp_path / "official.pth"
 
 
@@ -279,7 +278,7 @@ def test_half_is_half_but_for_the_frequencies(model: KClassSam, official: Path, 
     assert 0.49 < out.stat().st_size / official.stat().st_size < 0.52
     for name, tensor in read_source(out).state.items():
         whole = model.state_dict()[name]
-        assert torch.equal(tensor, whole if "positional_embedding" in name else whole.half())
+        assert torch.equal(tensor, whole if "gaussian" in name else whole.half())
 
 
 def test_convert_refuses_to_overwrite_other_suffixes_and_what_half_cannot_hold(
@@ -291,11 +290,11 @@ def test_convert_refuses_to_overwrite_other_suffixes_and_what_half_cannot_hold(
     assert there.read_bytes() == b"mine"
     assert main(["weights", "convert", str(official), str(tmp_path / "out.pth")]) == 2
     large = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    large["vision_encoder.neck.conv1.weight"] *= 1e8
+    large["image_encoder.neck.0.weight"] *= 1e8
     save_file(large, tmp_path / "large.safetensors")
     capsys.readouterr()
     arguments = ["weights", "convert", str(tmp_path / "large.safetensors"), str(tmp_path / "out.safetensors")]
     assert main([*arguments, "--half"]) == 2
-    assert "vision_encoder.neck.conv1.weight" in capsys.readouterr().err
+    assert "image_encoder.neck.0.weight" in capsys.readouterr().err
     assert not (tmp_path / "out.safetensors").exists()
     assert main(arguments) == 0

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from benchmarks.galore.sketch_quality import batches
 from medsaga.files import write_json
-from medsaga.methods.base import weight_matrices
 from medsaga.models.sam import build_sam
 from medsaga.optim import GaLoreAdamW
 from medsaga.optim.projection import project_back, rotate_moments
@@ -50,7 +49,7 @@ def losses(args: argparse.Namespace, treatment: str, rank: int, seed: int) -> li
     torch.manual_seed(seed)
     stream = batches(args.side, args.batch, seed)
     model = build_sam(args.model, classes=14, image_size=args.side)
-    matrices, _ = weight_matrices(model.vision_encoder)
+    matrices, _ = model.image_encoder.weight_matrices()
     inside = {id(weight) for weight in matrices}
     others = [weight for weight in model.parameters() if id(weight) not in inside]
     optimizer = GaLoreAdamW(

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from medsaga.data.phantom import phantom_ct
 from medsaga.files import write_json
-from medsaga.methods.base import weight_matrices
 from medsaga.models.sam import KClassSam, build_sam
 from medsaga.optim import GaLoreAdamW
 from medsaga.optim.projection import as_matrix, exact_bases, sketch_basis, sketch_matrix, sketch_width
@@ -136,7 +135,7 @@ def measure(args: argparse.Namespace, rank: int) -> dict[str, object]:
     stream = batches(args.side, args.batch, args.seed)
     images, labels = next(stream)
     model = build_sam(args.model, classes=14, image_size=args.side)
-    matrices, _ = weight_matrices(model.vision_encoder)
+    matrices, _ = model.image_encoder.weight_matrices()
     inside = {id(weight) for weight in matrices}
     others = [weight for weight in model.parameters() if id(weight) not in inside]
     optimizer = GaLoreAdamW(

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,7 @@ from torch.optim import SGD, AdamW, Optimizer
 
 from medsaga import files
 from medsaga.memory.tracker import TensorTracker
+from medsaga.models import decoder
 from medsaga.models.daeformer import DAEFormer
 from medsaga.models.lora import LoraQkv
 from medsaga.models.sam import build_sam
@@ -131,17 +133,17 @@ class PlainSam(nn.Module):
     def __init__(self, image_size: int, *, lora: bool) -> None:
         super().__init__()
         self.sam = build_sam("vit_b", classes=CLASSES, image_size=image_size, in_channels=1)
-        self.sam.mask_decoder.config._attn_implementation = "eager"
-        encoder: Any = self.sam.vision_encoder
-        encoder.requires_grad_(not lora)
-        for layer in encoder.layers:
-            layer.attn = PlainVisionAttention(layer.attn)
+        self.sam.image_encoder.requires_grad_(not lora)
+        blocks: Any = self.sam.image_encoder.blocks
+        for block in blocks:
+            block.attn = PlainVisionAttention(block.attn)
             if lora:
-                layer.attn.qkv = LoraQkv(layer.attn.qkv, RANK)
+                block.attn.qkv = LoraQkv(block.attn.qkv, RANK)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return the low-resolution logits, and those of the image's size that SAMed's trainer keeps for pictures."""
-        low_res_logits = self.sam(images)
+        with patch.object(decoder, "attend_plainly", attend_by_the_book):
+            low_res_logits = self.sam(images)
         return low_res_logits, functional.interpolate(low_res_logits, images.shape[-2:], mode="bilinear")
 
 
@@ -151,15 +153,15 @@ class PlainVisionAttention(nn.Module):
     def __init__(self, attention: nn.Module) -> None:
         super().__init__()
         source: Any = attention
-        self.heads: int = source.num_attention_heads
+        self.heads: int = source.heads
         self.scale: float = source.scale
         self.qkv: nn.Module = source.qkv
         self.proj: nn.Linear = source.proj
         self.rel_pos_h: nn.Parameter = source.rel_pos_h
         self.rel_pos_w: nn.Parameter = source.rel_pos_w
 
-    def forward(self, hidden_states: Tensor) -> tuple[Tensor, None]:
-        """``(batch, height, width, channels)`` to the same, and no weights to show."""
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """``(batch, height, width, channels)`` to the same."""
         batch, height, width, channels = hidden_states.shape
         tokens = height * width
         qkv = self.qkv(hidden_states).reshape(batch, tokens, 3, self.heads, channels // self.heads)
@@ -171,7 +173,13 @@ class PlainVisionAttention(nn.Module):
         scores = scores.view(-1, height, width, height, width) + rows[..., None] + columns[..., None, :]
         attended = scores.view(-1, tokens, tokens).softmax(-1) @ value
         attended = attended.unflatten(0, (batch, self.heads)).transpose(1, 2)
-        return self.proj(attended.reshape(batch, height, width, channels)), None
+        return self.proj(attended.reshape(batch, height, width, channels))
+
+
+def attend_by_the_book(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Like `medsaga.models.attention.attend_plainly`, with the matrix of all token pairs."""
+    scores = query @ key.mT * query.shape[-1] ** -0.5
+    return (scores.softmax(-1) @ value).transpose(1, 2).contiguous()
 
 
 class Logits(nn.Module):

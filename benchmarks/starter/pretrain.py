@@ -31,9 +31,10 @@ from benchmarks.starter.bank import Bank, make_bank
 from benchmarks.starter.tasks import MOST_CLASSES, Task, draw_task
 from medsaga import files
 from medsaga.data.augment import AUGMENTATIONS, augment
-from medsaga.models.inspection import convert
-from medsaga.models.sam import ARCHITECTURES, KClassSam, build_sam
-from medsaga.models.weights import DESCRIPTION, load_pretrained, save_state
+from medsaga.models.encoders import ENCODERS
+from medsaga.models.sam import KClassSam, build_sam
+from medsaga.models.weights.inspection import convert
+from medsaga.models.weights.loading import DESCRIPTION, load_pretrained, save_state
 from medsaga.training.loss import segmentation_loss
 
 State = dict[str, Tensor]
@@ -41,7 +42,7 @@ TOKENS = "mask_decoder.mask_tokens.weight"
 NETWORKS = "mask_decoder.output_hypernetworks_mlps."
 MASKS = 4
 """Mask tokens of the file, as SAM's files have them."""
-OWN_SIDE = ARCHITECTURES["tiny"].image_size
+OWN_SIDE = ENCODERS["tiny"].image_size
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def _class_means(model: KClassSam, task: Task) -> Tensor:
     """Return the mean embedding of each class in the images to learn from, as `medsaga.training.class_tokens` does."""
     images, labels = task.images[: task.support], task.labels[: task.support]
     with torch.no_grad():
-        embeddings = model.split(model.encode(images.float()))[0]
+        embeddings = model.encode(images.float())[-1]
     inside = (labels[:, None] == torch.arange(task.classes)[:, None, None]).float()
     shares = F.adaptive_avg_pool2d(inside, embeddings.shape[-1])
     return torch.einsum("bkhw,bchw->kc", shares, embeddings) / shares.sum((0, 2, 3))[:, None].clamp(min=1e-6)
@@ -147,10 +148,10 @@ def _batches(task: Task, plan: Plan, number: int) -> Iterator[Tensor]:
 
 def _logits(model: KClassSam, images: Tensor, classes: int) -> Tensor:
     """Segment with the first classes of the model."""
-    embeddings, details = model.split(model.encode(images.float()))
+    *skips, embeddings = model.encode(images.float())
     decoder = model.mask_decoder
     tokens, pixels = model.attend(embeddings, decoder.mask_tokens.weight[:classes].expand(len(images), -1, -1))
-    upscaled = model.upscale(pixels, details)
+    upscaled = decoder.upscale(pixels, skips)
     kernels = torch.stack([decoder.output_hypernetworks_mlps[c](tokens[:, c]) for c in range(classes)], dim=1)
     return (kernels @ upscaled.flatten(2)).unflatten(2, upscaled.shape[2:])
 

@@ -29,8 +29,9 @@ from medsaga.data.dataset import read_dataset
 from medsaga.data.items import read_item, read_mask
 from medsaga.data.letterbox import letterbox, letterbox_labels
 from medsaga.data.types import Dataset, to_class_indices
-from medsaga.models.sam import ARCHITECTURES, build_sam
-from medsaga.models.weights import load_pretrained
+from medsaga.models.encoders import ENCODERS
+from medsaga.models.sam import build_sam
+from medsaga.models.weights.loading import load_pretrained
 from medsaga.suggest.coverage import choose, distances_between, standardised
 
 Floats = npt.NDArray[np.float64]
@@ -63,16 +64,16 @@ class Seen:
 @torch.inference_mode()
 def look_at(dataset: Dataset) -> list[Seen]:
     """Put all images, 8-bit and 2-D, through the encoder."""
-    side = ARCHITECTURES["tiny"].image_size
+    side = ENCODERS["tiny"].image_size
     model = build_sam("tiny", classes=2, image_size=side, in_channels=len(dataset.channels)).eval()
     load_pretrained(model, MODEL)
-    token = side // model.tokens
+    token = model.image_encoder.strides[-1]
     tokens, shares = [], []
     for item in dataset.items:
         square, content = letterbox(read_item(item).astype(np.uint8), side)
         classes = letterbox_labels(to_class_indices(read_mask(item), dataset.label_values), side)
         rows, columns = (max(1, round(extent / token)) for extent in content)
-        encoded = model.encode(torch.from_numpy(square)[None].float())[0, :, :rows, :columns]
+        encoded = model.pack(model.encode(torch.from_numpy(square)[None].float()))[0, :, :rows, :columns]
         tokens.append(encoded.flatten(1).T.double().numpy())
         one_hot = F.one_hot(torch.from_numpy(classes).long(), len(dataset.labels)).permute(2, 0, 1).double()
         shares.append(F.avg_pool2d(one_hot[None], token)[0, :, :rows, :columns].flatten(1).T.numpy())

@@ -30,7 +30,7 @@ from medsaga.memory.tracker import is_out_of_memory
 from medsaga.methods import loading
 from medsaga.models.base import SegmentationModel
 from medsaga.models.precision import cast_parameters
-from medsaga.models.weights import load_model
+from medsaga.models.weights.loading import load_model
 
 # A slice is mapped back to its own size one at a time: the probabilities of a large slice outweigh the model.
 BATCH_SIZE = 8

@@ -18,10 +18,10 @@ from medsaga.data.dataset import read_dataset
 from medsaga.errors import InputError
 from medsaga.inference import Segmenter
 from medsaga.methods import METHODS, build_model, new_optimizer
-from medsaga.methods.base import Method, weight_matrices
+from medsaga.methods.base import Method
 from medsaga.models.lora import load_adapter, merge_lora
 from medsaga.models.sam import build_sam
-from medsaga.models.weights import load_pretrained, save_model
+from medsaga.models.weights.loading import load_pretrained, save_model
 from medsaga.planning.predict import predict_memory
 from medsaga.planning.resolve import choose_model
 from medsaga.training.loop import train
@@ -46,7 +46,7 @@ def test_a_run_is_tested_predicted_and_goes_on(method: str, toy: Path, tmp_path:
     settings = dataclasses.replace(quick, method=method, steps=2, evaluate_every=1)
     result = train(toy, tmp_path / "run", settings)
     assert result["trainable_parameters"] > 0
-    matrices, _ = weight_matrices(build_sam("tiny", classes=3, image_size=64, in_channels=1).vision_encoder)
+    matrices, _ = build_sam("tiny", classes=3, image_size=64, in_channels=1).image_encoder.weight_matrices()
     assert result["projected_parameters"] == (sum(w.numel() for w in matrices) if method == "medsaga" else 0)
     assert 0.9 < result["predicted_peak_memory_bytes"] / result["peak_memory_bytes"] < 1.1
     assert sum(result["memory_breakdown"].values()) == result["peak_memory_bytes"]
@@ -72,7 +72,7 @@ def test_what_is_not_trained_stays_as_it_was(method: str, toy: Path, tmp_path: P
     # Prompts, which nobody gives, and the zeros behind LoRA's other factor move nothing at first.
     assert len(moved) > 0.7 * len(trained)
     parts = {name.split(".")[0] for name in moved}
-    assert parts >= {"medsaga": {"vision_encoder", "mask_decoder"}, "frozen": {"mask_decoder"}}.get(method, set())
+    assert parts >= {"medsaga": {"image_encoder", "mask_decoder"}, "frozen": {"mask_decoder"}}.get(method, set())
 
 
 def test_sizes_as_published() -> None:
@@ -80,7 +80,7 @@ def test_sizes_as_published() -> None:
     with torch.device("meta"):
         samed = _prepared(_settings("samed", model="vit_b", image_size=512))
         new_optimizer(samed, _settings("samed", model="vit_b", image_size=512)).close()
-        assert _trained(samed.vision_encoder) == 147_456
+        assert _trained(samed.image_encoder) == 147_456
         assert 4.0e6 < _trained(samed) < 5.0e6
         daeformer = _prepared(_settings("daeformer"))
         assert sum(weight.numel() for weight in daeformer.parameters()) == pytest.approx(48.07e6, rel=0.01)
@@ -113,7 +113,7 @@ def test_samed_starts_from_pretrained_weights_and_leaves_an_adapter(toy: Path, t
     trained: Any = Segmenter.load(tmp_path / "run").model
     base = build_sam("tiny", classes=3, image_size=64, in_channels=1).eval()
     load_pretrained(base, weights)
-    name = "vision_encoder.layers.3.attn.qkv.weight"
+    name = "image_encoder.blocks.3.attn.qkv.weight"
     assert torch.equal(trained.state_dict()[name], base.state_dict()[name])
     images = 255 * torch.rand(2, 1, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -121,7 +121,7 @@ def test_samed_starts_from_pretrained_weights_and_leaves_an_adapter(toy: Path, t
         load_adapter(tmp_path / "run" / "adapter.safetensors", base)
         assert torch.equal(base(images), logits)
         assert not torch.allclose(before, logits, rtol=0.1)
-        merge_lora(trained.vision_encoder)
+        merge_lora(trained.image_encoder)
         torch.testing.assert_close(trained(images), logits, rtol=1e-5, atol=1e-5)
     adapter, whole = ((tmp_path / "run" / name).stat().st_size for name in ("adapter.safetensors", "model.safetensors"))
     assert adapter < whole

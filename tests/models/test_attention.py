@@ -13,14 +13,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 from transformers.models.sam.configuration_sam import SamVisionConfig
-from transformers.models.sam.modeling_sam import SamVisionAttention, SamVisionEncoder
+from transformers.models.sam.modeling_sam import SamVisionAttention
 
 from medsaga.models.attention import (
-    FusedVisionAttention,
+    RelativeAttention,
     attend,
     attend_in_chunks,
     resize_relative_positions,
-    use_fused_attention,
 )
 
 HEADS, HEAD_SIZE = 3, 20
@@ -59,10 +58,19 @@ def eager_attention(table_size: int, dtype: torch.dtype = torch.float64) -> nn.M
     return attention
 
 
+def fused_like(eager: nn.Module) -> RelativeAttention:
+    """Our attention with the parameters of transformers'."""
+    tables = eager.get_parameter("rel_pos_h")
+    fused = RelativeAttention(HEADS * HEAD_SIZE, HEADS * HEAD_SIZE, heads=HEADS, grid=(len(tables) + 1) // 2)
+    fused.to(tables.dtype).load_state_dict(eager.state_dict())
+    return fused
+
+
 def results(attention: nn.Module, tokens: Tensor) -> list[Tensor]:
     """The output, and the gradients of a fixed function of it by the input and every parameter."""
     tokens = tokens.clone().requires_grad_()
-    output = attention(tokens)[0]
+    output = attention(tokens)
+    output = output[0] if isinstance(output, tuple) else output
     weights = torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view_as(output)
     parameters = [parameter for _, parameter in sorted(attention.named_parameters())]
     return [output.detach(), *torch.autograd.grad((output * weights).sum(), [tokens, *parameters])]
@@ -81,7 +89,7 @@ def results(attention: nn.Module, tokens: Tensor) -> list[Tensor]:
 )
 def test_outputs_and_gradients_equal_eager_attention(table_size: int, height: int, width: int) -> None:
     eager = eager_attention(table_size)
-    fused = FusedVisionAttention(copy.deepcopy(eager))
+    fused = fused_like(eager)
     tokens = torch.randn(2, height, width, HEADS * HEAD_SIZE, dtype=torch.float64)
     for ours, theirs in zip(results(fused, tokens), results(eager, tokens), strict=True):
         assert torch.linalg.norm(ours - theirs) <= 1e-12 * torch.linalg.norm(theirs) + 1e-12
@@ -89,7 +97,7 @@ def test_outputs_and_gradients_equal_eager_attention(table_size: int, height: in
 
 def test_float32_agrees_to_1e_5() -> None:
     eager = eager_attention(14, torch.float32)
-    fused = FusedVisionAttention(copy.deepcopy(eager))
+    fused = fused_like(eager)
     tokens = torch.randn(2, 14, 14, HEADS * HEAD_SIZE)
     for ours, theirs in zip(results(fused, tokens), results(eager, tokens), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5 * float(theirs.abs().max()))
@@ -101,14 +109,14 @@ def test_half_precision_is_no_worse_than_eager(dtype: torch.dtype) -> None:
     tokens = torch.randn(2, 8, 8, HEADS * HEAD_SIZE, dtype=torch.float64).to(dtype)
     truth = results(exact, tokens.double())
     eager = copy.deepcopy(exact).to(dtype)
-    fused = FusedVisionAttention(copy.deepcopy(eager))
+    fused = fused_like(eager)
     for ours, theirs, true in zip(results(fused, tokens), results(eager, tokens), truth, strict=True):
         assert ours.dtype == dtype
         assert torch.linalg.norm(ours - true) <= 1.5 * torch.linalg.norm(theirs - true)
 
 
 def test_checkpointing_changes_nothing() -> None:
-    fused = FusedVisionAttention(eager_attention(8))
+    fused = fused_like(eager_attention(8))
 
     class Checkpointed(nn.Module):
         def __init__(self) -> None:
@@ -127,7 +135,7 @@ def test_no_tensor_of_all_token_pairs_exists() -> None:
     side = 32
     pairs = 4 * side**4
     eager = eager_attention(side, torch.float32)
-    fused = FusedVisionAttention(copy.deepcopy(eager))
+    fused = fused_like(eager)
     tokens = torch.randn(1, side, side, HEADS * HEAD_SIZE)
     with LargestTensor() as with_eager:
         results(eager, tokens)
@@ -166,26 +174,3 @@ def test_tables_of_the_right_size_are_not_touched() -> None:
     table = torch.randn(15, 4)
     assert resize_relative_positions(table, 8) is table
     assert resize_relative_positions(table, 12).shape == (23, 4)
-
-
-@pytest.mark.usefixtures("softmax_in_double")
-def test_swapping_keeps_the_state_dict_and_the_result() -> None:
-    torch.manual_seed(0)
-    config = SamVisionConfig(
-        hidden_size=24,
-        num_attention_heads=3,
-        num_hidden_layers=3,
-        image_size=96,
-        window_size=4,
-        global_attn_indexes=(1,),
-        attn_implementation="eager",
-    )
-    encoder = SamVisionEncoder(config).double()
-    for parameter in encoder.parameters():
-        nn.init.normal_(parameter, std=0.1)
-    images = torch.randn(1, 3, 96, 96, dtype=torch.float64)
-    names = list(encoder.state_dict())
-    before = encoder(images).last_hidden_state
-    use_fused_attention(encoder)
-    assert list(encoder.state_dict()) == names
-    torch.testing.assert_close(encoder(images).last_hidden_state, before, rtol=1e-10, atol=1e-10)

@@ -460,7 +460,7 @@ def _blobs() -> tuple[Tensor, Tensor]:
 def _train_linears(model: KClassSam) -> list[float]:
     """Train the encoder's linear layers alone with GaLore; return the losses."""
     images, labels = _blobs()
-    weights: list[Tensor] = [m.weight for m in model.vision_encoder.modules() if isinstance(m, nn.Linear)]
+    weights: list[Tensor] = [m.weight for m in model.image_encoder.modules() if isinstance(m, nn.Linear)]
     model.requires_grad_(False)
     for weight in weights:
         weight.requires_grad_(True)
@@ -479,8 +479,8 @@ def _train_linears(model: KClassSam) -> list[float]:
 def test_an_encoder_of_codes_learns_like_one_of_floats() -> None:
     model = _tiny_sam()
     dense = copy.deepcopy(model).float()
-    elements = quantise_linears(model.vision_encoder)
-    linears = [m for m in model.vision_encoder.modules() if isinstance(m, nn.Linear)]
+    elements = quantise_linears(model.image_encoder)
+    linears = [m for m in model.image_encoder.modules() if isinstance(m, nn.Linear)]
     assert len(linears) == 4 * 6  # qkv, proj, lin1, lin2 of each block
     assert elements == sum(m.weight.numel() for m in linears)
     before = [_weight(m).codes.clone() for m in linears]

@@ -11,20 +11,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.models.sam.configuration_sam import SamVisionConfig
-from transformers.models.sam.modeling_sam import SamMLPBlock, SamVisionEncoder
+from transformers.models.sam.modeling_sam import SamMLPBlock
 
 from medsaga.memory.tracker import TensorTracker
 from medsaga.models import attention, lean
-from medsaga.models.attention import FusedVisionAttention
+from medsaga.models.attention import RelativeAttention
+from medsaga.models.encoders import ENCODERS
+from medsaga.models.encoders.tiny import TinySpec
 from medsaga.models.int8 import Int8Weight, quantise_linears
 from medsaga.models.lean import LeanMlp, inside_lean_block, lean_block
-from medsaga.models.sam import ARCHITECTURES, KClassSam, build_sam
+from medsaga.models.sam import KClassSam, build_sam
 
-CHANNELS = ARCHITECTURES["tiny"].hidden_size
-HEADS = ARCHITECTURES["tiny"].heads
+TINY = ENCODERS["tiny"]
+assert isinstance(TINY, TinySpec)
+CHANNELS, HEADS = TINY.hidden_size, TINY.heads
 GRID = 10
 """Tokens along a side, which windows of 8 do not divide: the image is padded to 4 windows."""
-SIDE = GRID * ARCHITECTURES["tiny"].patch_size
+SIDE = GRID * TINY.patch_size
 TOKENS = 2 * GRID**2
 CHUNK = 90
 
@@ -50,13 +53,13 @@ class Hidden(TorchDispatchMode):
 def heads_at_a_time(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Make groups of heads and chunks of tokens small; list the heads of every call of the attention."""
     seen: list[int] = []
-    original = FusedVisionAttention._attend
+    original = RelativeAttention._attend
 
-    def noted(self: FusedVisionAttention, qkv: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    def noted(self: RelativeAttention, qkv: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         seen.append(qkv.shape[3])
         return original(self, qkv, rows, columns)
 
-    monkeypatch.setattr(FusedVisionAttention, "_attend", noted)
+    monkeypatch.setattr(RelativeAttention, "_attend", noted)
     monkeypatch.setattr(attention, "GROUP_ELEMENTS", TOKENS * CHANNELS // HEADS)
     monkeypatch.setattr(lean, "CHUNK_TOKENS", CHUNK)
     return seen
@@ -65,12 +68,12 @@ def heads_at_a_time(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def _model(dtype: torch.dtype = torch.float64, *, int8: bool = False) -> KClassSam:
     torch.manual_seed(0)
     model = build_sam("tiny", classes=3, image_size=SIDE, dtype=dtype)
-    for layer in model.vision_encoder.layers:  # biases and relative positions start at 0, and would hide mistakes
+    for layer in model.image_encoder.blocks:  # biases and relative positions start at 0, and would hide mistakes
         for parameter in layer.parameters():
             if parameter.dim() == 1 or parameter.shape[-1] == CHANNELS // HEADS:
                 nn.init.normal_(parameter, std=0.1)
     if int8:
-        quantise_linears(model.vision_encoder)
+        quantise_linears(model.image_encoder)
     return model
 
 
@@ -174,26 +177,12 @@ def test_an_error_inside_leaves_no_block_open() -> None:
     assert not inside_lean_block()
 
 
-@pytest.mark.usefixtures("plain")
-@pytest.mark.parametrize("architecture", ["plain", "vit_b"])
-def test_names_and_shapes_are_those_of_transformers(architecture: str) -> None:
-    with torch.device("meta"):
-        model = build_sam(architecture, classes=3, image_size=224)
-        config: SamVisionConfig = model.vision_encoder.config
-        theirs = SamVisionEncoder(config)
-    ours = {name: value.shape for name, value in model.vision_encoder.state_dict().items()}
-    assert list(ours) == list(theirs.state_dict())
-    assert ours == {name: value.shape for name, value in theirs.state_dict().items()}
-    assert [name for name, _ in model.vision_encoder.named_parameters()] == [n for n, _ in theirs.named_parameters()]
-
-
 # Memory
 
 
 def _mlp(dtype: torch.dtype, channels: int = 16, hidden: int = 256, *, int8: bool = False) -> LeanMlp:
     torch.manual_seed(0)
-    config = SamVisionConfig(hidden_size=channels, mlp_dim=hidden)
-    mlp = LeanMlp(SamMLPBlock(config).to(dtype))
+    mlp = LeanMlp(channels, hidden).to(dtype)
     if int8:
         quantise_linears(mlp)
         assert isinstance(mlp.lin1.weight, Int8Weight)
@@ -233,7 +222,7 @@ def test_the_hidden_layer_never_exists_as_a_whole(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("int8", [False, True], ids=["plain", "int8"])
 def test_blocks_keep_their_inputs_only(int8: bool) -> None:
     model = _model(torch.float32, int8=int8)
-    layers: Any = model.vision_encoder.layers
+    layers: Any = model.image_encoder.blocks
 
     def encoder(hidden: Tensor) -> Tensor:
         for layer in layers:

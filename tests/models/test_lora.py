@@ -9,13 +9,17 @@ from typing import Any
 
 import pytest
 import torch
+from official import official_layout
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from sam_reference import random_reference
 from torch import Tensor, nn
 from torch.nn import functional
 
 from medsaga.errors import InputError
 from medsaga.memory.tracker import TensorTracker
 from medsaga.models import attention
+from medsaga.models.encoders import ENCODERS
 from medsaga.models.int8 import Int8Weight, quantise_linears
 from medsaga.models.lora import (
     FACTORS,
@@ -27,11 +31,11 @@ from medsaga.models.lora import (
     save_adapter,
 )
 from medsaga.models.precision import set_precision
-from medsaga.models.sam import ARCHITECTURES, KClassSam, build_sam
+from medsaga.models.sam import KClassSam, build_sam
 
 SIDE = 96
 RANK = 4
-TINY = ARCHITECTURES["tiny"]
+TINY: Any = ENCODERS["tiny"]
 
 
 def build(dtype: torch.dtype = torch.float32, *, seed: int = 0, image_size: int = SIDE, classes: int = 3) -> KClassSam:
@@ -43,20 +47,25 @@ def images() -> Tensor:
     return torch.rand(2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1)) * 255
 
 
+def qkvs(model: KClassSam) -> list[Any]:
+    """The fused projection of each block."""
+    return [block.get_submodule("attn.qkv") for block in model.image_encoder.blocks]
+
+
 def freeze_base(model: KClassSam) -> None:
     """Train what SAMed trains."""
-    model.vision_encoder.requires_grad_(False)
-    for factor in lora_parameters(model.vision_encoder):
+    model.image_encoder.requires_grad_(False)
+    for factor in lora_parameters(model.image_encoder):
         factor.requires_grad_(True)
 
 
 def with_updates(model: KClassSam, spread: float = 0.2) -> KClassSam:
     """The model with updates that change something, its base frozen."""
-    add_lora(model.vision_encoder, RANK)
+    add_lora(model.image_encoder, RANK)
     freeze_base(model)
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
-        for factor in lora_parameters(model.vision_encoder):
+        for factor in lora_parameters(model.image_encoder):
             factor.copy_(spread * torch.randn(factor.shape, generator=generator))
     return model
 
@@ -108,10 +117,9 @@ def test_changes_nothing_at_first_and_is_drawn_as_samed_draws() -> None:
     model = build()
     with torch.no_grad():
         before = model(images())
-        add_lora(model.vision_encoder, RANK)
+        add_lora(model.image_encoder, RANK)
         assert torch.equal(model(images()), before)
-    for layer in model.vision_encoder.layers:
-        qkv = layer.attn.qkv
+    for qkv in qkvs(model):
         assert isinstance(qkv, LoraQkv)
         assert not qkv.query_up.any()
         assert not qkv.value_up.any()
@@ -129,27 +137,27 @@ def test_has_the_published_number_of_parameters() -> None:
     with torch.device("meta"):
         model = build_sam("vit_b", classes=9, image_size=512)
         names = list(model.state_dict())
-        add_lora(model.vision_encoder, RANK)
+        add_lora(model.image_encoder, RANK)
         freeze_base(model)
-        factors = lora_parameters(model.vision_encoder)
+        factors = lora_parameters(model.image_encoder)
         assert model(torch.zeros(1, 3, 512, 512)).shape == (1, 9, 128, 128)
         merged = copy.deepcopy(model)
-        merge_lora(merged.vision_encoder)
+        merge_lora(merged.image_encoder)
     assert len(factors) == 12 * 4
     assert sum(factor.numel() for factor in factors) == 147_456
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == 4_913_621
     added = [name for name in model.state_dict() if name not in names]
-    assert added == [f"vision_encoder.layers.{n}.attn.qkv.{factor}" for n in range(12) for factor in FACTORS]
+    assert added == [f"image_encoder.blocks.{n}.attn.qkv.{factor}" for n in range(12) for factor in FACTORS]
     assert list(merged.state_dict()) == names
-    assert all(type(layer.attn.qkv) is nn.Linear for layer in merged.vision_encoder.layers)
-    assert lora_parameters(merged.vision_encoder) == []
+    assert all(type(qkv) is nn.Linear for qkv in qkvs(merged))
+    assert lora_parameters(merged.image_encoder) == []
 
 
 def test_only_what_samed_trains_gets_gradients_and_merging_afterwards_changes_no_result() -> None:
     model = build()
-    add_lora(model.vision_encoder, RANK)
+    add_lora(model.image_encoder, RANK)
     freeze_base(model)
-    base = {name: value.clone() for name, value in model.vision_encoder.state_dict().items() if "_up" not in name}
+    base = {name: value.clone() for name, value in model.image_encoder.state_dict().items() if "_up" not in name}
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=2e-2)
     pixel = TINY.patch_size // 4  # side of a pixel of the logits in the image
@@ -159,21 +167,21 @@ def test_only_what_samed_trains_gets_gradients_and_merging_afterwards_changes_no
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    for name, parameter in model.vision_encoder.named_parameters():
+    for name, parameter in model.image_encoder.named_parameters():
         is_factor = name.endswith(FACTORS)
         assert (parameter.grad is not None) == is_factor, name
         if "_down" not in name and "_up" not in name:
             assert torch.equal(parameter, base[name]), name
-    decoder = model.mask_decoder.transformer.layers[0].self_attn.q_proj.weight
+    decoder = model.get_parameter("mask_decoder.transformer.layers.0.self_attn.q_proj.weight")
     assert decoder.grad is not None
-    assert all(factor.any() for factor in lora_parameters(model.vision_encoder))
+    assert all(factor.any() for factor in lora_parameters(model.image_encoder))
     with torch.no_grad():
         unmerged = model(images())
         plain = build()
         plain.mask_decoder.load_state_dict(model.mask_decoder.state_dict())
         plain.prompt_encoder.load_state_dict(model.prompt_encoder.state_dict())
         without = plain(images())
-        merge_lora(model.vision_encoder)
+        merge_lora(model.image_encoder)
         merged = model(images())
     assert relative(merged, unmerged) < 1e-5
     assert relative(without, unmerged) > 1e-3
@@ -186,9 +194,11 @@ def test_only_what_samed_trains_gets_gradients_and_merging_afterwards_changes_no
 def test_lean_blocks_and_groups_of_heads_change_nothing(int8: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     model = with_updates(build(torch.float64))
     if int8:
-        quantise_linears(model.vision_encoder)
+        quantise_linears(model.image_encoder)
     logits, plain = gradients(model)
-    monkeypatch.setattr(attention, "GROUP_ELEMENTS", 2 * model.tokens**2 * TINY.hidden_size // TINY.heads)
+    monkeypatch.setattr(
+        attention, "GROUP_ELEMENTS", 2 * (SIDE // TINY.patch_size) ** 2 * TINY.hidden_size // TINY.heads
+    )
     model.checkpoint_blocks = True
     again, found = gradients(model)
     assert relative(again, logits) < 1e-12
@@ -202,14 +212,14 @@ def test_lean_blocks_and_groups_of_heads_change_nothing(int8: bool, monkeypatch:
 @pytest.mark.parametrize("quantised_first", [False, True])
 def test_an_int8_base_is_seen_without_its_updates(quantised_first: bool) -> None:
     model = build()
-    linears = sum(m.weight.numel() for m in model.vision_encoder.modules() if isinstance(m, nn.Linear))
+    linears = sum(m.weight.numel() for m in model.image_encoder.modules() if isinstance(m, nn.Linear))
     if quantised_first:
-        assert quantise_linears(model.vision_encoder) == linears
+        assert quantise_linears(model.image_encoder) == linears
         with_updates(model)
     else:
         with_updates(model)
-        assert quantise_linears(model.vision_encoder) == linears
-    factors = lora_parameters(model.vision_encoder)
+        assert quantise_linears(model.image_encoder) == linears
+    factors = lora_parameters(model.image_encoder)
     assert not any(isinstance(factor, Int8Weight) for factor in factors)
     assert {factor.dtype for factor in factors} == {torch.float32}
     dense = with_updates(build())
@@ -222,8 +232,8 @@ def test_an_int8_base_is_seen_without_its_updates(quantised_first: bool) -> None
     for name in found:
         if name.endswith(FACTORS):
             assert relative(found[name], theirs[name]) < 1e-3, name
-    merge_lora(model.vision_encoder)
-    qkv = model.vision_encoder.layers[0].attn.qkv.weight
+    merge_lora(model.image_encoder)
+    qkv = qkvs(model)[0].weight
     assert not isinstance(qkv, Int8Weight)
     with torch.no_grad():
         assert relative(model(images()), logits) < 1e-5
@@ -239,8 +249,8 @@ def test_runs_in_the_precisions_of_a_run() -> None:
         assert len(factors) == 6 * 4
         assert {found[name].dtype for name in factors} == {logits.dtype} != {torch.float32}
         assert relative(logits, expected) < tolerance
-        merge_lora(model.vision_encoder)
-        assert model.vision_encoder.layers[0].attn.qkv.weight.dtype == logits.dtype
+        merge_lora(model.image_encoder)
+        assert qkvs(model)[0].weight.dtype == logits.dtype
         with torch.no_grad():
             assert relative(model(images()), logits) < tolerance
 
@@ -259,12 +269,12 @@ def test_states_can_be_assigned() -> None:
 def test_a_step_can_be_predicted_without_values(precision: str) -> None:
     with torch.device("meta"):
         model = build()
-        add_lora(model.vision_encoder, RANK)
+        add_lora(model.image_encoder, RANK)
         freeze_base(model)
         set_precision(model, precision)
         model.checkpoint_blocks = True
         model(torch.zeros(2, 3, SIDE, SIDE)).sum().backward()
-    assert all(factor.grad is not None and factor.grad.is_meta for factor in lora_parameters(model.vision_encoder))
+    assert all(factor.grad is not None and factor.grad.is_meta for factor in lora_parameters(model.image_encoder))
 
 
 def test_an_update_takes_no_second_projection() -> None:
@@ -289,8 +299,8 @@ def test_an_adapter_comes_back_onto_its_base(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "adapter.safetensors"
     save_adapter(path, model)
     names = set(load_file(path))
-    assert {name.partition(".")[0] for name in names} == {"vision_encoder", "prompt_encoder", "mask_decoder"}
-    assert sum(name.startswith("vision_encoder") for name in names) == 6 * 4
+    assert {name.partition(".")[0] for name in names} == {"image_encoder", "prompt_encoder", "mask_decoder"}
+    assert sum(name.startswith("image_encoder") for name in names) == 6 * 4
 
     other = build()
     load_adapter(path, other)
@@ -302,7 +312,7 @@ def test_an_adapter_comes_back_onto_its_base(tmp_path: Path) -> None:
     in_half = build()
     set_precision(in_half, "int8")
     load_adapter(path, in_half)
-    assert {p.dtype for p in lora_parameters(in_half.vision_encoder)} == {torch.bfloat16}
+    assert {p.dtype for p in lora_parameters(in_half.image_encoder)} == {torch.bfloat16}
     with torch.no_grad():
         assert relative(in_half(images()), expected) < 0.1
 
@@ -310,13 +320,13 @@ def test_an_adapter_comes_back_onto_its_base(tmp_path: Path) -> None:
 def test_a_file_of_vit_b_is_small(tmp_path: Path) -> None:
     with torch.device("meta"):
         model = build_sam("vit_b", classes=9, image_size=512)
-        add_lora(model.vision_encoder, RANK)
+        add_lora(model.image_encoder, RANK)
     # Only what is written needs values.
     model.prompt_encoder.to_empty(device="cpu")
     model.mask_decoder.to_empty(device="cpu")
-    for layer in model.vision_encoder.layers:
+    for qkv in qkvs(model):
         for name in FACTORS:
-            setattr(layer.attn.qkv, name, nn.Parameter(torch.empty_like(getattr(layer.attn.qkv, name), device="cpu")))
+            setattr(qkv, name, nn.Parameter(torch.empty_like(qkv.get_parameter(name), device="cpu")))
     save_adapter(tmp_path / "adapter", model)
     assert 19e6 < (tmp_path / "adapter").stat().st_size < 20e6
 
@@ -361,6 +371,27 @@ def test_files_that_are_no_adapters_are_refused(tmp_path: Path) -> None:
     state = load_file(path)
     description = {"architecture": "tiny", "classes": 3, "image_size": SIDE, "in_channels": 3, "rank": RANK}
     metadata = {"medsaga_adapter": json.dumps(description)}
-    missing = "vision_encoder.layers.2.attn.qkv.value_up"
+    missing = "image_encoder.blocks.2.attn.qkv.value_up"
     save_file({n: v for n, v in state.items() if n != missing} | {"x": torch.zeros(1)}, path, metadata)
     assert_refused(path, build(), f"1 missing: {missing}; 1 unexpected: x")
+
+
+def test_an_adapter_of_an_earlier_version_comes_back(tmp_path: Path) -> None:
+    """Those had transformers' names."""
+    model = with_updates(build())
+    save_adapter(tmp_path / "now", model)
+    with safe_open(tmp_path / "now", framework="pt") as file:
+        metadata = file.metadata()
+    theirs = random_reference("tiny", SIDE).state_dict()
+    earlier_name = {official: name for name in theirs for official in official_layout({name: theirs[name]})}
+    earlier = {
+        earlier_name.get(name, name.replace("image_encoder.blocks", "vision_encoder.layers")): tensor
+        for name, tensor in load_file(tmp_path / "now").items()
+    }
+    assert "vision_encoder.layers.0.attn.qkv.query_down" in earlier
+    assert "mask_decoder.upscale_conv2.weight" in earlier
+    save_file(earlier, tmp_path / "then", metadata)
+    other = build()
+    load_adapter(tmp_path / "then", other)
+    with torch.no_grad():
+        assert torch.equal(other(images()), model(images()))

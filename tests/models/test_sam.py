@@ -8,10 +8,11 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 
 from medsaga.errors import InputError
-from medsaga.models.sam import ARCHITECTURES, KClassSam, build_sam
+from medsaga.models.encoders import ENCODERS
+from medsaga.models.sam import KClassSam, build_sam
 
-TINY = ARCHITECTURES["tiny"]
-ONLY_FOR_PROMPTS = ("point_embed.", "not_a_point_embed.", ".mask_embed.", "iou_prediction_head.")
+TINY = ENCODERS["tiny"]
+ONLY_FOR_PROMPTS = ("point_embeddings.", "not_a_point_embed.", "mask_downscaling.", "iou_prediction_head.")
 
 
 def small(classes: int = 3, in_channels: int = 3, image_size: int = 96) -> KClassSam:
@@ -60,12 +61,23 @@ def test_every_class_has_a_map_of_half_the_side(classes: int, in_channels: int, 
 def test_forward_is_decode_of_encode_and_images_do_not_mix() -> None:
     model = small().eval()
     batch = images(3, 3, 96, 96)
-    encoded = model.encode(batch)
-    assert encoded.shape == (3, model.encoded_channels, model.tokens, model.tokens)
-    assert model.tokens == 96 // TINY.patch_size
+    features = model.encode(batch)
+    encoder = model.image_encoder
+    for made, stride, channels in zip(features, encoder.strides, encoder.channels, strict=True):
+        assert made.shape == (3, channels, 96 // stride, 96 // stride)
     logits = model(batch)
-    assert torch.equal(logits, model.decode(encoded))
+    assert torch.equal(logits, model.decode(features))
     torch.testing.assert_close(logits[1:2], model(batch[1:2]), rtol=1e-4, atol=1e-5)
+
+
+def test_packed_features_come_apart_again() -> None:
+    model = small()
+    shapes = zip(model.image_encoder.channels, model.image_encoder.strides, strict=True)
+    features = tuple(torch.randn(2, channels, 96 // stride, 96 // stride) for channels, stride in shapes)
+    packed = model.pack(features)
+    assert packed.shape[1:] == model.packed_shape
+    assert torch.equal(packed[:, : len(model.class_tokens.T)], features[-1]), "class tokens are compared with these"
+    assert all(torch.equal(one, other) for one, other in zip(model.unpack(packed), features, strict=True))
 
 
 @torch.no_grad()
@@ -93,8 +105,8 @@ def test_constants_are_no_parameters_and_the_normalisation_is_not_saved() -> Non
     model = small()
     state = model.state_dict()
     assert not [name for name in state if "pixel" in name]
-    frequencies = [name for name in state if "positional_embedding" in name]
-    assert frequencies == ["prompt_encoder.shared_embedding.positional_embedding"]
+    frequencies = [name for name in state if "gaussian" in name]
+    assert frequencies == ["prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"]
     assert frequencies[0] not in dict(model.named_parameters())
 
 
@@ -149,7 +161,7 @@ def test_a_step_runs_on_fake_tensors(dtype: torch.dtype) -> None:
         logits.float().sum().backward()
         assert logits.shape == (2, 4, 128, 128)
         assert logits.dtype == dtype
-        assert model.vision_encoder.patch_embed.projection.weight.grad.dtype == dtype
+        assert {p.grad.dtype for p in model.image_encoder.parameters() if p.grad is not None} == {dtype}
     assert torch.get_default_dtype() == torch.float32
 
 
@@ -159,7 +171,7 @@ def test_bfloat16_follows_float32() -> None:
     model = build_sam("tiny", classes=3, image_size=96, dtype=torch.bfloat16)
     model.load_state_dict(exact.state_dict())
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
-    name = "prompt_encoder.shared_embedding.positional_embedding"
+    name = "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
     assert torch.equal(model.state_dict()[name], exact.state_dict()[name])
     with torch.no_grad():
         batch = images(1, 3, 96, 96)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import huggingface_hub
@@ -12,11 +13,12 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors.torch import save_file
 
 from medsaga.errors import InputError
-from medsaga.models.sources import read_safetensors, read_source
+from medsaga.models.weights.sources import read_safetensors, read_source
 
 TENSOR = torch.arange(6.0).view(2, 3)
 OFFICIAL = {"image_encoder.blocks.10.mlp.lin1.weight": TENSOR}
-OWN = "vision_encoder.layers.10.mlp.lin1.weight"
+OWN = "image_encoder.blocks.10.mlp.lin1.weight"
+THEIRS = "vision_encoder.layers.10.mlp.lin1.weight"
 
 
 class Evil:
@@ -44,7 +46,7 @@ def test_the_prefix_of_data_parallel_training_goes(tmp_path: Path) -> None:
     assert list(read_source(tmp_path / "weights.pth").state) == [OWN]
 
 
-@pytest.mark.parametrize("layout", [OFFICIAL, {OWN: TENSOR}])
+@pytest.mark.parametrize("layout", [OFFICIAL, {THEIRS: TENSOR}])
 def test_safetensors_come_in_either_layout(tmp_path: Path, layout: dict[str, torch.Tensor]) -> None:
     save_file(layout, tmp_path / "weights.safetensors")
     assert list(read_source(tmp_path / "weights.safetensors").state) == [OWN]
@@ -88,14 +90,14 @@ def test_missing_files_and_empty_folders_are_named(tmp_path: Path) -> None:
 
 
 def test_a_folder_gives_its_safetensors_first(tmp_path: Path) -> None:
-    torch.save({OWN: TENSOR + 1}, tmp_path / "pytorch_model.bin")
+    torch.save({THEIRS: TENSOR + 1}, tmp_path / "pytorch_model.bin")
     assert torch.equal(read_source(tmp_path).state[OWN], TENSOR + 1)
-    save_file({OWN: TENSOR}, tmp_path / "model.safetensors")
+    save_file({THEIRS: TENSOR}, tmp_path / "model.safetensors")
     assert torch.equal(read_source(str(tmp_path)).state[OWN], TENSOR)
 
 
 def test_a_hub_id_is_fetched_and_older_models_have_only_a_bin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.save({OWN: TENSOR}, tmp_path / "pytorch_model.bin")
+    torch.save({THEIRS: TENSOR}, tmp_path / "pytorch_model.bin")
     asked = []
 
     def download(repo_id: str, filename: str, local_files_only: bool = False) -> str:
@@ -109,6 +111,12 @@ def test_a_hub_id_is_fetched_and_older_models_have_only_a_bin(tmp_path: Path, mo
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     assert read_source("facebook/sam-vit-base").path == tmp_path / "pytorch_model.bin"
     assert asked == [("facebook/sam-vit-base", name) for name in ("model.safetensors", "pytorch_model.bin")]
+
+
+def test_a_hub_id_without_the_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(InputError, match=r"facebook/sam-vit-base.*pip install medsaga\[hub\]"):
+        read_source("facebook/sam-vit-base")
 
 
 def test_no_connection_is_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,65 +13,27 @@ import torch
 import torch.nn.functional as F
 from official import official_layout
 from safetensors.torch import save_file
+from sam_reference import normalised, random_reference
 from torch import Tensor, nn
-from transformers.models.sam.configuration_sam import (
-    SamConfig,
-    SamMaskDecoderConfig,
-    SamPromptEncoderConfig,
-    SamVisionConfig,
-)
 from transformers.models.sam.modeling_sam import SamModel
 
 from medsaga.errors import InputError
-from medsaga.models import registry
-from medsaga.models.sam import ARCHITECTURES, PIXEL_MEAN, PIXEL_STD, KClassSam, build_sam
-from medsaga.models.weights import detect_architecture, load_model, load_pretrained, save_model
+from medsaga.models.sam import KClassSam, build_sam
+from medsaga.models.weights import registry
+from medsaga.models.weights.loading import detect_architecture, load_model, load_pretrained, save_model
 
 pytestmark = pytest.mark.usefixtures("plain")
 
 SIDE = 128
-POSITIONS = "prompt_encoder.shared_embedding.positional_embedding"
-
-
-def reference_model(side: int = SIDE) -> SamModel:
-    """Transformers' own SAM in the size of ``plain``, eager attention, random weights everywhere."""
-    plain = ARCHITECTURES["plain"]
-    config = SamConfig(
-        vision_config=SamVisionConfig(
-            hidden_size=plain.hidden_size,
-            num_hidden_layers=plain.layers,
-            num_attention_heads=plain.heads,
-            image_size=side,
-            patch_size=plain.patch_size,
-            output_channels=plain.decoder_size,
-            num_pos_feats=plain.decoder_size // 2,
-            window_size=plain.window,
-            global_attn_indexes=plain.global_layers,
-            initializer_range=0.05,
-        ),
-        prompt_encoder_config=SamPromptEncoderConfig(
-            image_size=side, patch_size=plain.patch_size, hidden_size=plain.decoder_size
-        ),
-        # The official decoder's epsilon; transformers' default is 1e-6.
-        mask_decoder_config=SamMaskDecoderConfig(
-            hidden_size=plain.decoder_size, mlp_dim=plain.decoder_mlp_dim, layer_norm_eps=1e-5
-        ),
-        attn_implementation="eager",
-    )
-    torch.manual_seed(0)
-    model = SamModel(config).eval()
-    for name, parameter in model.named_parameters():
-        if "rel_pos" in name or "pos_embed" in name or name.endswith("bias"):
-            nn.init.normal_(parameter, std=0.2)
-        if "positional_embedding" in name:
-            nn.init.normal_(parameter)
-    return model
+FREQUENCIES = "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
+THEIR_FREQUENCIES = "prompt_encoder.shared_embedding.positional_embedding"
+PLAIN_PATCH = 8
 
 
 @pytest.fixture(scope="module")
 def reference(plain: str) -> SamModel:
     """The model that all files of this module hold."""
-    return reference_model()
+    return random_reference(plain, SIDE)
 
 
 @pytest.fixture(scope="module")
@@ -96,8 +58,7 @@ def images(side: int = SIDE, channels: int = 3) -> Tensor:
 @torch.no_grad()
 def embeddings_and_masks(reference: SamModel, batch: Tensor) -> tuple[Tensor, Tensor]:
     """What transformers computes without prompts: embeddings, and all four masks."""
-    normalised = (batch - torch.tensor(PIXEL_MEAN).view(3, 1, 1)) / torch.tensor(PIXEL_STD).view(3, 1, 1)
-    embeddings = reference.get_image_embeddings(normalised)
+    embeddings = reference.get_image_embeddings(normalised(batch))
     masks = [reference(image_embeddings=embeddings, multimask_output=several).pred_masks for several in (False, True)]
     return embeddings, torch.cat(masks, dim=2)[:, 0]
 
@@ -108,8 +69,8 @@ def assert_computes_like(model: KClassSam, reference: SamModel) -> None:
     batch = images(model.image_size)
     embeddings, masks = embeddings_and_masks(reference, batch)
     ours = model.encode(batch)
-    torch.testing.assert_close(ours, embeddings, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(model.decode(embeddings), masks, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ours, (embeddings,), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(model.decode((embeddings,)), masks, rtol=1e-4, atol=1e-5)
 
 
 def test_the_official_layout_gives_the_numbers_of_transformers(reference: SamModel, official: Path) -> None:
@@ -153,18 +114,18 @@ def test_a_folder_of_transformers_gives_the_same(reference: SamModel, tmp_path: 
 def test_every_tensor_arrives(reference: SamModel, official: Path) -> None:
     model = build()
     load_pretrained(model, official)
-    theirs = reference.state_dict()
+    theirs = torch.load(official, weights_only=True)
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, theirs[name]), name
 
 
 def test_both_names_of_the_frequencies_are_understood(reference: SamModel, tmp_path: Path) -> None:
-    state = {name: tensor.clone() for name, tensor in reference.state_dict().items() if name != POSITIONS}
+    state = {name: tensor.clone() for name, tensor in reference.state_dict().items() if name != THEIR_FREQUENCIES}
     assert "shared_image_embedding.positional_embedding" in state
     torch.save(state, tmp_path / "pytorch_model.bin")
     model = build()
     load_pretrained(model, tmp_path)
-    assert torch.equal(model.state_dict()[POSITIONS], reference.state_dict()[POSITIONS])
+    assert torch.equal(model.state_dict()[FREQUENCIES], reference.state_dict()[THEIR_FREQUENCIES])
 
 
 @pytest.mark.parametrize("side", [32, 64, 208])
@@ -173,12 +134,12 @@ def test_another_image_size_equals_transformers_on_resized_tables(
 ) -> None:
     model = build(image_size=side)
     load_pretrained(model, official)
-    resized = reference_model(side)
+    resized = random_reference("plain", side)
     state = copy.deepcopy(reference.state_dict())
     positions = state.pop("vision_encoder.pos_embed").permute(0, 3, 1, 2)
     tables = {name: state.pop(name) for name in list(state) if "rel_pos" in name}
     resized.load_state_dict(state, strict=False)
-    tokens = side // ARCHITECTURES["plain"].patch_size
+    tokens = side // PLAIN_PATCH
     positions = F.interpolate(positions, (tokens, tokens), mode="bicubic", align_corners=False)
     resized.vision_encoder.pos_embed = nn.Parameter(positions.permute(0, 2, 3, 1))
     for name, table in tables.items():
@@ -194,8 +155,8 @@ def test_classes_start_close_to_masks_of_sam_but_apart(reference: SamModel, offi
     load_pretrained(model, official)
     load_pretrained(twin, official)
     embeddings, masks = embeddings_and_masks(reference, images())
-    logits = model.decode(embeddings)
-    assert torch.equal(logits, twin.decode(embeddings))
+    logits = model.decode((embeddings,))
+    assert torch.equal(logits, twin.decode((embeddings,)))
     for c in range(classes):
         mask = masks[:, c % 4]
         # The tokens attend to each other: with more or fewer than SAM's four, even exact copies compute a little else.
@@ -207,7 +168,7 @@ def test_classes_start_close_to_masks_of_sam_but_apart(reference: SamModel, offi
 def test_other_channels_get_the_mean_kernel(reference: SamModel, official: Path, channels: int) -> None:
     model = build(in_channels=channels)
     load_pretrained(model, official)
-    kernel = model.vision_encoder.patch_embed.projection.weight
+    kernel = model.get_parameter("image_encoder.patch_embed.proj.weight")
     theirs = reference.vision_encoder.patch_embed.projection.weight
     assert kernel.shape[1] == channels
     torch.testing.assert_close(kernel.sum(1), theirs.sum(1))
@@ -217,16 +178,16 @@ def test_other_channels_get_the_mean_kernel(reference: SamModel, official: Path,
 def test_weights_take_the_type_of_the_model(reference: SamModel, official: Path) -> None:
     model = build(dtype=torch.bfloat16)
     load_pretrained(model, official)
-    weight = model.vision_encoder.layers[0].mlp.lin1.weight
+    weight = model.get_parameter("image_encoder.blocks.0.mlp.lin1.weight")
     assert torch.equal(weight, reference.vision_encoder.layers[0].mlp.lin1.weight.bfloat16())
-    assert model.state_dict()[POSITIONS].dtype == torch.float32
+    assert model.state_dict()[FREQUENCIES].dtype == torch.float32
 
 
 def test_missing_unexpected_and_misshapen_tensors_are_listed(official: Path, tmp_path: Path) -> None:
     state = torch.load(official, weights_only=True)
     del state["image_encoder.blocks.3.mlp.lin1.bias"]
     state["image_encoder.blocks.3.adapter.weight"] = torch.zeros(2)
-    width = ARCHITECTURES["plain"].decoder_size
+    width = state["mask_decoder.iou_token.weight"].shape[1]
     state["mask_decoder.iou_token.weight"] = torch.zeros(1, 2 * width)
     torch.save(state, tmp_path / "odd.pth")
     model = build()
@@ -234,8 +195,8 @@ def test_missing_unexpected_and_misshapen_tensors_are_listed(official: Path, tmp
     with pytest.raises(InputError) as caught:
         load_pretrained(model, tmp_path / "odd.pth")
     message = str(caught.value)
-    assert "1 missing: vision_encoder.layers.3.mlp.lin1.bias" in message
-    assert "1 unexpected: vision_encoder.layers.3.adapter.weight" in message
+    assert "1 missing: image_encoder.blocks.3.mlp.lin1.bias" in message
+    assert "1 unexpected: image_encoder.blocks.3.adapter.weight" in message
     assert f"mask_decoder.iou_token.weight (1, {2 * width}) instead of (1, {width})" in message
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
@@ -288,7 +249,21 @@ def test_a_saved_model_comes_back_the_same(tmp_path: Path, in_channels: int, dty
     logits = loaded(batch)
     assert torch.equal(logits, model(batch))
     logits.float().sum().backward()
-    assert loaded.get_parameter("vision_encoder.pos_embed").grad is not None
+    assert loaded.get_parameter("image_encoder.pos_embed").grad is not None
+
+
+def test_a_model_of_an_earlier_version_comes_back(reference: SamModel, tmp_path: Path) -> None:
+    """Those had transformers' names."""
+    state = {name: tensor.contiguous() for name, tensor in reference.state_dict().items() if "shared_image" not in name}
+    described = DESCRIPTION | {"classes": 4, "image_size": SIDE}
+    save_file(state, tmp_path / "model.safetensors", {"medsaga": json.dumps(described)})
+    loaded = load_model(tmp_path / "model.safetensors")
+    assert isinstance(loaded, KClassSam)
+    assert_computes_like(loaded.eval(), reference)
+    del state["vision_encoder.layers.3.mlp.lin1.bias"]
+    save_file(state, tmp_path / "less.safetensors", {"medsaga": json.dumps(described)})
+    with pytest.raises(InputError, match=r"1 missing: image_encoder\.blocks\.3\.mlp\.lin1\.bias"):
+        load_model(tmp_path / "less.safetensors")
 
 
 def test_a_saved_model_is_a_source_of_weights(tmp_path: Path) -> None:

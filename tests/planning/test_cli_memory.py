@@ -11,7 +11,7 @@ from medsaga.cli import main
 from medsaga.config import read_config
 from medsaga.memory.tracker import CATEGORIES
 from medsaga.models.sam import build_sam
-from medsaga.models.weights import save_model
+from medsaga.models.weights.loading import save_model
 
 SMALL = ["memory", "--image-size", "64", "--rank", "4", "--batch-size", "2", "--device", "cpu"]
 

@@ -14,7 +14,7 @@ from real_steps import measure
 
 from medsaga.config import ResolvedSettings, Settings
 from medsaga.errors import InputError
-from medsaga.models.sam import useful_image_sizes
+from medsaga.models.encoders import useful_image_sizes
 from medsaga.planning.defaults import DeviceDefaults
 from medsaga.planning.plan import USABLE, plan
 from medsaga.planning.predict import predict_memory

@@ -29,7 +29,7 @@ from medsaga.inference import Segmenter
 from medsaga.models.daeformer import DAEFormer
 from medsaga.models.sam import build_sam
 from medsaga.models.unet import UNet
-from medsaga.suggest.looking import Looker, encoded_and_logits
+from medsaga.suggest.looking import Looker
 from medsaga.suggest.run import suggest
 from medsaga.training.loop import train
 
@@ -176,10 +176,10 @@ def test_every_model_has_an_encoder_to_look_with(build: Any, grid: tuple[int, ..
     model = build().eval()
     images = torch.randint(0, 256, (2, 1, 64, 64), dtype=torch.uint8)
     with torch.inference_mode():
-        encoded, logits = encoded_and_logits(model, images, decode=True)
+        encoded, logits = model.encoded_and_logits(images.float(), decode=True)
         assert logits is not None
         assert torch.allclose(logits, model(images.float()), atol=1e-5)
-        assert encoded_and_logits(model, images, decode=False)[1] is None
+        assert model.encoded_and_logits(images.float(), decode=False)[1] is None
     assert encoded.shape == (2, *grid)
 
 
@@ -194,7 +194,7 @@ def test_the_embedding_is_the_mean_over_slices_and_positions_without_padding(tmp
     square = np.zeros((5, 1, 64, 64), np.float32)
     square[:, 0, :32] = values.transpose(2, 1, 0)[:, ::-1, ::-1]
     with torch.inference_mode():
-        expected = model.encode(torch.from_numpy(square))[:, :, :4].double().mean(dim=(0, 2, 3))
+        expected = model.pack(model.encode(torch.from_numpy(square)))[:, :, :4].double().mean(dim=(0, 2, 3))
     assert looker.look_at([item]).embedding == pytest.approx(expected.numpy(), abs=1e-5)
 
 
@@ -252,5 +252,5 @@ def test_a_model_of_tiles_looks_at_tiles(tmp_path: Path) -> None:
     looker = Looker(model, (Intensity("identity", 0.0, 255.0),), "auto", 0, 64, 1, classes=False)
     halves = torch.from_numpy(np.stack([values[:, :64], values[:, 64:]])[:, None]).float()
     with torch.inference_mode():
-        expected = model.encode(halves).double().mean(dim=(0, 2, 3))
+        expected = model.pack(model.encode(halves)).double().mean(dim=(0, 2, 3))
     assert looker.look_at(find_inputs(tmp_path)).embedding == pytest.approx(expected.numpy(), abs=1e-5)

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from medsaga.data.samples import Samples
-from medsaga.models.sam import ARCHITECTURES, build_sam
-from medsaga.models.weights import DESCRIPTION, load_pretrained, save_state
+from medsaga.models.sam import build_sam
+from medsaga.models.weights.loading import DESCRIPTION, load_pretrained, save_state
 from medsaga.training import class_tokens
 from medsaga.training.class_tokens import start_class_tokens
 
 SIDE = 64
-GRID = SIDE // ARCHITECTURES["tiny"].patch_size
+GRID = SIDE // 8
 
 
 def made_up_samples(number: int, classes: int) -> Samples:
@@ -40,7 +40,7 @@ def test_each_token_moves_by_the_mean_embedding_of_its_class() -> None:
     moved = model.mask_decoder.mask_tokens.weight.detach() - before
 
     with torch.no_grad():
-        embeddings = model.split(model.encode(torch.from_numpy(samples.images).float()))[0].double()
+        embeddings = model.encode(torch.from_numpy(samples.images).float())[-1].double()
     pixelwise = embeddings.repeat_interleave(SIDE // GRID, 2).repeat_interleave(SIDE // GRID, 3).movedim(1, -1)
     labels = torch.from_numpy(samples.labels)
     for c in range(3):

@@ -24,7 +24,7 @@ from medsaga.data.items import read_mask
 from medsaga.errors import InputError, Interrupted
 from medsaga.inference import Segmenter
 from medsaga.models.base import SegmentationModel
-from medsaga.models.weights import save_model
+from medsaga.models.weights.loading import save_model
 from medsaga.training.continuing import inherited
 from medsaga.training.loop import train
 from medsaga.training.prepare import continued_run, new_run, resumed_run

@@ -25,8 +25,10 @@ from medsaga.config import ResolvedSettings, Settings
 from medsaga.errors import InputError, Interrupted, OutOfMemoryError, RunError
 from medsaga.files import sha256
 from medsaga.inference import Segmenter
-from medsaga.models.sam import ARCHITECTURES, build_sam
-from medsaga.models.weights import save_model
+from medsaga.models.encoders import ENCODERS
+from medsaga.models.encoders.sam_vit import SamVitSpec
+from medsaga.models.sam import build_sam
+from medsaga.models.weights.loading import save_model
 from medsaga.run_folder import read_metrics
 from medsaga.training import loop, loss, out_of_memory, step, trainer
 from medsaga.training.loop import train
@@ -62,7 +64,8 @@ def test_writes_the_whole_run_folder(toy: Path, tmp_path: Path, quick: Settings)
         "report.html",
     }
     assert json.loads((tmp_path / "run" / "result.json").read_text()) == result
-    tiny = ARCHITECTURES["tiny"]
+    tiny = ENCODERS["tiny"]
+    assert isinstance(tiny, SamVitSpec)
     # Of the encoder's blocks alone: qkv, proj and the two layers of the perceptron.
     assert result["projected_parameters"] > (3 + 1 + 4 + 4) * tiny.hidden_size**2 * tiny.layers
     assert result["trainable_parameters"] > result["projected_parameters"]

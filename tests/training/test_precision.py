@@ -82,7 +82,7 @@ def test_a_narrow_run_learns_resumes_and_predicts(
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16", "int8"])
 def test_the_weights_take_the_bytes_of_their_precision(precision: str) -> None:
     model = build_sam("tiny", classes=3, image_size=64)
-    linears = [layer for layer in model.vision_encoder.modules() if isinstance(layer, nn.Linear)]
+    linears = [layer for layer in model.image_encoder.modules() if isinstance(layer, nn.Linear)]
     coded = sum(layer.weight.numel() for layer in linears)
     blocks = sum(layer.out_features * math.ceil(layer.in_features / BLOCK) for layer in linears)
     elements = sum(parameter.numel() for parameter in model.parameters())

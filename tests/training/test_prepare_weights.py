@@ -16,9 +16,9 @@ from medsaga import files, run_folder
 from medsaga.config import Settings, read_config
 from medsaga.errors import InputError, Interrupted
 from medsaga.methods import METHODS
-from medsaga.models.registry import RANDOM, STARTER, weights_named
 from medsaga.models.sam import build_sam
-from medsaga.models.weights import load_pretrained, save_model
+from medsaga.models.weights.loading import load_pretrained, save_model
+from medsaga.models.weights.registry import RANDOM, STARTER, weights_named
 from medsaga.planning.resolve import choose_model
 from medsaga.training.loop import train
 from medsaga.training.prepare import new_run, resumed_run

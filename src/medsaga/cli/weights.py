@@ -29,7 +29,7 @@ class List:
 
     def run(self) -> None:
         """Do it."""
-        from medsaga.models.registry import describe, known_weights, weights_named
+        from medsaga.models.weights.registry import describe, known_weights, weights_named
 
         if self.name is not None:
             document = describe(weights_named(self.name))
@@ -61,7 +61,7 @@ class Fetch:
 
     def run(self) -> None:
         """Do it."""
-        from medsaga.models.fetching import fetch
+        from medsaga.models.weights.fetching import fetch
 
         print(fetch(self.name, Console(stderr=True), self.url))
 
@@ -79,14 +79,14 @@ class Verify:
 
     def run(self) -> None:
         """Do it."""
-        from medsaga.models.inspection import verify
+        from medsaga.models.weights.inspection import verify
 
         print_document(verify(self.source), as_json=self.json)
 
 
 @dataclass(kw_only=True)
 class Convert:
-    """Write weights as a safetensors file with transformers' names, which --model takes."""
+    """Write weights as a safetensors file with SAM's official names, which --model takes."""
 
     source: Positional[str]
     """Name of the weights, a file, a Hugging Face folder or hub id."""
@@ -99,7 +99,7 @@ class Convert:
 
     def run(self) -> None:
         """Do it."""
-        from medsaga.models.inspection import convert
+        from medsaga.models.weights.inspection import convert
 
         convert(self.source, self.out, half=self.half)
         print(self.out)

@@ -10,8 +10,9 @@ from typing import Any
 from torch import nn
 
 from medsaga.config import ResolvedSettings
-from medsaga.models.base import SegmentationModel
-from medsaga.models.sam import ARCHITECTURES, build_sam, useful_image_sizes
+from medsaga.models.base import SegmentationModel, weight_matrices
+from medsaga.models.encoders import ENCODERS, useful_image_sizes
+from medsaga.models.sam import build_sam
 
 Groups = list[dict[str, Any]]
 """Parameter groups of the optimizer: ``params``, ``lr``, ``weight_decay``; ``rank`` where gradients are projected."""
@@ -43,7 +44,7 @@ class Method:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     ranks: Sequence[int] = ()
     recipe: str | None = None
-    architectures: Sequence[str] = tuple(ARCHITECTURES)
+    architectures: Sequence[str] = tuple(ENCODERS)
     build: Callable[..., SegmentationModel] = build_sam
     adapt: Callable[[Any, ResolvedSettings], None] = unchanged
     image_sizes: Callable[[str], list[int]] = useful_image_sizes
@@ -76,14 +77,3 @@ def whole_gradients(modules: Iterable[nn.Module], lr: float, weight_decay: float
         {"params": matrices, "lr": lr, "weight_decay": weight_decay},
         {"params": others, "lr": lr, "weight_decay": 0.0},
     ]
-
-
-def weight_matrices(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Divide a module's parameters into weights of linear and convolution layers, and everything else.
-
-    Position tables and embeddings are two-dimensional too, but they are no linear maps: they count as the rest.
-    """
-    layers = (child for child in module.modules() if isinstance(child, nn.Linear | nn.Conv2d | nn.ConvTranspose2d))
-    matrices = [child.get_parameter("weight") for child in layers]
-    known = {id(parameter) for parameter in matrices}
-    return matrices, [parameter for parameter in module.parameters() if id(parameter) not in known]

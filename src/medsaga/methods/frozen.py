@@ -27,7 +27,7 @@ class DecoderOnly(SegmentationModel):
     def input_shape(self) -> tuple[int, int, int]:
         """Shape of what the encoder makes of one image."""
         (whole,) = self._whole
-        return whole.encoded_channels, whole.tokens, whole.tokens
+        return whole.packed_shape
 
     @property
     def takes_images(self) -> bool:
@@ -35,10 +35,10 @@ class DecoderOnly(SegmentationModel):
         return False
 
     def forward(self, embeddings: Tensor) -> Tensor:
-        """Turn embeddings, ``(batch, encoded_channels, tokens, tokens)``, into ``low_res_logits``."""
+        """Turn what ``KClassSam.pack`` makes of feature maps into ``low_res_logits``."""
         (whole,) = self._whole
         whole.checkpoint_blocks = self.checkpoint_blocks
-        return whole.decode(embeddings.to(self.prompt_encoder.no_mask_embed.weight.dtype))
+        return whole.decode(whole.unpack(embeddings.to(self.prompt_encoder.no_mask_embed.weight.dtype)))
 
 
 def _groups(model: KClassSam, settings: ResolvedSettings) -> Groups:

@@ -8,7 +8,7 @@ from medsaga.models.sam import KClassSam
 
 
 def _groups(model: KClassSam, settings: ResolvedSettings) -> Groups:
-    return two_rates(model.vision_encoder, [model.prompt_encoder, model.mask_decoder], settings)
+    return two_rates(model.image_encoder, [model.prompt_encoder, model.mask_decoder], settings)
 
 
 METHOD = Method(groups=_groups)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from medsaga.config import ResolvedSettings
-from medsaga.methods.base import Groups, Method, weight_matrices, whole_gradients
+from medsaga.methods.base import Groups, Method, whole_gradients
 from medsaga.models.sam import KClassSam
 from medsaga.optim.groups import PRESETS
 
@@ -16,7 +16,7 @@ def _groups(model: KClassSam, settings: ResolvedSettings) -> Groups:
     Convolution kernels (patch embedding, neck) count as matrices. Biases, norms and position tables of the encoder
     and the whole prompt encoder and mask decoder are trained in full.
     """
-    matrices, others = weight_matrices(model.vision_encoder)
+    matrices, others = model.image_encoder.weight_matrices()
     projected: dict[str, Any] = {
         "params": matrices,
         "lr": settings.encoder_lr,

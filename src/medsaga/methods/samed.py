@@ -14,11 +14,11 @@ ADAPTER = "adapter.safetensors"
 
 
 def _adapt(model: KClassSam, settings: ResolvedSettings) -> None:
-    add_lora(model.vision_encoder, settings.rank)
+    add_lora(model.image_encoder, settings.rank)
 
 
 def _groups(model: KClassSam, settings: ResolvedSettings) -> Groups:
-    factors = lora_parameters(model.vision_encoder)
+    factors = lora_parameters(model.image_encoder)
     return [
         {"params": factors, "lr": settings.encoder_lr, "weight_decay": settings.weight_decay},
         *whole_gradients([model.prompt_encoder, model.mask_decoder], settings.decoder_lr, settings.weight_decay),

@@ -1,4 +1,4 @@
-"""Exact attention for SAM's image encoder that never stores the matrix of all token pairs.
+"""Attention that never stores the matrix of all token pairs.
 
 SAM adds to the attention score of query token i and key token j a bias for their distance in rows and one for their
 distance in columns (decomposed relative positions: Li et al., MViTv2, arXiv 2112.01526, equation 4). Both are products
@@ -19,7 +19,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.backends.cuda import SDPAParams, can_use_efficient_attention
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from medsaga.models.lean import computed_again, inside_lean_block
 
@@ -31,46 +30,49 @@ CHUNK_ELEMENTS = 2**24
 """Scores that exist at a time where no fused kernel can run (64 MiB in float32)."""
 
 
-class FusedVisionAttention(nn.Module):
-    """Multi-head self-attention with decomposed relative positions over a grid of tokens.
+class RelativeAttention(nn.Module):
+    """Multi-head self-attention with decomposed relative positions over a grid of tokens, as in SAM's image encoder.
 
-    Takes over the parameters of a ``SamVisionAttention`` of transformers under the same names: ``qkv``, ``proj``,
-    ``rel_pos_h`` and ``rel_pos_w``.
+    Attributes:
+        qkv: to queries, keys and values, a third each.
+        proj: from the attended values back to the channels.
+        rel_pos_h: ``(2 * grid - 1, head size)``, zeros at first: an embedding for each distance in rows.
+        rel_pos_w: the same in columns.
     """
 
-    def __init__(self, attention: nn.Module) -> None:
+    def __init__(self, channels: int, size: int, *, heads: int, grid: int) -> None:
+        """Take the channels of the tokens, those of the queries of all heads, and the side of the grid in tokens."""
         super().__init__()
-        reference: Any = attention
-        assert reference.use_rel_pos, "SAM's image encoder has relative positions in every layer"
-        assert reference.dropout == 0.0, "SAM's image encoder has no dropout in its attention"
-        self.num_attention_heads: int = reference.num_attention_heads
-        self.scale: float = reference.scale
-        self.qkv: nn.Linear = reference.qkv
-        self.proj: nn.Linear = reference.proj
-        self.rel_pos_h: nn.Parameter = reference.rel_pos_h
-        self.rel_pos_w: nn.Parameter = reference.rel_pos_w
+        head_size = size // heads
+        assert size == heads * head_size
+        self.heads = heads
+        self.scale = head_size**-0.5
+        self.qkv = nn.Linear(channels, 3 * size)
+        self.proj = nn.Linear(size, channels)
+        self.rel_pos_h = nn.Parameter(torch.zeros(2 * grid - 1, head_size))
+        self.rel_pos_w = nn.Parameter(torch.zeros(2 * grid - 1, head_size))
 
-    def forward(self, hidden_states: Tensor) -> tuple[Tensor, None]:
+    def forward(self, hidden: Tensor) -> Tensor:
         """Let every token of a grid look at all tokens of the same grid.
 
         Args:
-            hidden_states: ``(batch, height, width, channels)``, height and width in tokens.
+            hidden: ``(batch, height, width, channels)``, height and width in tokens; where the grid is another than the
+                tables are for, these are interpolated.
 
         Returns:
-            The result, of the same shape, and None in place of the attention weights, which never exist.
+            The result, of the same shape.
         """
-        batch, height, width, channels = hidden_states.shape
-        heads = self.num_attention_heads
-        qkv = self.qkv(hidden_states).reshape(batch, height * width, 3, heads, channels // heads)
+        batch, height, width, _ = hidden.shape
+        qkv = self.qkv(hidden).reshape(batch, height * width, 3, self.heads, -1)
         rows, columns = _distances(self.rel_pos_h, height), _distances(self.rel_pos_w, width)
-        size = batch * height * width * channels
-        if inside_lean_block() and size > GROUP_ELEMENTS:
-            group = max(1, heads * GROUP_ELEMENTS // size)
+        elements = qkv.numel() // 3
+        if inside_lean_block() and elements > GROUP_ELEMENTS:
+            group = max(1, self.heads * GROUP_ELEMENTS // elements)
             outputs = [computed_again(self._attend, part, rows, columns) for part in qkv.split(group, dim=3)]
             output = torch.cat(outputs, dim=2)
         else:
             output = self._attend(qkv, rows, columns)
-        return self.proj(output.reshape(batch, height, width, channels)), None
+        return self.proj(output.reshape(batch, height, width, -1))
 
     def _attend(self, qkv: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         """Attend with some heads: ``(batch, tokens, 3, heads, size)`` to ``(batch, tokens, heads, size)``."""
@@ -93,13 +95,6 @@ class FusedVisionAttention(nn.Module):
         return torch.cat((query * self.scale, row_bias, column_bias, nothing), -1), torch.cat((key, places), -1)
 
 
-def use_fused_attention(vision_encoder: nn.Module) -> None:
-    """Replace the attention of every layer of transformers' ``SamVisionEncoder``; parameters and their names stay."""
-    encoder: Any = vision_encoder
-    for layer in encoder.layers:
-        layer.attn = FusedVisionAttention(layer.attn)
-
-
 def resize_relative_positions(table: Tensor, size: int) -> Tensor:
     """Interpolate a table of relative positions ``(2 * old size - 1, head size)`` linearly for ``size`` tokens."""
     length = 2 * size - 1
@@ -108,38 +103,26 @@ def resize_relative_positions(table: Tensor, size: int) -> Tensor:
     return F.interpolate(table.T[None], size=length, mode="linear")[0].T
 
 
-def decoder_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: None,
-    *,
-    scaling: float,
-    **options: Any,
-) -> tuple[Tensor, None]:
-    """Attend for the mask decoder with the kernel that torch chooses, and with a fused one on the meta device.
+def attend_plainly(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attend with the kernel that torch chooses, and with a fused one on the meta device.
 
     There, torch would choose the attention that keeps the matrix of all token pairs for backward, and a prediction of
     memory would count what a real step does not keep.
 
     Args:
-        module: that attends.
-        query: ``(batch, heads, tokens, head size)``.
+        query: ``(batch, heads, tokens, head size)``; scores are scaled by the inverse root of the head size.
         key: ``(batch, heads, other tokens, head size)``.
         value: like ``key``.
-        attention_mask: SAM has none without prompts.
-        scaling: of the scores.
-        options: what else transformers passes on.
 
     Returns:
-        ``(batch, tokens, heads, head size)``, and None in place of the attention weights.
+        ``(batch, tokens, heads, head size)``.
     """
-    if not query.is_meta:
-        output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
-        return output, None
-    kernel: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    return kernel(query, key, value, scale=scaling)[0].transpose(1, 2).contiguous(), None
+    if query.is_meta:
+        kernel: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        output: Tensor = kernel(query, key, value)[0]
+    else:
+        output = F.scaled_dot_product_attention(query, key, value)
+    return output.transpose(1, 2).contiguous()
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from medsaga.errors import InputError
 
 SIDE_MULTIPLE = 16
-"""What the side of the square input is a multiple of, in every architecture."""
+"""What the side of the square input is a multiple of, unless an encoder asks for another."""
 
 
 class SegmentationModel(nn.Module):
@@ -23,18 +23,28 @@ class SegmentationModel(nn.Module):
         classes: number of classes, background included.
         image_size: side of the square input in pixels.
         in_channels: channels of the input.
+        class_tokens: the vector of each class that the decoder compares pixels with, ``(classes, d)``; None in models
+            that have none. The first d channels of what :meth:`encoded_and_logits` returns are comparable to it.
         checkpoint_blocks: compute parts of the forward pass again in backward instead of keeping what they make:
             the same result in less memory and more time.
     """
 
-    def __init__(self, architecture: str, *, classes: int, image_size: int, in_channels: int) -> None:
+    def __init__(
+        self,
+        architecture: str,
+        *,
+        classes: int,
+        image_size: int,
+        in_channels: int,
+        side_multiple: int = SIDE_MULTIPLE,
+    ) -> None:
         """Take note of what the model is.
 
         Raises:
-            InputError: the image size is no multiple of 16.
+            InputError: the image size is no multiple of ``side_multiple``.
         """
         super().__init__()
-        _check_image_size(image_size)
+        _check_image_size(image_size, side_multiple)
         assert classes >= 2, "background and at least one class"
         assert in_channels >= 1
         self.architecture = architecture
@@ -58,6 +68,30 @@ class SegmentationModel(nn.Module):
         """Whether its inputs are images; else they are what another model made of images."""
         return True
 
+    @property
+    def class_tokens(self) -> Tensor | None:
+        """See the class."""
+        return None
+
+    def encoded_and_logits(self, images: Tensor, *, decode: bool) -> tuple[Tensor, Tensor | None]:
+        """Return what the encoder makes of images, ``(batch, d, s, s)``, and the logits if ``decode``.
+
+        Of a U-shaped network this is the deepest grid.
+        """
+        kept: list[Tensor] = []
+
+        def keep(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> None:
+            kept.append(output)
+
+        *_, deepest = self.get_submodule("encoder").children()
+        handle = deepest.register_forward_hook(keep)
+        try:
+            logits = self(images)
+        finally:
+            handle.remove()
+        (grid,) = kept
+        return grid, logits if decode else None
+
     def make_constants(self) -> None:
         """Create the buffers that no file stores: a model built on the meta device has them without values."""
 
@@ -66,14 +100,25 @@ class SegmentationModel(nn.Module):
         return self.checkpoint_blocks and torch.is_grad_enabled()
 
 
-def _check_image_size(image_size: int) -> None:
-    if image_size > 0 and image_size % SIDE_MULTIPLE == 0:
+def weight_matrices(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Divide a module's parameters into weights of linear and convolution layers, and everything else.
+
+    Position tables and embeddings are two-dimensional too, but they are no linear maps: they count as the rest.
+    """
+    layers = (child for child in module.modules() if isinstance(child, nn.Linear | nn.Conv2d | nn.ConvTranspose2d))
+    matrices = [child.get_parameter("weight") for child in layers]
+    known = {id(parameter) for parameter in matrices}
+    return matrices, [parameter for parameter in module.parameters() if id(parameter) not in known]
+
+
+def _check_image_size(image_size: int, multiple: int) -> None:
+    if image_size > 0 and image_size % multiple == 0:
         return
-    below = max(SIDE_MULTIPLE, image_size // SIDE_MULTIPLE * SIDE_MULTIPLE)
+    below = max(multiple, image_size // multiple * multiple)
     raise InputError(
         "--image-size",
-        expected=f"a multiple of {SIDE_MULTIPLE} pixels",
+        expected=f"a multiple of {multiple} pixels",
         found=str(image_size),
-        do=f"The nearest are {below} and {below + SIDE_MULTIPLE}; with vit_b, vit_l and vit_h the sizes 224, 448, 672 "
+        do=f"The nearest are {below} and {below + multiple}; with vit_b, vit_l and vit_h the sizes 224, 448, 672 "
         "and 896 are the cheapest for their area, because SAM's windows of 14 tokens fit them without padding.",
     )

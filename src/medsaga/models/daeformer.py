@@ -72,6 +72,11 @@ class DAEFormer(SegmentationModel):
         self.idle.extend([nn.LayerNorm(m.norm.normalized_shape) for m in self._feed_forwards() for _ in range(2)])
         self.idle.requires_grad_(False)
 
+    def encoded_and_logits(self, images: Tensor, *, decode: bool) -> tuple[Tensor, Tensor | None]:
+        """See the base class; the stages of this encoder have their channels last."""
+        grid, logits = super().encoded_and_logits(images, decode=decode)
+        return grid.movedim(3, 1), logits
+
     def forward(self, images: Tensor) -> Tensor:
         """Segment images.
 

@@ -36,7 +36,7 @@ def lean_block(layer: nn.Module, hidden: Tensor) -> Tensor:
     return output
 
 
-def computed_again(function: Callable[..., Any], *inputs: Tensor, **options: Any) -> Any:
+def computed_again(function: Callable[..., Any], *inputs: Any, **options: Any) -> Any:
     """Call a function, keep only its inputs for backward, and call it again there; it must draw no random numbers."""
     return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False, **options)
 
@@ -56,23 +56,22 @@ def _inside(*, again: bool) -> Iterator[None]:
 
 
 class LeanMlp(nn.Module):
-    """The perceptron of an encoder block, linear - GELU - linear, over the layers of transformers' own."""
+    """The perceptron of an encoder block, linear - GELU - linear."""
 
-    def __init__(self, mlp: nn.Module) -> None:
+    def __init__(self, channels: int, hidden: int) -> None:
         super().__init__()
-        reference: Any = mlp
-        self.lin1: nn.Linear = reference.lin1
-        self.lin2: nn.Linear = reference.lin2
+        self.lin1 = nn.Linear(channels, hidden)
+        self.lin2 = nn.Linear(hidden, channels)
 
-    def forward(self, hidden_states: Tensor) -> Tensor:
+    def forward(self, inputs: Tensor) -> Tensor:
         """Change ``(..., channels)`` token by token."""
         if not inside_lean_block():
-            return self.lin2(F.gelu(self.lin1(hidden_states)))
-        tokens = hidden_states.flatten(0, -2)
+            return self.lin2(F.gelu(self.lin1(inputs)))
+        tokens = inputs.flatten(0, -2)
         output: Tensor = _Mlp.apply(
             tokens, self.lin1.weight, self.lin1.bias, self.lin2.weight, self.lin2.bias, _now.again
         )
-        return output.view_as(hidden_states)
+        return output.view_as(inputs)
 
 
 class _Mlp(torch.autograd.Function):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import operator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,11 @@ from torch import Tensor, nn
 
 from medsaga import files
 from medsaga.errors import InputError
+from medsaga.models.encoders.base import ImageEncoder
 from medsaga.models.sam import KClassSam, build_sam
-from medsaga.models.sources import State, read_safetensors
-from medsaga.models.weights import DESCRIPTION, check_tensors
+from medsaga.models.weights.loading import DESCRIPTION, check_tensors
+from medsaga.models.weights.names import State, own_names
+from medsaga.models.weights.sources import read_safetensors
 
 FACTORS = ("query_down", "query_up", "value_down", "value_up")
 """What :class:`LoraQkv` adds to the parameters of a linear layer."""
@@ -36,32 +39,32 @@ class LoraQkv(nn.Linear):
 
     Attributes:
         query_down: ``(rank, channels)``, A of the queries.
-        query_up: ``(channels, rank)``, B of the queries, zeros at first.
+        query_up: ``(size, rank)``, B of the queries, zeros at first.
         value_down: ``(rank, channels)``, A of the values.
-        value_up: ``(channels, rank)``, B of the values, zeros at first.
+        value_up: ``(size, rank)``, B of the values, zeros at first.
     """
 
     def __init__(self, qkv: nn.Linear, rank: int) -> None:
-        """Take over a projection ``(3 * channels, channels)``; what it computes does not change yet.
+        """Take over a projection ``(3 * size, channels)``; what it computes does not change yet.
 
         The factors are of the weight's type and on its device; A is drawn from torch's global generator.
         """
-        channels = qkv.in_features
-        assert qkv.out_features == 3 * channels, "queries, keys and values are as wide as the input"
+        channels, size = qkv.in_features, qkv.out_features // 3
+        assert qkv.out_features == 3 * size, "queries, keys and values are equally wide"
         assert rank >= 1
-        super().__init__(channels, 3 * channels, bias=qkv.bias is not None, device="meta", dtype=qkv.weight.dtype)
+        super().__init__(channels, 3 * size, bias=qkv.bias is not None, device="meta", dtype=qkv.weight.dtype)
         self.weight, self.bias = qkv.weight, qkv.bias
         # Not nn.Linear: what quantises or projects the encoder's linear layers is to see the base only.
         like: dict[str, Any] = {"dtype": qkv.weight.dtype, "device": qkv.weight.device}
         self.query_down = nn.Parameter(torch.empty(rank, channels, **like))
-        self.query_up = nn.Parameter(torch.zeros(channels, rank, **like))
+        self.query_up = nn.Parameter(torch.zeros(size, rank, **like))
         self.value_down = nn.Parameter(torch.empty(rank, channels, **like))
-        self.value_up = nn.Parameter(torch.zeros(channels, rank, **like))
+        self.value_up = nn.Parameter(torch.zeros(size, rank, **like))
         for down in (self.query_down, self.value_down):
             nn.init.kaiming_uniform_(down, a=math.sqrt(5))
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """``(..., channels)`` to ``(..., 3 * channels)``."""
+        """``(..., channels)`` to ``(..., 3 * size)``."""
         tokens = hidden.flatten(0, -2)
         low = F.linear(tokens, torch.cat((self.query_down, self.value_down)))
         # In place: a second tensor of the projection's size would double what this layer takes.
@@ -69,23 +72,23 @@ class LoraQkv(nn.Linear):
         return qkv.view(*hidden.shape[:-1], -1)
 
     def merged_weight(self) -> Tensor:
-        """Return the projection with its update, ``(3 * channels, channels)`` float32."""
+        """Return the projection with its update, ``(3 * size, channels)`` float32."""
         down = torch.cat((self.query_down, self.value_down))
         return self.weight.float() + self._up().float() @ down.float()
 
     def _up(self) -> Tensor:
-        """``(3 * channels, 2 * rank)``: both B, each in its rows and columns; the keys' rows are zeros."""
-        channels, rank = self.query_up.shape
-        return torch.cat((F.pad(self.query_up, (0, rank, 0, channels)), F.pad(self.value_up, (rank, 0))))
+        """``(3 * size, 2 * rank)``: both B, each in its rows and columns; the keys' rows are zeros."""
+        size, rank = self.query_up.shape
+        return torch.cat((F.pad(self.query_up, (0, rank, 0, size)), F.pad(self.value_up, (rank, 0))))
 
 
-def add_lora(encoder: nn.Module, rank: int) -> None:
+def add_lora(encoder: ImageEncoder, rank: int) -> None:
     """Give the queries and values of every layer of an image encoder a low-rank update, in place.
 
     Nothing is frozen here, and the encoder computes what it did. Layers may be quantised before or after.
 
     Args:
-        encoder: ``KClassSam.vision_encoder``, without such updates.
+        encoder: has attention, and no such updates.
         rank: of each update; SAMed's is 4.
     """
     for attention in _attentions(encoder):
@@ -94,7 +97,7 @@ def add_lora(encoder: nn.Module, rank: int) -> None:
 
 
 @torch.no_grad()
-def merge_lora(encoder: nn.Module) -> None:
+def merge_lora(encoder: ImageEncoder) -> None:
     """Add the updates to the weights, in place: the encoder is a plain one again and computes the same.
 
     The sum is made in float32 and rounded to the weight's type; of an int8 weight, to the type that it looks like.
@@ -123,7 +126,7 @@ def save_adapter(path: Path, model: KClassSam) -> None:
         path: of the file.
         model: with updates in its encoder.
     """
-    factors = lora_parameters(model.vision_encoder)
+    factors = lora_parameters(model.image_encoder)
     assert factors, "the encoder has no updates"
     description = {name: getattr(model, name) for name in DESCRIPTION} | {"rank": len(factors[0])}
     state = {name: tensor.cpu().contiguous() for name, tensor in _of_adapter(model.state_dict()).items()}
@@ -164,9 +167,10 @@ def load_adapter(path: Path, model: KClassSam) -> None:
         )
     with torch.device("meta"):
         twin = build_sam(**ours)
-        add_lora(twin.vision_encoder, rank)
+        add_lora(twin.image_encoder, rank)
+    state = own_names(state)
     check_tensors(path, state, _of_adapter(twin.state_dict()))
-    add_lora(model.vision_encoder, rank)
+    add_lora(model.image_encoder, rank)
     model.load_state_dict(state, strict=False)
 
 
@@ -180,6 +184,7 @@ def _words(description: dict[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in description.items())
 
 
-def _attentions(encoder: nn.Module) -> list[Any]:
-    layers: Any = encoder.layers
-    return [layer.attn for layer in layers]
+def _attentions(encoder: ImageEncoder) -> Sequence[Any]:
+    attentions = encoder.attentions()
+    assert attentions, "the encoder has no attention"
+    return attentions

@@ -25,7 +25,7 @@ def set_precision(model: SegmentationModel, precision: str) -> None:
     """
     cast_parameters(model, WEIGHT_TYPES[precision])
     if precision == "int8":
-        quantise_linears(model.get_submodule("vision_encoder"))
+        quantise_linears(model.get_submodule("image_encoder"))
 
 
 def cast_parameters(module: nn.Module, dtype: torch.dtype) -> None:

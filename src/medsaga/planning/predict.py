@@ -175,7 +175,7 @@ def _follow_embedding(model: Any, settings: ResolvedSettings) -> TensorTracker:
     tracker.phase = "activations"
     images = torch.empty(settings.micro_batch_size, *model.input_shape, dtype=torch.uint8)
     with tracker:
-        model.encode(images.float()).float()
+        model.pack(model.encode(images.float())).float()
     return tracker
 
 

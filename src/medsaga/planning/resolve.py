@@ -14,9 +14,9 @@ from medsaga.data.types import Grid
 from medsaga.errors import InputError
 from medsaga.methods import method_named
 from medsaga.methods.base import Method
-from medsaga.models.registry import RANDOM, STARTER, weights_named
-from medsaga.models.sources import locate
-from medsaga.models.weights import detect_architecture
+from medsaga.models.weights.loading import detect_architecture
+from medsaga.models.weights.registry import RANDOM, STARTER, weights_named
+from medsaga.models.weights.sources import locate
 from medsaga.planning.defaults import DEFAULTS, METHOD, MODEL_DEFAULTS, DeviceDefaults, derived
 from medsaga.planning.plan import plan
 from medsaga.planning.predict import predict_memory

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from medsaga.confidence import Confidence
 from medsaga.data.intensity import Intensity
@@ -18,8 +18,6 @@ from medsaga.data.slices import slice_channels, slice_view
 from medsaga.data.tiles import tile_corners, tile_shape
 from medsaga.data.types import Item
 from medsaga.models.base import SegmentationModel
-from medsaga.models.daeformer import DAEFormer
-from medsaga.models.sam import KClassSam
 
 MOST_PARTS = 32
 """Slices of a volume, or tiles of slices, that are looked at, evenly spaced: a mean over more is nearly the same."""
@@ -77,7 +75,7 @@ class Looker:
         parts = 0
         sure = Confidence(self.model.classes)
         for images, content in self._batches(item):
-            encoded, logits = encoded_and_logits(self.model, images, decode=self.classes)
+            encoded, logits = self.model.encoded_and_logits(images.float(), decode=self.classes)
             means = _inside(encoded, content, self.model.image_size).cpu().double().mean(dim=(2, 3)).numpy()
             sums = means.sum(axis=0) if sums is None else sums + means.sum(axis=0)
             parts += len(means)
@@ -102,29 +100,6 @@ class Looker:
                 boxed.append(letterbox(seen, self.model.image_size))
             images = torch.from_numpy(np.stack([square for square, _ in boxed]))
             yield images.to(self.model.device), boxed[0][1]
-
-
-def encoded_and_logits(model: SegmentationModel, images: Tensor, *, decode: bool) -> tuple[Tensor, Tensor | None]:
-    """Return what a model's encoder makes of images, ``(b, d, s, s)``, and its logits if ``decode``.
-
-    Of a U-shaped network this is the deepest grid.
-    """
-    if isinstance(model, KClassSam):
-        encoded = model.encode(images.float())
-        return encoded, model.decode(encoded) if decode else None
-    kept: list[Tensor] = []
-
-    def keep(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> None:
-        kept.append(output)
-
-    *_, deepest = model.get_submodule("encoder").children()
-    handle = deepest.register_forward_hook(keep)
-    try:
-        logits = model(images.float())
-    finally:
-        handle.remove()
-    (grid,) = kept
-    return grid.movedim(3, 1) if isinstance(model, DAEFormer) else grid, logits if decode else None
 
 
 def _inside(maps: Tensor, content: Content, size: int) -> Tensor:

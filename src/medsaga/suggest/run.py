@@ -28,9 +28,10 @@ from medsaga.data.types import Dataset, Item
 from medsaga.device import choose_device
 from medsaga.errors import InputError
 from medsaga.inference import BATCH_SIZE, Segmenter
-from medsaga.models.registry import RANDOM, STARTER
-from medsaga.models.sam import ARCHITECTURES, build_sam
-from medsaga.models.weights import load_pretrained
+from medsaga.models.encoders import ENCODERS
+from medsaga.models.sam import build_sam
+from medsaga.models.weights.loading import load_pretrained
+from medsaga.models.weights.registry import RANDOM, STARTER
 from medsaga.planning.resolve import choose_model
 from medsaga.progress import counting
 from medsaga.suggest.coverage import choose, standardised
@@ -63,7 +64,7 @@ def suggest(
     Args:
         folder: images, one per case, or a dataset of which not all images have masks.
         run: a run folder. Cases of its names are not suggested.
-        model: weights of SAM to look with when there is no run, as `medsaga.models.weights.load_pretrained` takes them;
+        model: weights of SAM to look with when there is no run, as `medsaga weights verify` takes them;
             ``starter`` by default.
         count: number of cases to suggest.
         series: which DICOM series of each examination is meant; see `medsaga.data.inputs.find_inputs`.
@@ -271,7 +272,7 @@ def _pretrained(source: str, found: Cases, device: torch.device) -> Looker:
     assert start.weights is not None
     items = [item for items in found.values() for item in items]
     channels = items[0].header.channels
-    size = min(ARCHITECTURES[start.model].image_size, MOST_PIXELS)
+    size = min(ENCODERS[start.model].image_size, MOST_PIXELS)
     model = build_sam(start.model, classes=2, image_size=size, in_channels=channels)
     load_pretrained(model, start.weights)
     of_8_bits = all(item.header.dtype == np.uint8 for item in items)

@@ -17,6 +17,7 @@ from medsaga.config import ResolvedSettings
 from medsaga.errors import InputError
 from medsaga.models.base import SegmentationModel
 from medsaga.models.int8 import load_plain_state, plain_state
+from medsaga.models.weights.names import has_transformers_names
 from medsaga.optim.gathering import GatheringOptimizer
 from medsaga.training.scaling import LossScale, loss_scale_for
 
@@ -103,6 +104,9 @@ def load_state(
         )
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        # The optimizer's state has no names: it would be given to parameters that are counted in another order now.
+        if has_transformers_names(state["model"]):
+            raise ValueError("the state of a run that an earlier version of medsaga began; its model can still be used")
         load_plain_state(model, state["model"])
         optimizer.load_state_dict(state["optimizer"])
         scale = LossScale(**state["counters"].pop("loss_scale"))

@@ -12,32 +12,34 @@ import torch
 from torch.nn import functional as F
 
 from medsaga.data.samples import Samples
-from medsaga.models.sam import KClassSam
+from medsaga.models.base import SegmentationModel
 
 MOST_SAMPLES = 256
 """Labelled slices that are looked at, evenly spaced: a mean over more is the same, and takes longer to find."""
 
 
 @torch.no_grad()
-def start_class_tokens(model: KClassSam, samples: Samples) -> None:
+def start_class_tokens(model: SegmentationModel, samples: Samples) -> None:
     """Add to each class's mask token the mean embedding of the class's pixels in the samples.
 
     A class that occurs in none of the samples that are looked at keeps its mask token as it is. Images go through the
     encoder one by one, so that the result is the same bits whatever a run's micro-batch.
 
     Args:
-        model: on its device.
+        model: with class tokens, on its device.
         samples: to train on.
     """
     labelled = np.flatnonzero(samples.foreground)
     rows = labelled[np.unique(np.linspace(0, len(labelled) - 1, MOST_SAMPLES).round().astype(int))]
-    tokens = model.mask_decoder.mask_tokens.weight
+    tokens = model.class_tokens
+    assert tokens is not None
     sums = torch.zeros(tokens.shape, device=tokens.device)
     sizes = torch.zeros(len(tokens), 1, device=tokens.device)
     classes = torch.arange(model.classes, device=tokens.device)[:, None, None]
     for row in rows:
         images, labels = (tensor.to(tokens.device) for tensor in samples.batch([row]))
-        embeddings = model.split(model.encode(images.float()))[0].float()
+        encoded, _ = model.encoded_and_logits(images.float(), decode=False)
+        embeddings = encoded[:, : tokens.shape[1]].float()
         shares = F.adaptive_avg_pool2d((labels[:, None] == classes).float(), embeddings.shape[-1])
         sums += torch.einsum("bkhw,bchw->kc", shares, embeddings)
         sizes += shares.sum((0, 2, 3))[:, None]

@@ -37,7 +37,7 @@ def embed(
     """Return samples whose images are what the encoder makes of them, float32, memory-mapped in ``folder``.
 
     Args:
-        model: has ``encode``.
+        model: has ``encode`` and ``pack``.
         samples: n of them.
         folder: for the files; what lies there is replaced.
         augmentation: key of ``AUGMENTATIONS``. Unless it is ``none``, each image is changed in up to 16 ways, and there
@@ -87,4 +87,4 @@ def _changed(
     """Change images and labels, and return the embeddings and the labels, on the CPU."""
     with tracker:
         images, labels = augment(images, labels, seed=seed, step=variant, strength=strength, first=first)
-        return model.encode(images).float().cpu(), labels.cpu()
+        return model.pack(model.encode(images)).float().cpu(), labels.cpu()

@@ -15,7 +15,7 @@ from medsaga.errors import Interrupted, OutOfMemoryError
 from medsaga.evaluation.run import evaluate_run
 from medsaga.inference import Segmenter
 from medsaga.memory.tracker import is_out_of_memory
-from medsaga.models.weights import load_in_place
+from medsaga.models.weights.loading import load_in_place
 from medsaga.planning.predict import predict_memory
 from medsaga.run_folder import MetricsLog, read_metrics
 from medsaga.training.bar import RunProgress

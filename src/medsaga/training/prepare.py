@@ -26,16 +26,15 @@ from medsaga.errors import InputError
 from medsaga.methods import build_model, loading, method_named
 from medsaga.models.base import SegmentationModel
 from medsaga.models.precision import set_precision
-from medsaga.models.registry import RANDOM
-from medsaga.models.sam import KClassSam
-from medsaga.models.weights import load_model, load_pretrained
+from medsaga.models.weights.loading import load_model, load_pretrained
+from medsaga.models.weights.registry import RANDOM
 from medsaga.planning.resolve import Facts, choose_model, find_weights, resolve
 from medsaga.progress import counting
 from medsaga.training.checked import CheckedData, check_data, split_of, unseen_labels, warn
 from medsaga.training.class_tokens import start_class_tokens
 from medsaga.training.continuing import inherited, joined_data
 
-PACKAGES = ("torch", "transformers", "nibabel", "numpy", "pillow", "safetensors", "scipy")
+PACKAGES = ("torch", "nibabel", "numpy", "pillow", "safetensors", "scipy")
 
 
 _OR_RESUME = "Choose another --out, or continue that run with --resume."
@@ -282,10 +281,9 @@ def _new_model(config: RunConfig, console: Console) -> tuple[SegmentationModel, 
     """Return the model of a run that starts from pre-trained or random weights, and the record of these."""
     model, settings = _empty_model(config), config.settings
     if settings.weights not in (None, RANDOM):
-        assert isinstance(model, KClassSam)
         info = load_pretrained(model, settings.weights)
         return _adapted(model, config), {"architecture": settings.model, **dataclasses.asdict(info)}
-    if isinstance(model, KClassSam):
+    if method_named(settings.method).trains_sam:
         console.print(
             f"[yellow]{settings.model} starts from random weights; expect a floor, not SAM's accuracy."
             " Name pre-trained weights with --model.[/yellow]"
@@ -387,7 +385,6 @@ def _with_samples(prepared: Prepared, console: Console) -> Run:
             monitor = opened.enter_context(contextlib.closing(validation))
         model.to(prepared.device)
         if prepared.model_info.get("episodic"):
-            assert isinstance(model, KClassSam)
             start_class_tokens(model, train)
         opened.pop_all()
     return Run(prepared.folder, config, split, dataset, model, train, monitor, prepared.device)

@@ -21,7 +21,7 @@ from medsaga.memory.tracker import TensorTracker, device_peak, reset_device_peak
 from medsaga.methods import method_named, new_optimizer
 from medsaga.models.base import SegmentationModel
 from medsaga.models.int8 import load_plain_state, plain_state
-from medsaga.models.weights import save_model
+from medsaga.models.weights.loading import save_model
 from medsaga.training.checkpoint import load_state, save_state
 from medsaga.training.embeddings import embed
 from medsaga.training.events import Evaluated, Event, Listener, Notice, Saved, Stepped, Stopped, Working

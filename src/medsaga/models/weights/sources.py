@@ -1,7 +1,4 @@
-"""Finding and reading files of SAM weights, and the two layouts of names that they come in.
-
-The official release, MedSAM and most fine-tuned files share one layout; transformers has another, which is also ours.
-"""
+"""Finding and reading files of SAM weights."""
 
 from __future__ import annotations
 
@@ -21,54 +18,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from medsaga.errors import InputError
-from medsaga.models.registry import known_as
-
-State = dict[str, Tensor]
+from medsaga.models.weights.names import State, has_transformers_names, own_names
+from medsaga.models.weights.registry import known_as
 
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 """Where a Hugging Face folder keeps its weights, best first."""
-
-_OFFICIAL_NAMES = {
-    "image_encoder.pos_embed": "vision_encoder.pos_embed",
-    "image_encoder.patch_embed.proj.": "vision_encoder.patch_embed.projection.",
-    "image_encoder.blocks.#.norm1.": "vision_encoder.layers.#.layer_norm1.",
-    "image_encoder.blocks.#.norm2.": "vision_encoder.layers.#.layer_norm2.",
-    "image_encoder.blocks.": "vision_encoder.layers.",
-    "image_encoder.neck.0.": "vision_encoder.neck.conv1.",
-    "image_encoder.neck.1.": "vision_encoder.neck.layer_norm1.",
-    "image_encoder.neck.2.": "vision_encoder.neck.conv2.",
-    "image_encoder.neck.3.": "vision_encoder.neck.layer_norm2.",
-    "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix": (
-        "prompt_encoder.shared_embedding.positional_embedding"
-    ),
-    "prompt_encoder.point_embeddings.": "prompt_encoder.point_embed.",
-    "prompt_encoder.mask_downscaling.0.": "prompt_encoder.mask_embed.conv1.",
-    "prompt_encoder.mask_downscaling.1.": "prompt_encoder.mask_embed.layer_norm1.",
-    "prompt_encoder.mask_downscaling.3.": "prompt_encoder.mask_embed.conv2.",
-    "prompt_encoder.mask_downscaling.4.": "prompt_encoder.mask_embed.layer_norm2.",
-    "prompt_encoder.mask_downscaling.6.": "prompt_encoder.mask_embed.conv3.",
-    "mask_decoder.transformer.layers.#.norm1.": "mask_decoder.transformer.layers.#.layer_norm1.",
-    "mask_decoder.transformer.layers.#.norm2.": "mask_decoder.transformer.layers.#.layer_norm2.",
-    "mask_decoder.transformer.layers.#.norm3.": "mask_decoder.transformer.layers.#.layer_norm3.",
-    "mask_decoder.transformer.layers.#.norm4.": "mask_decoder.transformer.layers.#.layer_norm4.",
-    "mask_decoder.transformer.norm_final_attn.": "mask_decoder.transformer.layer_norm_final_attn.",
-    "mask_decoder.output_upscaling.0.": "mask_decoder.upscale_conv1.",
-    "mask_decoder.output_upscaling.1.": "mask_decoder.upscale_layer_norm.",
-    "mask_decoder.output_upscaling.3.": "mask_decoder.upscale_conv2.",
-    "mask_decoder.output_hypernetworks_mlps.#.layers.0.": "mask_decoder.output_hypernetworks_mlps.#.proj_in.",
-    "mask_decoder.output_hypernetworks_mlps.#.layers.1.": "mask_decoder.output_hypernetworks_mlps.#.layers.0.",
-    "mask_decoder.output_hypernetworks_mlps.#.layers.2.": "mask_decoder.output_hypernetworks_mlps.#.proj_out.",
-    "mask_decoder.iou_prediction_head.layers.0.": "mask_decoder.iou_prediction_head.proj_in.",
-    "mask_decoder.iou_prediction_head.layers.1.": "mask_decoder.iou_prediction_head.layers.0.",
-    "mask_decoder.iou_prediction_head.layers.2.": "mask_decoder.iou_prediction_head.proj_out.",
-}
-"""How names of the official layout begin, and ours; # is a number. The first that fits counts; others are the same."""
-_RENAMES = [
-    (re.compile(re.escape(official).replace(r"\#", r"(\d+)")), own.replace("#", r"\1"))
-    for official, own in _OFFICIAL_NAMES.items()
-]
-_TRANSFORMERS_COPY = "shared_image_embedding.positional_embedding"
-"""transformers' second name for the frequencies of the positional embedding; a file may hold either or both."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +31,7 @@ class SourceFile:
 
     Attributes:
         path: the file.
-        layout: ``official`` or ``transformers``, the layout it was in.
+        layout: ``official`` or ``transformers``: whose names its tensors had.
         state: its tensors under our names.
         metadata: what else a safetensors file says.
     """
@@ -96,12 +50,8 @@ def read_source(source: str | Path) -> SourceFile:
     """
     path = locate(source)
     raw, metadata = read_safetensors(path) if path.suffix == ".safetensors" else (_read_pickle(path), {})
-    if any(name.startswith("image_encoder.") for name in raw):
-        return SourceFile(path, "official", {_own_name(name): tensor for name, tensor in raw.items()}, metadata)
-    copy = raw.pop(_TRANSFORMERS_COPY, None)
-    if copy is not None:
-        raw.setdefault("prompt_encoder.shared_embedding.positional_embedding", copy)
-    return SourceFile(path, "transformers", raw, metadata)
+    layout = "transformers" if has_transformers_names(raw) else "official"
+    return SourceFile(path, layout, own_names(raw), metadata)
 
 
 def locate(source: str | Path) -> Path:
@@ -142,7 +92,15 @@ def locate(source: str | Path) -> Path:
 
 def _download(hub_id: str) -> Path:
     """Return the file of weights of a model on the Hugging Face hub, from the local cache when it is there."""
-    from huggingface_hub import hf_hub_download
+    try:
+        from huggingface_hub import hf_hub_download
+    except ImportError:
+        raise InputError(
+            hub_id,
+            expected="a local path, or the package huggingface_hub, which downloads models from the Hugging Face hub",
+            found="a hub id, and no such package",
+            do="pip install medsaga[hub]; or download the model elsewhere and name its folder.",
+        ) from None
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     for name in HUB_FILES:
@@ -223,11 +181,3 @@ def _unwrap(content: Any) -> State:
         return {}
     tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
     return {name.removeprefix("module."): value for name, value in tensors.items()}
-
-
-def _own_name(official: str) -> str:
-    """Translate a name of the official layout to ours."""
-    for pattern, own in _RENAMES:
-        if pattern.match(official):
-            return pattern.sub(own, official, count=1)
-    return official

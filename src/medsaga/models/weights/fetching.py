@@ -19,7 +19,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from medsaga import files
 from medsaga.errors import InputError, RunError
-from medsaga.models.registry import KnownWeights, weights_named
+from medsaga.models.weights.registry import KnownWeights, weights_named
 
 SECONDS = 30
 """How long a silent server is waited for."""
@@ -95,7 +95,7 @@ def _download(url: str, partial: Path, known: KnownWeights, console: Console) ->
         if free < whole - have:
             raise RunError(
                 f"{partial.parent}: expected {(whole - have) / 1e6:,.0f} MB of free disk; found {free / 1e6:,.0f} MB."
-                " Make room; XDG_CACHE_HOME may name a folder on another disk."
+                " Make room; on Linux, XDG_CACHE_HOME may name a folder on another disk."
             )
         with partial.open("ab" if have else "wb") as file, _bar(console) as bar:
             task = bar.add_task(known.file, total=whole, completed=have)

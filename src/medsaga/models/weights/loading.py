@@ -6,33 +6,29 @@ Every tensor has to find its place, or nothing is loaded.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from safetensors.torch import save_file
-from torch import Tensor
 
 from medsaga import files
 from medsaga.errors import InputError
-from medsaga.models.attention import resize_relative_positions
 from medsaga.models.base import SegmentationModel
+from medsaga.models.encoders import ENCODERS
+from medsaga.models.encoders.sam_vit import count_blocks
 from medsaga.models.int8 import float_state
-from medsaga.models.registry import checked_sha256, known_as, release_of
-from medsaga.models.sam import ARCHITECTURES, KClassSam, build_sam
-from medsaga.models.sources import SourceFile, State, locate, read_safetensors, read_source
+from medsaga.models.sam import KClassSam, build_sam
+from medsaga.models.weights.fitting import fit_to
+from medsaga.models.weights.names import ENCODER, State, own_names
+from medsaga.models.weights.registry import checked_sha256, known_as, release_of
+from medsaga.models.weights.sources import SourceFile, locate, read_safetensors, read_source
 
-REPEAT_NOISE = 0.02
-"""Spread, relative to that of the tensor, of the noise that tells apart classes which start from the same mask."""
 DESCRIPTION = ("architecture", "classes", "image_size", "in_channels")
 """What it takes to build a model; a model file holds it as its metadata."""
 EPISODIC = "episodic"
 """Key of the metadata of weights that were pre-trained on episodes; see `medsaga.training.class_tokens`."""
-PIXEL_KERNELS = ("vision_encoder.patch_embed.projection.weight", "vision_encoder.details.stride_2.0.0.weight")
-"""Kernels that see the channels of the image."""
 SHOWN = 6
 """How many names of a kind an error lists."""
 
@@ -45,8 +41,8 @@ class WeightsInfo:
         source: what the user named.
         file: the file that was read.
         sha256: of that file.
-        layout: ``official`` or ``transformers``.
-        architecture: key of ``ARCHITECTURES``.
+        layout: ``official`` or ``transformers``: whose names the tensors had.
+        architecture: key of ``ENCODERS``.
         image_size: side in pixels that the weights were made for.
         release: what the file is, if it is one of the known weights, or None.
         episodic: whether they were pre-trained to know a class by its mean embedding.
@@ -69,7 +65,7 @@ class Weights:
     Attributes:
         file: that holds them.
         sha256: of the file.
-        architecture: key of ``ARCHITECTURES``.
+        architecture: key of ``ENCODERS``.
         classes: number of mask tokens.
         image_size: side in pixels that they were made for.
         in_channels: channels of the patch embedding.
@@ -85,7 +81,7 @@ class Weights:
     episodic: bool
 
 
-def load_pretrained(model: KClassSam, source: str | Path) -> WeightsInfo:
+def load_pretrained(model: SegmentationModel, source: str | Path) -> WeightsInfo:
     """Overwrite a model's weights by published ones, adapted to its classes, image size and channels.
 
     - Absolute positions are resized bicubically, relative positions of the global layers linearly.
@@ -101,6 +97,7 @@ def load_pretrained(model: KClassSam, source: str | Path) -> WeightsInfo:
     Raises:
         InputError: as for :func:`read_weights`, or the weights belong to another architecture.
     """
+    assert isinstance(model, KClassSam), "other models are trained from scratch"
     weights = read_weights(source)
     if weights.architecture != model.architecture:
         raise InputError(
@@ -109,7 +106,7 @@ def load_pretrained(model: KClassSam, source: str | Path) -> WeightsInfo:
             found=f"weights of {weights.architecture}",
             do=f"Use --model {weights.architecture}, or other weights.",
         )
-    model.load_state_dict(_adapt(weights, model))
+    model.load_state_dict(fit_to(model, weights.file.state, masks=weights.classes))
     return WeightsInfo(
         source=str(source),
         file=weights.file.path.name,
@@ -131,14 +128,9 @@ def read_weights(source: str | Path) -> Weights:
     """
     digest = checked_sha256(source, locate(source))
     file = read_source(source)
-    patches = _patch_embedding(source, file.state)
-    architecture = _architecture_of(source, file.state, hidden_size=len(patches))
-    positions = file.state.get("vision_encoder.pos_embed")
+    architecture, side, in_channels = _recognise(source, file.state)
     tokens = file.state.get("mask_decoder.mask_tokens.weight")
-    side = ARCHITECTURES[architecture].image_size
-    if positions is not None and positions.dim() == 4:
-        side = positions.shape[1] * ARCHITECTURES[architecture].patch_size
-    classes, in_channels = max(2, len(tokens)) if tokens is not None else 4, patches.shape[1]
+    classes = max(2, len(tokens)) if tokens is not None else 4
     check_tensors(source, file.state, _layout_of(architecture, classes, side, in_channels))
     odd = [name for name, tensor in file.state.items() if not tensor.isfinite().all()]
     if odd:
@@ -152,7 +144,7 @@ def read_weights(source: str | Path) -> Weights:
 
 
 def detect_architecture(source: str | Path) -> str:
-    """Return which of ``ARCHITECTURES`` a source of weights, as in :func:`load_pretrained`, belongs to.
+    """Return which of ``ENCODERS`` a source of weights, as in :func:`load_pretrained`, belongs to.
 
     Raises:
         InputError: the file cannot be read, or belongs to none.
@@ -160,8 +152,7 @@ def detect_architecture(source: str | Path) -> str:
     known = known_as(source)
     if known is not None:
         return known.architecture
-    state = read_source(source).state
-    return _architecture_of(source, state, hidden_size=len(_patch_embedding(source, state)))
+    return _recognise(source, read_source(source).state)[0]
 
 
 def save_model(path: Path, model: SegmentationModel) -> None:
@@ -189,6 +180,8 @@ def save_state(path: Path, state: State, *, episodic: bool = False, **descriptio
 def load_model(path: Path, build: Callable[..., SegmentationModel] = build_sam) -> SegmentationModel:
     """Read a model that :func:`save_model` wrote, in the types it was saved in, on the CPU.
 
+    Earlier versions, which had transformers' names, wrote the same tensors.
+
     Args:
         path: of the file.
         build: makes the model, from its architecture, ``classes``, ``image_size`` and ``in_channels``.
@@ -209,6 +202,7 @@ def load_model(path: Path, build: Callable[..., SegmentationModel] = build_sam) 
             found="a file without a valid description of one",
             do="Published weights are named by --model or --weights when a run is trained.",
         ) from None
+    state = own_names(state)
     check_tensors(path, state, model.state_dict())
     # Memory-mapped tensors would keep the file open, and Windows would refuse to replace it.
     model.load_state_dict({name: tensor.clone() for name, tensor in state.items()}, assign=True)
@@ -244,8 +238,13 @@ def _is_episodic(file: SourceFile) -> bool:
     return isinstance(facts, dict) and facts.get(EPISODIC) is True
 
 
-def _patch_embedding(source: str | Path, state: State) -> Tensor:
-    patches = state.get("vision_encoder.patch_embed.projection.weight")
+def _recognise(source: str | Path, state: State) -> tuple[str, int, int]:
+    """Return the architecture of weights, and the side in pixels and the channels of the images they were made for."""
+    encoder = {name.removeprefix(ENCODER): tensor for name, tensor in state.items() if name.startswith(ENCODER)}
+    for name, spec in ENCODERS.items():
+        if sizes := spec.sizes_of(encoder):
+            return name, *sizes
+    patches = encoder.get("patch_embed.proj.weight")
     if patches is None or patches.dim() != 4:
         raise InputError(
             source,
@@ -253,19 +252,10 @@ def _patch_embedding(source: str | Path, state: State) -> Tensor:
             found=_some(sorted(state)) if state else "no tensors",
             do="SAM 2, SAM-HQ and MobileSAM are other models. Use a file of SAM or MedSAM, or facebook/sam-vit-base.",
         )
-    return patches
-
-
-def _architecture_of(source: str | Path, state: State, *, hidden_size: int) -> str:
-    numbers = [re.match(r"vision_encoder\.layers\.(\d+)\.", name) for name in state]
-    layers = 1 + max((int(number[1]) for number in numbers if number), default=-1)
-    for name, architecture in ARCHITECTURES.items():
-        if (architecture.hidden_size, architecture.layers) == (hidden_size, layers):
-            return name
     raise InputError(
         source,
-        expected=f"one of {', '.join(ARCHITECTURES)}",
-        found=f"an image encoder of {layers} layers with {hidden_size} channels",
+        expected=f"one of {', '.join(ENCODERS)}",
+        found=f"an image encoder of {count_blocks(encoder)} layers with {len(patches)} channels",
         do="Only these architectures of SAM are known.",
     )
 
@@ -300,49 +290,3 @@ def check_tensors(source: str | Path, found: State, expected: State) -> None:
 
 def _some(names: list[str]) -> str:
     return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
-
-
-def _adapt(weights: Weights, model: KClassSam) -> State:
-    """Fit complete weights to the classes, the image size and the channels of a model."""
-    state = _with_classes(weights.file.state, weights.classes, model.classes)
-    tokens = model.tokens
-    positions = state["vision_encoder.pos_embed"]
-    if positions.shape[1] != tokens:
-        resized = F.interpolate(positions.float().permute(0, 3, 1, 2), size=(tokens, tokens), mode="bicubic")
-        state["vision_encoder.pos_embed"] = resized.permute(0, 2, 3, 1)
-    for layer in ARCHITECTURES[model.architecture].global_layers:
-        for table in ("rel_pos_h", "rel_pos_w"):
-            name = f"vision_encoder.layers.{layer}.attn.{table}"
-            state[name] = resize_relative_positions(state[name].float(), tokens)
-    channels = model.vision_encoder.patch_embed.projection.in_channels
-    for name in PIXEL_KERNELS:
-        kernel = state.get(name)
-        if kernel is not None and kernel.shape[1] != channels:
-            scale = kernel.shape[1] / channels
-            state[name] = kernel.float().mean(1, keepdim=True).expand(-1, channels, -1, -1) * scale
-    return state
-
-
-def _with_classes(state: State, masks: int, classes: int) -> State:
-    """Give each class the token, the hypernetwork and the quality estimate of one of the file's masks."""
-    generator = torch.Generator().manual_seed(0)
-
-    def start(tensor: Tensor, c: int) -> Tensor:
-        tensor = tensor.float()
-        if c < masks:
-            return tensor
-        return tensor + REPEAT_NOISE * tensor.std() * torch.randn(tensor.shape, generator=generator)
-
-    networks = "mask_decoder.output_hypernetworks_mlps."
-    adapted = {name: tensor for name, tensor in state.items() if not name.startswith(networks)}
-    tokens = state["mask_decoder.mask_tokens.weight"]
-    adapted["mask_decoder.mask_tokens.weight"] = torch.stack([start(tokens[c % masks], c) for c in range(classes)])
-    for c in range(classes):
-        mine = f"{networks}{c % masks}."
-        for name in sorted(state):
-            if name.startswith(mine):
-                adapted[f"{networks}{c}.{name.removeprefix(mine)}"] = start(state[name], c)
-    rows = torch.arange(classes) % masks
-    for name in ("mask_decoder.iou_prediction_head.proj_out.weight", "mask_decoder.iou_prediction_head.proj_out.bias"):
-        adapted[name] = state[name][rows]
-    return adapted

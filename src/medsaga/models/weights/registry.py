@@ -7,13 +7,13 @@ package; the other files are in the user's cache once `medsaga weights fetch` or
 from __future__ import annotations
 
 import dataclasses
-import os
-import sys
 import tomllib
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+import platformdirs
 
 from medsaga import files
 from medsaga.errors import InputError
@@ -61,7 +61,7 @@ class KnownWeights:
         description: what they are.
         author: who made them.
         licence: theirs.
-        architecture: key of ``ARCHITECTURES``.
+        architecture: key of ``ENCODERS``.
         image_size: side in pixels that they were made for.
         megabytes: approximate size of the file.
         file: its name.
@@ -156,15 +156,7 @@ def release_of(sha256: str) -> str | None:
 
 def cache_folder() -> Path:
     """Return the folder for fetched files, in the place that the platform has for caches; it need not exist."""
-    if os.environ.get("XDG_CACHE_HOME"):
-        base = Path(os.environ["XDG_CACHE_HOME"])
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    elif sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    else:
-        base = Path.home() / ".cache"
-    return base / "medsaga" / "weights"
+    return platformdirs.user_cache_path("medsaga", appauthor=False) / "weights"
 
 
 def describe(known: KnownWeights) -> dict[str, Any]:

@@ -9,18 +9,16 @@ import torch
 
 from medsaga import files
 from medsaga.errors import InputError
-from medsaga.models.registry import release_of
-from medsaga.models.weights import Weights, read_weights, save_state
-
-FREQUENCIES = "prompt_encoder.shared_embedding.positional_embedding"
-"""SAM's random Fourier frequencies: they stay in float32, because fewer bits would shift them."""
+from medsaga.models.weights.loading import Weights, read_weights, save_state
+from medsaga.models.weights.names import FREQUENCIES
+from medsaga.models.weights.registry import release_of
 
 
 def verify(source: str | Path) -> dict[str, Any]:
     """Read weights as a run would, and describe them.
 
     Args:
-        source: as in `medsaga.models.weights.load_pretrained`.
+        source: as in `medsaga.models.weights.loading.load_pretrained`.
 
     Returns:
         ``file``, ``sha256``, ``release`` (None if the file is not known), ``layout``, ``architecture``,
@@ -47,10 +45,10 @@ def verify(source: str | Path) -> dict[str, Any]:
 
 
 def convert(source: str | Path, out: Path, *, half: bool = False) -> None:
-    """Write weights as safetensors with transformers' names, which every source of weights may be.
+    """Write weights as safetensors with the official names, which every source of weights may be.
 
     Args:
-        source: as in `medsaga.models.weights.load_pretrained`.
+        source: as in `medsaga.models.weights.loading.load_pretrained`.
         out: the file to write, whole or not at all.
         half: in float16, for half the size.
 
@@ -76,6 +74,7 @@ def convert(source: str | Path, out: Path, *, half: bool = False) -> None:
 
 def _halved(source: str | Path, weights: Weights) -> dict[str, torch.Tensor]:
     state = weights.file.state
+    # Fewer bits would shift SAM's random frequencies.
     halved = {name: tensor if name == FREQUENCIES else tensor.half() for name, tensor in state.items()}
     for name, tensor in halved.items():
         if not tensor.isfinite().all():

@@ -1,0 +1,216 @@
+"""SAM's mask decoder (arXiv 2304.02643, appendix A) with a mask token and a hypernetwork for each class.
+
+Parameters have the names of the official files; those of the quality estimate are kept, but nothing computes with them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from medsaga.models.attention import attend_plainly
+from medsaga.models.blocks import LayerNorm2d, ResidualConvolutions, convolution
+
+LAYERS = 2
+"""Blocks of the two-way transformer."""
+HEADS = 8
+CROSS_ATTENTION_RATE = 2
+"""How many times fewer channels the queries, keys and values between classes and pixels have."""
+QUALITY_SIZE = 256
+"""Hidden size of the perceptron that estimates the quality of masks."""
+UPSCALING_NORM_EPS = 1e-6
+
+
+class MaskDecoder(nn.Module):
+    """Lets classes and pixels attend to each other, upscales the pixels, and scores each of them for each class."""
+
+    def __init__(self, channels: int, *, classes: int, mlp_dim: int, refines: bool) -> None:
+        """Draw random weights from torch's global generator.
+
+        Args:
+            channels: of the image embeddings.
+            classes: background included.
+            mlp_dim: hidden size of the transformer's perceptrons.
+            refines: whether pixels see their neighbours where skips are added.
+        """
+        super().__init__()
+        quarter, half = channels // 4, channels // 8
+        self.iou_token = nn.Embedding(1, channels)
+        self.mask_tokens = nn.Embedding(classes, channels)
+        self.transformer = TwoWayTransformer(channels, mlp_dim)
+        self.output_upscaling = nn.Sequential(
+            nn.ConvTranspose2d(channels, quarter, kernel_size=2, stride=2),
+            LayerNorm2d(quarter, eps=UPSCALING_NORM_EPS),
+            nn.GELU(),
+            nn.ConvTranspose2d(quarter, half, kernel_size=2, stride=2),
+            nn.GELU(),
+        )
+        self.output_hypernetworks_mlps = nn.ModuleList(Mlp(channels, channels, half) for _ in range(classes))
+        self.iou_prediction_head = Mlp(channels, QUALITY_SIZE, classes)
+        self.details = Refinement(channels) if refines else None
+
+    def attend(self, class_tokens: Tensor, embeddings: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Let classes and pixels attend to each other.
+
+        Args:
+            class_tokens: ``(batch, classes, channels)``.
+            embeddings: ``(batch, channels, height, width)``, of the image, with the dense prompt.
+            positions: ``(1, channels, height, width)``.
+
+        Returns:
+            class tokens and pixels, ``(batch, classes, channels)`` and ``(batch, channels, height, width)``.
+        """
+        batch = len(embeddings)
+        tokens = torch.cat((self.iou_token.weight.expand(batch, 1, -1), class_tokens), dim=1)
+        tokens, pixels = self.transformer(tokens, _as_tokens(embeddings), _as_tokens(positions))
+        return tokens[:, 1:], pixels.transpose(1, 2).reshape(embeddings.shape)
+
+    def masks(self, class_tokens: Tensor, pixels: Tensor, skips: Sequence[Tensor] = ()) -> Tensor:
+        """Score pixels: ``low_res_logits``, ``(batch, classes, 4 * height, 4 * width)``.
+
+        Args:
+            class_tokens: of :meth:`attend`.
+            pixels: likewise.
+            skips: as for :meth:`upscale`.
+        """
+        upscaled = self.upscale(pixels, skips)
+        networks = self.output_hypernetworks_mlps
+        kernels = torch.stack([network(class_tokens[:, c]) for c, network in enumerate(networks)], dim=1)
+        return (kernels @ upscaled.flatten(2)).unflatten(2, upscaled.shape[2:])
+
+    def upscale(self, pixels: Tensor, skips: Sequence[Tensor] = ()) -> Tensor:
+        """Upscale pixels fourfold: ``(batch, channels, h, w)`` to ``(batch, channels / 8, 4 * h, 4 * w)``.
+
+        Args:
+            pixels: of :meth:`attend`.
+            skips: what the encoder saw finer, ``(batch, channels / 8, 4 * h, 4 * w)`` and
+                ``(batch, channels / 4, 2 * h, 2 * w)``, added as in SAM 2 (arXiv 2408.00714); or none.
+        """
+        first, norm, activation, second, _ = self.output_upscaling
+        pixels = first(pixels)
+        if skips:
+            pixels = pixels + skips[1]
+        pixels = activation(norm(pixels))
+        if self.details is not None:
+            # The norm leaves channels last in memory, and convolutions would copy every gradient back into their order.
+            pixels = pixels.contiguous()
+            pixels = pixels + self.details.stride_4(pixels)
+        pixels = second(pixels)
+        if skips:
+            pixels = pixels + skips[0]
+        pixels = activation(pixels)
+        return pixels if self.details is None else pixels + self.details.stride_2(pixels)
+
+
+class Refinement(nn.Module):
+    """Convolutions that let upscaled pixels see their neighbours, at twice and at four times the embeddings' side."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        half, quarter = channels // 8, channels // 4
+        self.stride_2 = nn.Sequential(convolution(half, half), ResidualConvolutions(half))
+        self.stride_4 = nn.Sequential(convolution(quarter, quarter), ResidualConvolutions(quarter))
+
+
+class TwoWayTransformer(nn.Module):
+    """Blocks in which tokens attend to each other and to pixels, and pixels to tokens."""
+
+    def __init__(self, channels: int, mlp_dim: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(TwoWayBlock(channels, mlp_dim, first=n == 0) for n in range(LAYERS))
+        self.final_attn_token_to_image = Attention(channels, CROSS_ATTENTION_RATE)
+        self.norm_final_attn = nn.LayerNorm(channels)
+
+    def forward(self, tokens: Tensor, pixels: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Change ``tokens`` and ``pixels``, each ``(batch, its number, channels)``; ``positions`` are of the pixels."""
+        token_positions = tokens
+        for layer in self.layers:
+            tokens, pixels = layer(tokens, pixels, token_positions, positions)
+        attended = self.final_attn_token_to_image(tokens + token_positions, pixels + positions, pixels)
+        return self.norm_final_attn(tokens + attended), pixels
+
+
+class TwoWayBlock(nn.Module):
+    """Four steps beside the identity, each with a norm after it."""
+
+    def __init__(self, channels: int, mlp_dim: int, *, first: bool) -> None:
+        """The first block's tokens are their own positions, which its self-attention does not add again."""
+        super().__init__()
+        self.self_attn = Attention(channels, 1)
+        self.norm1 = nn.LayerNorm(channels)
+        self.cross_attn_token_to_image = Attention(channels, CROSS_ATTENTION_RATE)
+        self.norm2 = nn.LayerNorm(channels)
+        self.mlp = TokenMlp(channels, mlp_dim)
+        self.norm3 = nn.LayerNorm(channels)
+        self.norm4 = nn.LayerNorm(channels)
+        self.cross_attn_image_to_token = Attention(channels, CROSS_ATTENTION_RATE)
+        self.first = first
+
+    def forward(
+        self, tokens: Tensor, pixels: Tensor, token_positions: Tensor, positions: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Change tokens and pixels; shapes as in :class:`TwoWayTransformer`."""
+        if self.first:
+            tokens = self.self_attn(tokens, tokens, tokens)
+        else:
+            query = tokens + token_positions
+            tokens = tokens + self.self_attn(query, query, tokens)
+        tokens = self.norm1(tokens)
+        attended = self.cross_attn_token_to_image(tokens + token_positions, pixels + positions, pixels)
+        tokens = self.norm2(tokens + attended)
+        tokens = self.norm3(tokens + self.mlp(tokens))
+        attended = self.cross_attn_image_to_token(pixels + positions, tokens + token_positions, tokens)
+        return tokens, self.norm4(pixels + attended)
+
+
+class Attention(nn.Module):
+    """Multi-head attention whose queries, keys and values may have fewer channels than its input."""
+
+    def __init__(self, channels: int, rate: int) -> None:
+        """Take the channels, and how many times fewer the queries, keys and values have."""
+        super().__init__()
+        inner = channels // rate
+        self.q_proj = nn.Linear(channels, inner)
+        self.k_proj = nn.Linear(channels, inner)
+        self.v_proj = nn.Linear(channels, inner)
+        self.out_proj = nn.Linear(inner, channels)
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Look from ``(batch, n, channels)`` at keys and values, ``(batch, m, channels)``; the result is like query."""
+        inputs = ((self.q_proj, query), (self.k_proj, key), (self.v_proj, value))
+        query, key, value = (project(x).unflatten(2, (HEADS, -1)).transpose(1, 2) for project, x in inputs)
+        return self.out_proj(attend_plainly(query, key, value).flatten(2))
+
+
+class TokenMlp(nn.Module):
+    """Linear - ReLU - linear."""
+
+    def __init__(self, channels: int, hidden: int) -> None:
+        super().__init__()
+        self.lin1 = nn.Linear(channels, hidden)
+        self.lin2 = nn.Linear(hidden, channels)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Change ``(..., channels)``."""
+        return self.lin2(F.relu(self.lin1(tokens)))
+
+
+class Mlp(nn.Module):
+    """Three linear layers with ReLU between them."""
+
+    def __init__(self, channels: int, hidden: int, out: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList((nn.Linear(channels, hidden), nn.Linear(hidden, hidden), nn.Linear(hidden, out)))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """``(..., channels)`` to ``(..., out)``."""
+        first, middle, last = self.layers
+        return last(F.relu(middle(F.relu(first(tokens)))))
+
+
+def _as_tokens(maps: Tensor) -> Tensor:
+    """``(batch, channels, height, width)`` to ``(batch, height * width, channels)``."""
+    return maps.flatten(2).transpose(1, 2)
