@@ -19,7 +19,7 @@ from medsaga.errors import InputError
 from medsaga.files import sha256
 
 FOREGROUND = "foreground"
-"""The name of the only label of masks that are read as binary."""
+"""The name of the only label of masks that are read as binary, unless the dataset names just one."""
 
 
 def read_dataset(root: Path, *, masks_required: bool = True, binary: bool = False) -> Dataset:
@@ -57,7 +57,9 @@ def _no_dataset(root: Path) -> InputError:
 
 def _as_binary(dataset: Dataset) -> Dataset:
     items = tuple(replace(item, binary=True) for item in dataset.items)
-    return replace(dataset, labels={"background": 0, FOREGROUND: 1}, items=items, inferred=False)
+    given = [] if dataset.inferred else [name for name, value in dataset.labels.items() if value != 0]
+    name = given[0] if len(given) == 1 else FOREGROUND
+    return replace(dataset, labels={"background": 0, name: 1}, items=items, inferred=False)
 
 
 def select_channels(dataset: Dataset, names: Sequence[str] | None) -> Dataset:
