@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medsaga.config import Settings
+from medsaga.settings.options import Settings
 
 
 def write_toy_dataset(root: Path, *, images: int = 6, seed: int = 0) -> Path:
@@ -42,7 +42,7 @@ def toy(tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def trained_toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with ``data``, a toy dataset, and ``run``, trained on it; nobody writes there."""
-    from medsaga.training.loop import train
+    from medsaga.runs.train import train
 
     root = tmp_path_factory.mktemp("trained_toy")
     settings = Settings(shots=2, image_size=64, steps=2, batch_size=2, rank=4, device="cpu")

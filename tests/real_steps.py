@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from medsaga.config import ResolvedSettings
 from medsaga.data.augment import AUGMENTATIONS
 from medsaga.memory.tracker import TensorTracker
 from medsaga.methods import new_optimizer
 from medsaga.models.precision import set_precision
 from medsaga.models.sam import build_sam
+from medsaga.settings.options import ResolvedSettings
 from medsaga.training.scaling import loss_scale_for
 from medsaga.training.step import Batch, StepMeter, gather, update
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from medsaga.config import ResolvedSettings, Settings
 from medsaga.planning.defaults import DeviceDefaults
 from medsaga.planning.resolve import Facts, resolve
+from medsaga.settings.options import ResolvedSettings, Settings
 
 CPU = DeviceDefaults("fp32", 32)
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medsaga.confidence import Confidence, confidence, look_first
+from medsaga.prediction.confidence import Confidence, confidence, look_first
 
 
 def binary(likely: np.ndarray) -> np.ndarray:

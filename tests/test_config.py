@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 from resolved import resolved
 
-from medsaga.config import RunConfig, Settings, read_config
 from medsaga.data.intensity import Intensity
 from medsaga.errors import InputError
-from medsaga.recipes import recipe_names
+from medsaga.settings.options import Settings
+from medsaga.settings.recipes import recipe_names
+from medsaga.settings.run_config import RunConfig, read_config
 
 
 @pytest.mark.parametrize(

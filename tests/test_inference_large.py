@@ -15,15 +15,16 @@ from resolved import resolved
 from torch import nn
 from torch.nn import functional as F
 
-from medsaga.confidence import confidence
-from medsaga.config import RunConfig, Settings, read_config
 from medsaga.data import volumes
 from medsaga.data.inputs import find_inputs
 from medsaga.data.intensity import Intensity
 from medsaga.data.letterbox import content_size, letterbox, unletterbox
 from medsaga.errors import InputError
-from medsaga.inference import Segmenter
 from medsaga.models.base import SegmentationModel
+from medsaga.prediction.confidence import confidence
+from medsaga.prediction.segmenter import Segmenter
+from medsaga.settings.options import Settings
+from medsaga.settings.run_config import RunConfig, read_config
 
 SIZE = 32
 LABELS = {"background": 0, "liver": 3, "spleen": 260}

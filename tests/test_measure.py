@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy.spatial.distance import pdist
 
 from medsaga.data.types import Grid
-from medsaga.measure import COLUMNS, Measurement, largest_diameter, measure, voxel_size, write_csv
+from medsaga.prediction.measure import COLUMNS, Measurement, largest_diameter, measure, voxel_size, write_csv
 
 SHEARED = np.array([[-0.9, 0.1, 0.2, 30.0], [0.1, 1.2, -0.3, -20.5], [0.05, 0.2, 4.0, 7.25], [0, 0, 0, 1]])
 

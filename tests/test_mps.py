@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 import medsaga
 from medsaga.data.letterbox import unletterbox
 from medsaga.methods import METHODS
-from medsaga.planning.predict import predict_memory
+from medsaga.planning.estimate import predict_memory
 
 ABSENT = re.compile(
     # Not in every release of torch since 2.6 (pytorch issues 77764 and 141287, coverage of MPS).

@@ -17,7 +17,7 @@ from rich.console import Console
 from medsaga import files
 from medsaga.cli import main
 from medsaga.cli.printing import print_whatever_comes
-from medsaga.config import read_config
+from medsaga.settings.run_config import read_config
 from medsaga.training.bar import RunProgress
 from medsaga.training.events import Stepped
 

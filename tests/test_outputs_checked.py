@@ -21,9 +21,9 @@ from medsaga import files
 from medsaga.cli import main
 from medsaga.data.inputs import find_inputs
 from medsaga.errors import InputError
-from medsaga.predict import predict_files
-from medsaga.targets import require_distinct, targets_of
-from medsaga.written import RECORD, Written
+from medsaga.prediction.files import predict_files
+from medsaga.prediction.record import RECORD, Written
+from medsaga.prediction.targets import require_distinct, targets_of
 
 FAST = ["--image-size", "64", "--steps", "2", "--batch-size", "2", "--rank", "4", "--device", "cpu"]
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medsaga.overlay import GAP, SMALLEST_PANEL, label_colours, overlay, save_png, triptych
+from medsaga.colours import label_colours
+from medsaga.prediction.overlay import GAP, SMALLEST_PANEL, overlay, save_png, triptych
 
 # Linear RGB as seen without the long, middle or short cones (Machado, Oliveira and Fernandes, 2009, severity 1).
 VISION = {

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from medsaga.data.types import Grid
 from medsaga.errors import InputError
-from medsaga.postprocess import PostProcessing, apply
+from medsaga.prediction.postprocess import PostProcessing, apply
 
 Voxel = tuple[int, ...]
 Voxels = set[Voxel]

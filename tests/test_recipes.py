@@ -12,12 +12,14 @@ from resolved import resolved
 from medsaga.errors import InputError
 from medsaga.methods import METHODS
 from medsaga.planning.defaults import DeviceDefaults
-from medsaga.recipes import read_recipe, recipe_names
+from medsaga.settings.recipes import read_recipe, recipe_names
 
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_a_recipe_opens_with_command_hardware_and_expectation(name: str) -> None:
-    head = resources.files("medsaga.recipes").joinpath(f"{name}.toml").read_text(encoding="utf-8").split("\nm")[0]
+    head = (
+        resources.files("medsaga.settings.recipes").joinpath(f"{name}.toml").read_text(encoding="utf-8").split("\nm")[0]
+    )
     assert f"medsaga train DATA --out RUN --recipe {name}" in head
     for word in ("Hardware:", "Expect:", "arXiv"):
         assert word in head

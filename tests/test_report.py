@@ -16,7 +16,7 @@ from PIL import Image
 
 from medsaga.evaluation.protocols import LabelScore
 from medsaga.evaluation.summary import ItemScores, summarise
-from medsaga.report import WIDEST_PICTURE, Example, choose_examples, write_report
+from medsaga.reports.run import WIDEST_PICTURE, Example, choose_examples, write_report
 
 MIB = 2**20
 COST = {
@@ -221,6 +221,6 @@ def test_best_median_and_worst() -> None:
 
 
 def test_importing_it_loads_neither_torch_nor_matplotlib() -> None:
-    code = "import sys, medsaga.report; print({'torch', 'matplotlib', 'monai', 'transformers'} & set(sys.modules))"
+    code = "import sys, medsaga.reports.run; print({'torch', 'matplotlib', 'monai', 'transformers'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

@@ -2,7 +2,7 @@
 
     python -m benchmarks.compare.memory
 
-Predicted on the meta device (`medsaga.planning.predict`); ``benchmarks/memory`` has how good the predictions are.
+Predicted on the meta device (`medsaga.planning.estimate`); ``benchmarks/memory`` has how good the predictions are.
 """
 
 from __future__ import annotations
@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from medsaga import files
-from medsaga.config import Settings
-from medsaga.device import GPU
 from medsaga.methods import METHODS
-from medsaga.planning.defaults import DeviceDefaults
-from medsaga.planning.predict import predict_memory
+from medsaga.planning.defaults import GPU, DeviceDefaults
+from medsaga.planning.estimate import predict_memory
 from medsaga.planning.resolve import Facts, resolve
+from medsaga.settings.options import Settings
 
 HERE = Path(__file__).parent
 CLASSES = 9

@@ -17,7 +17,7 @@ import medsaga
 from benchmarks.machine import machine
 from benchmarks.runs import measured_once, parser_for
 from medsaga import files
-from medsaga.predict import predict_files
+from medsaga.prediction.files import predict_files
 
 FEWER_SHOTS = {"axondeepseg_sem": 4}
 SHOTS = 8

@@ -19,14 +19,14 @@ import torch
 from torch import Tensor
 
 from medsaga import files
-from medsaga.config import Settings
 from medsaga.memory.tracker import CATEGORIES
 from medsaga.models import attention, lean
 from medsaga.optim.groups import PRESETS
-from medsaga.planning import predict as prediction
+from medsaga.planning import estimate as prediction
 from medsaga.planning.defaults import DeviceDefaults
-from medsaga.planning.predict import MemoryPrediction
+from medsaga.planning.estimate import MemoryPrediction
 from medsaga.planning.resolve import Facts, resolve
+from medsaga.settings.options import Settings
 
 CLASSES = 9
 MIB = 2**20

@@ -18,7 +18,6 @@ from typing import Any
 import torch
 
 from medsaga import files
-from medsaga.config import ResolvedSettings, Settings
 from medsaga.data.augment import AUGMENTATIONS
 from medsaga.device import choose_device
 from medsaga.memory.tracker import device_peak, reset_device_peak
@@ -26,8 +25,9 @@ from medsaga.methods import new_optimizer
 from medsaga.models.precision import set_precision
 from medsaga.models.sam import build_sam
 from medsaga.planning.defaults import DeviceDefaults
-from medsaga.planning.predict import predict_memory
+from medsaga.planning.estimate import predict_memory
 from medsaga.planning.resolve import Facts, resolve
+from medsaga.settings.options import ResolvedSettings, Settings
 from medsaga.training.scaling import loss_scale_for
 from medsaga.training.step import Batch, StepMeter, gather, update
 

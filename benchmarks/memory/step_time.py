@@ -15,13 +15,13 @@ from typing import Any
 import torch
 
 from medsaga import files
-from medsaga.config import Settings
 from medsaga.data.augment import AUGMENTATIONS
 from medsaga.methods import new_optimizer
 from medsaga.models.precision import set_precision
 from medsaga.models.sam import build_sam
 from medsaga.planning.defaults import DeviceDefaults
 from medsaga.planning.resolve import Facts, resolve
+from medsaga.settings.options import Settings
 from medsaga.training.scaling import LossScale
 from medsaga.training.step import Batch, gather, update
 

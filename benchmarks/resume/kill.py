@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-import medsaga.evaluation.run
-import medsaga.training.loop  # noqa: F401 - the children should not spend their time on imports
+import medsaga.runs.evaluate
+import medsaga.runs.train  # noqa: F401 - the children should not spend their time on imports
 from medsaga.cli import main
 from medsaga.files import read_json, sha256, write_json
 

@@ -19,7 +19,7 @@ import medsaga
 from benchmarks.machine import machine
 from benchmarks.runs import measured_once, parser_for
 from medsaga import files, run_folder
-from medsaga.config import read_config
+from medsaga.settings.run_config import read_config
 
 CONTENDERS: dict[str, dict[str, Any]] = {
     "starter": {},

@@ -33,8 +33,8 @@ from medsaga import files
 from medsaga.data.augment import AUGMENTATIONS, augment
 from medsaga.models.encoders import ENCODERS
 from medsaga.models.sam import KClassSam, build_sam
-from medsaga.models.weights.inspection import convert
 from medsaga.models.weights.loading import DESCRIPTION, load_pretrained, save_state
+from medsaga.models.weights.verification import convert
 from medsaga.training.loss import segmentation_loss
 
 State = dict[str, Tensor]

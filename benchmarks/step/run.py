@@ -22,7 +22,7 @@ from medsaga import files
 from medsaga.data.augment import AUGMENTATIONS
 from medsaga.data.samples import batch_indices
 from medsaga.methods import new_optimizer
-from medsaga.training.prepare import new_run
+from medsaga.runs.prepare import new_run
 from medsaga.training.scaling import LossScale
 from medsaga.training.step import Batch, backward, update
 

@@ -24,8 +24,8 @@ from rich.console import Console
 import medsaga
 from benchmarks.machine import machine
 from medsaga import files
-from medsaga.config import Axis
 from medsaga.data.phantom import phantom_ct, write_phantom_ct
+from medsaga.settings.options import Axis
 
 IN_PLANE, SLICES, PERIOD = 512, 600, 24
 """Voxels along i and j, along k, and slices until the phantom repeats itself."""

@@ -15,11 +15,11 @@ from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from medsaga.config import Settings
     from medsaga.errors import InputError, MedsagaError
-    from medsaga.evaluation.run import evaluate_run as evaluate
-    from medsaga.inference import Prediction, Segmenter
-    from medsaga.training.loop import train
+    from medsaga.prediction.segmenter import Prediction, Segmenter
+    from medsaga.runs.evaluate import evaluate_run as evaluate
+    from medsaga.runs.train import train
+    from medsaga.settings.options import Settings
 
 __version__ = metadata.version("medsaga")
 __all__ = ["InputError", "MedsagaError", "Prediction", "Segmenter", "Settings", "evaluate", "train"]
@@ -28,11 +28,11 @@ __all__ = ["InputError", "MedsagaError", "Prediction", "Segmenter", "Settings", 
 _HOMES = {
     "InputError": ("medsaga.errors", "InputError"),
     "MedsagaError": ("medsaga.errors", "MedsagaError"),
-    "Prediction": ("medsaga.inference", "Prediction"),
-    "Segmenter": ("medsaga.inference", "Segmenter"),
-    "Settings": ("medsaga.config", "Settings"),
-    "evaluate": ("medsaga.evaluation.run", "evaluate_run"),
-    "train": ("medsaga.training.loop", "train"),
+    "Prediction": ("medsaga.prediction.segmenter", "Prediction"),
+    "Segmenter": ("medsaga.prediction.segmenter", "Segmenter"),
+    "Settings": ("medsaga.settings.options", "Settings"),
+    "evaluate": ("medsaga.runs.evaluate", "evaluate_run"),
+    "train": ("medsaga.runs.train", "train"),
 }
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from medsaga import files
 
 CONFIG = "config.toml"
-"""Every resolved setting: `medsaga.config.RunConfig`."""
+"""Every resolved setting: `medsaga.settings.run_config.RunConfig`."""
 SPLIT = "split.json"
 """The training, validation and test cases: `medsaga.data.splits.Split`."""
 MANIFEST = "manifest.json"
@@ -23,9 +23,9 @@ STATE = "state.pt"
 DIGESTS = "digests.json"
 """SHA-256 of the image files of each case, by which they are known again: `medsaga.data.known`."""
 RESULT = "result.json"
-"""Scores and costs: `medsaga.evaluation.run`."""
+"""Scores and costs: `medsaga.runs.evaluate`."""
 REPORT = "report.html"
-"""The same for people: `medsaga.report`."""
+"""The same for people: `medsaga.reports.run`."""
 CACHE = "cache"
 """Prepared images, while the run goes on: `medsaga.data.samples`."""
 

@@ -21,8 +21,8 @@ from medsaga import methods
 from medsaga.cli import main
 from medsaga.compare import cells, grid
 from medsaga.compare.grid import check_expected, compare
-from medsaga.config import SharedSettings
 from medsaga.errors import InputError, Interrupted, RunError
+from medsaga.settings.options import SharedSettings
 
 SHARED = SharedSettings(steps=2, batch_size=2, image_size=64, device="cpu", evaluate_every=1)
 

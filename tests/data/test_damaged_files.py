@@ -29,7 +29,7 @@ from medsaga.data.formats import format_of
 from medsaga.data.inputs import find_inputs
 from medsaga.data.items import read_item
 from medsaga.errors import InputError
-from medsaga.training import loop
+from medsaga.runs import train as loop
 
 SECONDS_PER_DATASET = 2.0
 MOST_ALLOCATED = 2**26

@@ -15,7 +15,6 @@ from PIL import Image
 from pydicom import dcmread
 from resolved import resolved
 
-from medsaga.config import RunConfig, read_config
 from medsaga.data.dataset import check_items, fingerprint, read_dataset, select_channels
 from medsaga.data.descriptions import read_description
 from medsaga.data.dicom.geometry import geometry_of
@@ -26,6 +25,7 @@ from medsaga.data.inputs import find_inputs
 from medsaga.data.items import read_item, read_mask
 from medsaga.data.splits import Split, split_cases
 from medsaga.errors import InputError
+from medsaga.settings.run_config import RunConfig, read_config
 
 
 def composed(name: str) -> str:

@@ -11,13 +11,13 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from medsaga.config import Settings
 from medsaga.data.dataset import read_dataset
 from medsaga.data.intensity import Intensity, choose_intensity, require_mappable
 from medsaga.data.splits import Split
 from medsaga.data.survey import survey
 from medsaga.errors import InputError
-from medsaga.training.checked import check_data, unseen_labels
+from medsaga.runs.checked import check_data, unseen_labels
+from medsaga.settings.options import Settings
 
 
 def write(root: Path, images: list[npt.NDArray[np.integer]], masks: list[npt.NDArray[np.integer]]) -> Path:

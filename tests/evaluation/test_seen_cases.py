@@ -13,10 +13,10 @@ from conftest import write_toy_dataset
 from rich.console import Console
 
 from medsaga import run_folder
-from medsaga.config import Settings
 from medsaga.errors import InputError
-from medsaga.evaluation.run import evaluate_run
-from medsaga.training.loop import train
+from medsaga.runs.evaluate import evaluate_run
+from medsaga.runs.train import train
+from medsaga.settings.options import Settings
 
 SETTINGS = Settings(
     shots=3, validation_cases=1, test_cases=2, image_size=64, steps=1, batch_size=2, rank=8, device="cpu"

@@ -11,15 +11,15 @@ import torch
 from safetensors.torch import load_file
 
 from medsaga import methods
-from medsaga.config import Settings
 from medsaga.data.augment import AUGMENTATIONS, augment
 from medsaga.data.dataset import read_dataset
 from medsaga.data.intensity import Intensity
 from medsaga.data.samples import Samples, build_samples
 from medsaga.memory.tracker import TensorTracker
 from medsaga.models.sam import KClassSam, build_sam
+from medsaga.runs.train import train
+from medsaga.settings.options import Settings
 from medsaga.training.embeddings import MOST_VARIANTS, embed
-from medsaga.training.loop import train
 
 
 def _embed(model: KClassSam, samples: Samples, folder: Path, **given: Any) -> Samples:

@@ -13,18 +13,18 @@ from resolved import resolved
 from safetensors.torch import load_file
 from torch import nn
 
-from medsaga.config import ResolvedSettings, Settings
 from medsaga.data.dataset import read_dataset
 from medsaga.errors import InputError
-from medsaga.inference import Segmenter
 from medsaga.methods import METHODS, build_model, new_optimizer
 from medsaga.methods.base import Method
 from medsaga.models.lora import load_adapter, merge_lora
 from medsaga.models.sam import build_sam
 from medsaga.models.weights.loading import load_pretrained, save_model
-from medsaga.planning.predict import predict_memory
+from medsaga.planning.estimate import predict_memory
 from medsaga.planning.resolve import choose_model
-from medsaga.training.loop import train
+from medsaga.prediction.segmenter import Segmenter
+from medsaga.runs.train import train
+from medsaga.settings.options import ResolvedSettings, Settings
 
 
 def _settings(method: str, **given: Any) -> ResolvedSettings:

@@ -10,15 +10,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from medsaga.config import Settings
-from medsaga.inference import Segmenter
 from medsaga.methods import METHODS
 from medsaga.models.encoders import ENCODERS
 from medsaga.models.encoders.base import EncoderSpec, ImageEncoder, State
 from medsaga.models.lean import computed_again
 from medsaga.models.sam import build_sam
 from medsaga.models.weights.loading import detect_architecture, load_pretrained, save_model
-from medsaga.training.loop import train
+from medsaga.prediction.segmenter import Segmenter
+from medsaga.runs.train import train
+from medsaga.settings.options import Settings
 
 
 class Convolutions(ImageEncoder):

@@ -13,8 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from medsaga.models.int8 import quantise_linears
+from medsaga.optim.accumulation import GatheringOptimizer
 from medsaga.optim.galore import GaLoreAdamW
-from medsaga.optim.gathering import GatheringOptimizer
 from medsaga.optim.sgd import MomentumSGD
 
 STEPS = 3

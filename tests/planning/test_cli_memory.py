@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from medsaga.cli import main
-from medsaga.config import read_config
 from medsaga.memory.tracker import CATEGORIES
 from medsaga.models.sam import build_sam
 from medsaga.models.weights.loading import save_model
+from medsaga.settings.run_config import read_config
 
 SMALL = ["memory", "--image-size", "64", "--rank", "4", "--batch-size", "2", "--device", "cpu"]
 

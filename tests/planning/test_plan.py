@@ -12,13 +12,13 @@ import pytest
 import torch
 from real_steps import measure
 
-from medsaga.config import ResolvedSettings, Settings
 from medsaga.errors import InputError
 from medsaga.models.encoders import useful_image_sizes
+from medsaga.planning.budget import USABLE, plan
 from medsaga.planning.defaults import DeviceDefaults
-from medsaga.planning.plan import USABLE, plan
-from medsaga.planning.predict import predict_memory
+from medsaga.planning.estimate import predict_memory
 from medsaga.planning.resolve import Completion, choose_model, useful_sizes
+from medsaga.settings.options import ResolvedSettings, Settings
 
 MB = 10**6
 

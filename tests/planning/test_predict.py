@@ -11,13 +11,14 @@ import torch
 from real_steps import measure
 from resolved import resolved
 
-from medsaga.config import ResolvedSettings, RunConfig
 from medsaga.data.intensity import Intensity
-from medsaga.inference import Segmenter
 from medsaga.memory.tracker import CATEGORIES, TensorTracker
 from medsaga.models.sam import build_sam
-from medsaga.planning.predict import MemoryPrediction, predict_memory
+from medsaga.planning.estimate import MemoryPrediction, predict_memory
 from medsaga.planning.shapes import OncePerShape
+from medsaga.prediction.segmenter import Segmenter
+from medsaga.settings.options import ResolvedSettings
+from medsaga.settings.run_config import RunConfig
 
 CPU = torch.device("cpu")
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from resolved import resolved
 
-from medsaga.config import Settings
 from medsaga.planning.defaults import DeviceDefaults
-from medsaga.planning.predict import predict_memory
+from medsaga.planning.estimate import predict_memory
+from medsaga.settings.options import Settings
 
 MIB = 2**20
 

@@ -20,18 +20,18 @@ from rich.console import Console
 
 from medsaga import files, run_folder
 from medsaga.cli.suggest import Suggest
-from medsaga.confidence import confidence
-from medsaga.config import Settings
 from medsaga.data.inputs import find_inputs
 from medsaga.data.intensity import Intensity
 from medsaga.errors import InputError
-from medsaga.inference import Segmenter
 from medsaga.models.daeformer import DAEFormer
 from medsaga.models.sam import build_sam
 from medsaga.models.unet import UNet
-from medsaga.suggest.looking import Looker
+from medsaga.prediction.confidence import confidence
+from medsaga.prediction.segmenter import Segmenter
+from medsaga.runs.train import train
+from medsaga.settings.options import Settings
+from medsaga.suggest.embedding import Looker
 from medsaga.suggest.run import suggest
-from medsaga.training.loop import train
 
 SILENT = Console(file=io.StringIO())
 KINDS = {"dark": (20, 5), "bright": (220, 5), "noise": (120, 60)}

@@ -19,15 +19,16 @@ from rich.console import Console
 
 import medsaga
 from medsaga import files, run_folder
-from medsaga.config import ResolvedSettings, Settings, read_config
 from medsaga.data.items import read_mask
 from medsaga.errors import InputError, Interrupted
-from medsaga.inference import Segmenter
 from medsaga.models.base import SegmentationModel
 from medsaga.models.weights.loading import save_model
-from medsaga.training.continuing import inherited
-from medsaga.training.loop import train
-from medsaga.training.prepare import continued_run, new_run, resumed_run
+from medsaga.prediction.segmenter import Segmenter
+from medsaga.runs.continuing import inherited
+from medsaga.runs.prepare import continued_run, new_run, resumed_run
+from medsaga.runs.train import train
+from medsaga.settings.options import ResolvedSettings, Settings
+from medsaga.settings.run_config import read_config
 
 SETTINGS = Settings(
     shots=3, validation_cases=1, image_size=64, steps=2, batch_size=2, evaluate_every=2, rank=8, device="cpu"

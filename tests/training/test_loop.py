@@ -21,17 +21,18 @@ from resolved import resolved
 from torch import Tensor
 
 from medsaga import methods
-from medsaga.config import ResolvedSettings, Settings
 from medsaga.errors import InputError, Interrupted, OutOfMemoryError, RunError
 from medsaga.files import sha256
-from medsaga.inference import Segmenter
 from medsaga.models.encoders import ENCODERS
 from medsaga.models.encoders.sam_vit import SamVitSpec
 from medsaga.models.sam import build_sam
 from medsaga.models.weights.loading import save_model
+from medsaga.prediction.segmenter import Segmenter
 from medsaga.run_folder import read_metrics
-from medsaga.training import loop, loss, out_of_memory, step, trainer
-from medsaga.training.loop import train
+from medsaga.runs import train as loop
+from medsaga.runs.train import train
+from medsaga.settings.options import ResolvedSettings, Settings
+from medsaga.training import loss, out_of_memory, step, trainer
 from medsaga.training.out_of_memory import next_smaller
 
 

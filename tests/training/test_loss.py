@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from medsaga.config import DiceForm, LossResolution
 from medsaga.memory.tracker import TensorTracker
+from medsaga.settings.options import DiceForm, LossResolution
 from medsaga.training import loss as of
 from medsaga.training.loss import dice_sums, hard_dice_sums, segmentation_loss
 

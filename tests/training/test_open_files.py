@@ -14,9 +14,9 @@ from PIL import Image
 from rich.console import Console
 
 import medsaga
-from medsaga.config import Settings
 from medsaga.errors import InputError
-from medsaga.training.loop import train
+from medsaga.runs.train import train
+from medsaga.settings.options import Settings
 
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc, which Linux alone has")
 

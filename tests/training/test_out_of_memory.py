@@ -19,20 +19,22 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from medsaga.cli import main
-from medsaga.config import RunConfig, Settings
 from medsaga.data.augment import AUGMENTATIONS
 from medsaga.data.intensity import Intensity
 from medsaga.errors import Interrupted, OutOfMemoryError
 from medsaga.files import sha256
-from medsaga.inference import Segmenter
 from medsaga.models.sam import KClassSam, build_sam
 from medsaga.optim.galore import GaLoreAdamW
-from medsaga.planning.predict import MemoryPrediction
+from medsaga.planning.estimate import MemoryPrediction
+from medsaga.prediction.segmenter import Segmenter
 from medsaga.run_folder import read_metrics
-from medsaga.training import loop, loss, out_of_memory, step
+from medsaga.runs import train as loop
+from medsaga.runs.train import train
+from medsaga.settings.options import Settings
+from medsaga.settings.run_config import RunConfig
+from medsaga.training import loss, out_of_memory, step
 from medsaga.training.checkpoint import Counters
 from medsaga.training.interrupts import Interrupts
-from medsaga.training.loop import train
 from medsaga.training.out_of_memory import make_smaller, step_within_memory
 from medsaga.training.step import Batch, StepMeter
 

@@ -15,17 +15,17 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from medsaga.config import Settings
 from medsaga.errors import Interrupted
 from medsaga.files import sha256
-from medsaga.inference import Segmenter
 from medsaga.memory.tracker import TensorTracker
 from medsaga.models.int8 import BLOCK
 from medsaga.models.precision import WEIGHT_TYPES, set_precision
 from medsaga.models.sam import build_sam
+from medsaga.prediction.segmenter import Segmenter
 from medsaga.run_folder import read_metrics
-from medsaga.training import loop
-from medsaga.training.loop import train
+from medsaga.runs import train as loop
+from medsaga.runs.train import train
+from medsaga.settings.options import Settings
 
 
 def _losses(run: Path) -> list[float]:

@@ -13,15 +13,16 @@ from conftest import interrupt_in
 from rich.console import Console
 
 from medsaga import files, run_folder
-from medsaga.config import Settings, read_config
 from medsaga.errors import InputError, Interrupted
 from medsaga.methods import METHODS
 from medsaga.models.sam import build_sam
 from medsaga.models.weights.loading import load_pretrained, save_model
 from medsaga.models.weights.registry import RANDOM, STARTER, weights_named
 from medsaga.planning.resolve import choose_model
-from medsaga.training.loop import train
-from medsaga.training.prepare import new_run, resumed_run
+from medsaga.runs.prepare import new_run, resumed_run
+from medsaga.runs.train import train
+from medsaga.settings.options import Settings
+from medsaga.settings.run_config import read_config
 
 
 def start(toy: Path, out: Path, settings: Settings) -> tuple[dict[str, Any], dict[str, torch.Tensor], str]:

@@ -17,17 +17,18 @@ import torch
 from resolved import resolved
 from rich.console import Console
 
-from medsaga.config import Settings
 from medsaga.errors import Interrupted
-from medsaga.evaluation.run import evaluate_run
 from medsaga.files import read_json, remove_temporary, sha256
 from medsaga.memory.tracker import TensorTracker
-from medsaga.planning.predict import predict_memory
+from medsaga.planning.estimate import predict_memory
 from medsaga.run_folder import read_metrics
-from medsaga.training import loop, out_of_memory, step, trainer
+from medsaga.runs import train as loop
+from medsaga.runs.evaluate import evaluate_run
+from medsaga.runs.prepare import new_run
+from medsaga.runs.train import fit, train
+from medsaga.settings.options import Settings
+from medsaga.training import out_of_memory, step, trainer
 from medsaga.training.events import Event, Saved, Stepped, Stopped
-from medsaga.training.loop import fit, train
-from medsaga.training.prepare import new_run
 from medsaga.training.trainer import Trainer
 
 KILL = Path(__file__).parents[2] / "benchmarks" / "resume" / "kill.py"

@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from medsaga.config import Settings
 from medsaga.optim.galore import GaLoreAdamW
-from medsaga.planning.predict import MemoryPrediction
+from medsaga.planning.estimate import MemoryPrediction
 from medsaga.run_folder import read_metrics
-from medsaga.training import loop, scaling
-from medsaga.training.loop import train
+from medsaga.runs import train as loop
+from medsaga.runs.train import train
+from medsaga.settings.options import Settings
+from medsaga.training import scaling
 from medsaga.training.scaling import GROW_AFTER, INITIAL, LARGEST, LossScale, loss_scale_for
 from medsaga.training.step import update
 

@@ -13,8 +13,8 @@ from tyro.conf import Positional
 
 from medsaga.cli.printing import console
 from medsaga.cli.runs import require_data
-from medsaga.config import SharedSettings
 from medsaga.errors import InputError
+from medsaga.settings.options import SharedSettings
 
 
 @dataclass(kw_only=True)

@@ -35,7 +35,7 @@ class Info:
         Raises:
             InputError: the dataset has problems; they have been printed.
         """
-        from medsaga.info import describe, info_table
+        from medsaga.runs.info import describe, info_table
 
         require_data(
             self.data, "Name the data it was trained on; what came of it is in {run}/report.html and {run}/result.json."
@@ -72,7 +72,7 @@ class Evaluate:
         Raises:
             InputError: there are two datasets, or the run and the dataset are exchanged.
         """
-        from medsaga.evaluation.run import evaluate_run
+        from medsaga.runs.evaluate import evaluate_run
 
         if self.other is not None and self.data is not None:
             found = f"{self.other} and {self.data}"

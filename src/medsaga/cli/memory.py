@@ -9,7 +9,7 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
-from medsaga.config import Settings
+from medsaga.settings.options import Settings
 
 
 @dataclass(kw_only=True)

@@ -61,8 +61,8 @@ class Predict:
             InputError: there is nothing to segment, or the run and the images are exchanged.
         """
         from medsaga.data.dicom.terminology import read_codes
-        from medsaga.postprocess import PostProcessing
-        from medsaga.predict import Wanted, predict_files
+        from medsaga.prediction.files import Wanted, predict_files
+        from medsaga.prediction.postprocess import PostProcessing
 
         if not self.input:
             do = "Name the images to segment, or their folder, behind the run folder."

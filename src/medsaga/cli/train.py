@@ -12,8 +12,9 @@ from tyro.conf import Positional
 from medsaga import files, run_folder
 from medsaga.cli.printing import console, print_result, say
 from medsaga.cli.runs import is_run, require_data, run_meant
-from medsaga.config import Settings, read_config
 from medsaga.errors import InputError
+from medsaga.settings.options import Settings
+from medsaga.settings.run_config import read_config
 
 
 @dataclass(kw_only=True)
@@ -27,7 +28,7 @@ class Demo:
 
     def run(self) -> None:
         """Do it."""
-        from medsaga.demo import demo
+        from medsaga.runs.demo import demo
 
         print_result(demo(self.out, console()), as_json=False)
 
@@ -61,7 +62,7 @@ class Train:
         Raises:
             InputError: there is no data or no run folder, or more than needed.
         """
-        from medsaga.training.loop import train
+        from medsaga.runs.train import train
 
         data, out, before = self._places()
         result = train(data, out, self.settings, continue_from=before, resume=self.resume, console=console())

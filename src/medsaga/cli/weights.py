@@ -79,7 +79,7 @@ class Verify:
 
     def run(self) -> None:
         """Do it."""
-        from medsaga.models.weights.inspection import verify
+        from medsaga.models.weights.verification import verify
 
         print_document(verify(self.source), as_json=self.json)
 
@@ -99,7 +99,7 @@ class Convert:
 
     def run(self) -> None:
         """Do it."""
-        from medsaga.models.weights.inspection import convert
+        from medsaga.models.weights.verification import convert
 
         convert(self.source, self.out, half=self.half)
         print(self.out)

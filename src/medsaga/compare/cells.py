@@ -19,15 +19,16 @@ import torch
 from rich.console import Console
 
 from medsaga import files, run_folder
-from medsaga.config import ResolvedSettings, Settings, named, read_config
 from medsaga.data.items import read_mask
 from medsaga.data.types import Item
 from medsaga.errors import InputError, Interrupted, MedsagaError, OutOfMemoryError
-from medsaga.evaluation.run import most_labelled_slice
-from medsaga.inference import Segmenter
 from medsaga.memory.tracker import is_out_of_memory
-from medsaga.training.checked import CheckedData
-from medsaga.training.loop import train
+from medsaga.prediction.segmenter import Segmenter
+from medsaga.runs.checked import CheckedData
+from medsaga.runs.evaluate import most_labelled_slice
+from medsaga.runs.train import train
+from medsaga.settings.options import ResolvedSettings, Settings, named
+from medsaga.settings.run_config import read_config
 
 CELLS = "cells"
 """The folder, in that of a comparison, with a file for each cell."""

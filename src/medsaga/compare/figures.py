@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from medsaga import html
+from medsaga.colours import PALETTE
 from medsaga.compare.settings import CATEGORIES
 from medsaga.compare.statistics import Estimate, Row
-from medsaga.overlay import PALETTE
+from medsaga.reports import html
 
 # Yellow is missing: as a line on white paper it cannot be seen.
 LINES = tuple(PALETTE[index] for index in (5, 3, 2, 0, 6, 1, 9, 8, 7))

@@ -15,7 +15,6 @@ from rich.console import Console
 from medsaga import files
 from medsaga.compare.cells import CELLS, Cell, finished, read_examples, run_cell
 from medsaga.compare.page import Example, write_pages
-from medsaga.config import Settings, SharedSettings
 from medsaga.data.labels import listed
 from medsaga.data.splits import Split, pool_and_test
 from medsaga.data.types import Dataset, Item
@@ -23,7 +22,8 @@ from medsaga.errors import InputError, Interrupted, RunError
 from medsaga.evaluation.summary import dice_text
 from medsaga.methods import METHODS, method_named
 from medsaga.planning.resolve import choose_model, find_weights
-from medsaga.training.checked import CheckedData, check_data, split_of
+from medsaga.runs.checked import CheckedData, check_data, split_of
+from medsaga.settings.options import Settings, SharedSettings
 
 EXAMPLES = 3
 DATA_SETTINGS = (

@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from medsaga import files, html
+from medsaga import files
+from medsaga.colours import label_colours
 from medsaga.compare import figures, settings, statistics, tables
 from medsaga.compare.figures import Style
 from medsaga.compare.statistics import Cell, Comparison, Row
 from medsaga.evaluation import metrics, summary
-from medsaga.overlay import GAP, Classes, Rgb, label_colours, triptych
+from medsaga.prediction.overlay import GAP, Classes, Rgb, triptych
+from medsaga.reports import html
 
 WIDEST_PANEL = 400
 MOST_PANELS = 5

@@ -6,9 +6,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from medsaga import html
 from medsaga.compare import statistics
 from medsaga.compare.statistics import Cell
+from medsaga.reports import html
 
 CATEGORIES = ("weights", "gradients", "optimizer", "activations", "temporary")
 """What memory is counted as; the order in which it is shown."""

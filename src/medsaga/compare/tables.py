@@ -10,11 +10,11 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from medsaga import html
 from medsaga.compare import settings, statistics
 from medsaga.compare.statistics import Cell, Comparison, Row
 from medsaga.evaluation import summary
-from medsaga.report import PROTOCOL_NOTES
+from medsaga.evaluation.protocols import PROTOCOL_NOTES
+from medsaga.reports import html
 
 TABLES = {
     "equal": (

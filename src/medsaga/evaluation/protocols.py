@@ -94,6 +94,19 @@ def transunet(
 
 
 PROTOCOLS: dict[str, Protocol] = {"mm": mm, "transunet": transunet}
+PROTOCOL_NOTES = {
+    "mm": (
+        "Protocol mm. Dice and HD95 per image or volume, on its own grid. A label absent from both truth and "
+        "prediction is not counted; one absent from either (missed, false positive) scores Dice 0 and has no HD95. "
+        "HD95 is the larger of the two directed 95th percentiles of the surface distances."
+    ),
+    "transunet": (
+        "Protocol transunet, only to compare with papers that used this evaluation: it scores a false positive of "
+        "an absent label as Dice 1 and HD95 0, a complete miss as HD95 0, and a label absent from both as Dice 0 and "
+        "HD95 0; HD95 ignores the spacing."
+    ),
+}
+"""What people should know of each."""
 
 
 def protocol_named(name: str) -> Protocol:

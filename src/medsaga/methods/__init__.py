@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from medsaga.config import ResolvedSettings
 from medsaga.errors import InputError, RunError
 from medsaga.methods import daeformer, frozen, full, medsaga, samed, unet
 from medsaga.methods.base import Method
 from medsaga.models.base import SegmentationModel
+from medsaga.optim.accumulation import GatheringOptimizer
 from medsaga.optim.galore import GaLoreAdamW
-from medsaga.optim.gathering import GatheringOptimizer
 from medsaga.optim.sgd import MomentumSGD
+from medsaga.settings.options import ResolvedSettings
 
 METHODS: dict[str, Method] = {
     "medsaga": medsaga.METHOD,

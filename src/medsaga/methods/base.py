@@ -9,10 +9,10 @@ from typing import Any
 
 from torch import nn
 
-from medsaga.config import ResolvedSettings
 from medsaga.models.base import SegmentationModel, weight_matrices
 from medsaga.models.encoders import ENCODERS, useful_image_sizes
 from medsaga.models.sam import build_sam
+from medsaga.settings.options import ResolvedSettings
 
 Groups = list[dict[str, Any]]
 """Parameter groups of the optimizer: ``params``, ``lr``, ``weight_decay``; ``rank`` where gradients are projected."""
@@ -30,7 +30,7 @@ class Method:
         groups: takes the model and the settings and returns the parameter groups; what no group holds is frozen.
         defaults: values of settings that neither the user nor a recipe has given.
         ranks: of the gradient projection, from the highest: what a memory budget chooses from; none without projection.
-        recipe: the published recipe's name in `medsaga.recipes`; None where there is no publication.
+        recipe: the published recipe's name in `medsaga.settings.recipes`; None where there is no publication.
         architectures: the models it trains; the first is the default.
         build: makes a model with random weights from one of them, ``classes``, ``image_size`` and ``in_channels``.
         adapt: changes a model that was just built, in place, after pre-trained weights have been loaded into it.

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from medsaga.config import ResolvedSettings
 from medsaga.methods.base import Groups, Method, two_rates
 from medsaga.models.daeformer import DAEFormer
+from medsaga.settings.options import ResolvedSettings
 
 
 def _groups(model: DAEFormer, settings: ResolvedSettings) -> Groups:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from medsaga.config import ResolvedSettings
 from medsaga.methods.base import Groups, Method, whole_gradients
 from medsaga.models.base import SegmentationModel
 from medsaga.models.sam import KClassSam
+from medsaga.settings.options import ResolvedSettings
 
 
 class DecoderOnly(SegmentationModel):

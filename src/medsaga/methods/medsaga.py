@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from medsaga.config import ResolvedSettings
 from medsaga.methods.base import Groups, Method, whole_gradients
 from medsaga.models.sam import KClassSam
 from medsaga.optim.groups import PRESETS
+from medsaga.settings.options import ResolvedSettings
 
 
 def _groups(model: KClassSam, settings: ResolvedSettings) -> Groups:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from medsaga.config import ResolvedSettings
 from medsaga.methods.base import Groups, Method, whole_gradients
 from medsaga.models.lora import add_lora, lora_parameters, save_adapter
 from medsaga.models.sam import KClassSam
+from medsaga.settings.options import ResolvedSettings
 
 ADAPTER = "adapter.safetensors"
 """In the run folder; see `medsaga.models.lora.load_adapter`."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from medsaga.config import ResolvedSettings
 from medsaga.methods.base import Groups, Method, two_rates
 from medsaga.models.unet import UNet
+from medsaga.settings.options import ResolvedSettings
 
 
 def _groups(model: UNet, settings: ResolvedSettings) -> Groups:

@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from medsaga.memory.meta import keyed_generator, value_of
+from medsaga.optim.accumulation import GatheringOptimizer
 from medsaga.optim.adamw import adamw_direction, update_weight
-from medsaga.optim.gathering import GatheringOptimizer
 from medsaga.optim.groups import check_group
 from medsaga.optim.projection import (
     as_matrix,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from medsaga.memory.meta import keyed_generator
-from medsaga.optim.gathering import GatheringOptimizer
+from medsaga.optim.accumulation import GatheringOptimizer
 from medsaga.optim.rounding import write_weight
 from medsaga.optim.storage import Storage, precision_of
 

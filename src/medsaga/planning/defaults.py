@@ -9,7 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from medsaga.config import Precision
+import torch
+
+from medsaga.device import choose_device
+from medsaga.settings.options import Precision
 
 METHOD = "medsaga"
 DEFAULTS: dict[str, Any] = {
@@ -48,6 +51,33 @@ class DeviceDefaults:
 
     precision: Precision
     state_bits: Literal[8, 32]
+
+
+GPU = DeviceDefaults("bf16", 8)
+OLDER_GPU = DeviceDefaults("fp16", 8)
+
+
+def defaults_for(device: torch.device) -> DeviceDefaults:
+    """Return the settings that suit a device when the user leaves them open.
+
+    On a GPU memory is scarce and half precision fast; GPUs before Ampere have float16 only. On CPUs and MPS float32
+    is the safe choice, and rounding the optimizer's state would cost more time than its memory is worth.
+    """
+    if device.type != "cuda":
+        return DeviceDefaults("fp32", 32)
+    with torch.cuda.device(device):
+        return GPU if torch.cuda.is_bf16_supported(including_emulation=False) else OLDER_GPU
+
+
+def planned_defaults(name: str) -> DeviceDefaults:
+    """Return the settings that suit a device of another machine too: ``cuda`` where there is none is a GPU with bf16.
+
+    Raises:
+        InputError: the name is unknown.
+    """
+    if name.partition(":")[0] == "cuda" and not torch.cuda.is_available():
+        return GPU
+    return defaults_for(choose_device(name))
 
 
 def derived(merged: dict[str, Any]) -> dict[str, Any]:

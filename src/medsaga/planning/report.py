@@ -7,11 +7,11 @@ from typing import Any
 
 from rich.table import Table
 
-from medsaga.config import Settings, flag, parse_bytes
-from medsaga.device import planned_defaults
 from medsaga.errors import InputError
-from medsaga.planning.predict import predict_memory
+from medsaga.planning.defaults import planned_defaults
+from medsaga.planning.estimate import predict_memory
 from medsaga.planning.resolve import Facts, resolve
+from medsaga.settings.options import Settings, flag, parse_bytes
 
 SHOWN = (
     "model",

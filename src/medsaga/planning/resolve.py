@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from medsaga.config import ResolvedSettings, Settings, named
 from medsaga.data.slices import common_axis, slice_view
 from medsaga.data.tiles import tile_shape
 from medsaga.data.types import Grid
@@ -17,10 +16,11 @@ from medsaga.methods.base import Method
 from medsaga.models.weights.loading import detect_architecture
 from medsaga.models.weights.registry import RANDOM, STARTER, weights_named
 from medsaga.models.weights.sources import locate
+from medsaga.planning.budget import plan
 from medsaga.planning.defaults import DEFAULTS, METHOD, MODEL_DEFAULTS, DeviceDefaults, derived
-from medsaga.planning.plan import plan
-from medsaga.planning.predict import predict_memory
-from medsaga.recipes import read_recipe
+from medsaga.planning.estimate import predict_memory
+from medsaga.settings.options import ResolvedSettings, Settings, named
+from medsaga.settings.recipes import read_recipe
 
 
 @dataclass(frozen=True, kw_only=True)

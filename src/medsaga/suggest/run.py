@@ -12,7 +12,6 @@ import torch
 from rich.console import Console
 
 from medsaga import files, run_folder
-from medsaga.config import RunConfig, Settings
 from medsaga.data.dataset import raise_problems, read_dataset, select_channels
 from medsaga.data.inputs import find_inputs
 from medsaga.data.intensity import Intensity
@@ -27,16 +26,18 @@ from medsaga.data.splits import Split
 from medsaga.data.types import Dataset, Item
 from medsaga.device import choose_device
 from medsaga.errors import InputError
-from medsaga.inference import BATCH_SIZE, Segmenter
 from medsaga.models.encoders import ENCODERS
 from medsaga.models.sam import build_sam
 from medsaga.models.weights.loading import load_pretrained
 from medsaga.models.weights.registry import RANDOM, STARTER
 from medsaga.planning.resolve import choose_model
+from medsaga.prediction.segmenter import BATCH_SIZE, Segmenter
 from medsaga.progress import counting
+from medsaga.runs.continuing import datasets_of, joined
+from medsaga.settings.options import Settings
+from medsaga.settings.run_config import RunConfig
 from medsaga.suggest.coverage import choose, standardised
-from medsaga.suggest.looking import Look, Looker
-from medsaga.training.continuing import datasets_of, joined
+from medsaga.suggest.embedding import Look, Looker
 
 MOST_PIXELS = 448
 """Side of the square for weights that were made for larger ones: what an image is like shows at this size too."""

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 
 from medsaga import files, run_folder
-from medsaga.config import ResolvedSettings
 from medsaga.errors import InputError
 from medsaga.models.base import SegmentationModel
 from medsaga.models.int8 import load_plain_state, plain_state
 from medsaga.models.weights.names import has_transformers_names
-from medsaga.optim.gathering import GatheringOptimizer
+from medsaga.optim.accumulation import GatheringOptimizer
+from medsaga.settings.options import ResolvedSettings
 from medsaga.training.scaling import LossScale, loss_scale_for
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from medsaga.config import DiceForm, LossResolution
+from medsaga.settings.options import DiceForm, LossResolution
 
 SMOOTHING: dict[DiceForm, float] = {"linear": 1.0, "squared": 1e-5}
 """In pixels."""

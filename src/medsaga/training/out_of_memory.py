@@ -7,11 +7,11 @@ from collections.abc import Callable
 
 import torch
 
-from medsaga.config import ResolvedSettings
 from medsaga.errors import OutOfMemoryError
 from medsaga.memory.tracker import is_out_of_memory, reset_device_peak
 from medsaga.models.base import SegmentationModel
-from medsaga.optim.gathering import GatheringOptimizer
+from medsaga.optim.accumulation import GatheringOptimizer
+from medsaga.settings.options import ResolvedSettings
 from medsaga.training.checkpoint import Counters
 from medsaga.training.interrupts import Interrupts
 from medsaga.training.step import Batch, StepMeter, clip, gather

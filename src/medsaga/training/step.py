@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from medsaga.config import DiceForm, LossResolution
 from medsaga.data.augment import Augmentation, augment
 from medsaga.memory.meta import value_of
 from medsaga.memory.tracker import ELSEWHERE, TensorTracker
 from medsaga.models.base import SegmentationModel
-from medsaga.optim.gathering import GatheringOptimizer
+from medsaga.optim.accumulation import GatheringOptimizer
+from medsaga.settings.options import DiceForm, LossResolution
 from medsaga.training.loss import dice_sums, segmentation_loss
 from medsaga.training.scaling import LossScale
 

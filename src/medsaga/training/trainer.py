@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from medsaga import run_folder
-from medsaga.config import ResolvedSettings
 from medsaga.data.augment import AUGMENTATIONS
 from medsaga.data.samples import Prefetcher, Samples
 from medsaga.errors import RunError
@@ -22,6 +21,7 @@ from medsaga.methods import method_named, new_optimizer
 from medsaga.models.base import SegmentationModel
 from medsaga.models.int8 import load_plain_state, plain_state
 from medsaga.models.weights.loading import save_model
+from medsaga.settings.options import ResolvedSettings
 from medsaga.training.checkpoint import load_state, save_state
 from medsaga.training.embeddings import embed
 from medsaga.training.events import Evaluated, Event, Listener, Notice, Saved, Stepped, Stopped, Working

@@ -101,7 +101,7 @@ def _descriptions(segments: Mapping[int, str], codes: Mapping[str, Terminology],
     """Return highdicom's description of each segment, numbered from 1 in the order of ``segments``."""
     import highdicom as hd
 
-    from medsaga.overlay import label_colours
+    from medsaga.colours import label_colours
 
     version = metadata.version("medsaga")
     algorithm = hd.AlgorithmIdentificationSequence(

@@ -194,7 +194,7 @@ def _add_structure(
 
 
 def _colour(document: Dataset) -> None:
-    from medsaga.overlay import label_colours
+    from medsaga.colours import label_colours
 
     colours = label_colours(len(document.ROIContourSequence))
     for drawn, colour in zip(document.ROIContourSequence, colours, strict=True):

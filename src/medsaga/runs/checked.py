@@ -8,7 +8,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from medsaga.config import Settings
 from medsaga.data.dataset import (
     fingerprint,
     raise_problems,
@@ -20,6 +19,7 @@ from medsaga.data.splits import Split, split_cases
 from medsaga.data.survey import Survey, survey
 from medsaga.data.types import Dataset
 from medsaga.progress import counting
+from medsaga.settings.options import Settings
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,19 +10,19 @@ from typing import Any
 from rich.console import Console
 
 from medsaga import files, run_folder
-from medsaga.config import Settings
 from medsaga.errors import Interrupted, OutOfMemoryError
-from medsaga.evaluation.run import evaluate_run
-from medsaga.inference import Segmenter
 from medsaga.memory.tracker import is_out_of_memory
 from medsaga.models.weights.loading import load_in_place
-from medsaga.planning.predict import predict_memory
+from medsaga.planning.estimate import predict_memory
+from medsaga.prediction.segmenter import Segmenter
 from medsaga.run_folder import MetricsLog, read_metrics
+from medsaga.runs.checked import CheckedData
+from medsaga.runs.evaluate import evaluate_run
+from medsaga.runs.prepare import Run, continued_run, new_run, require_same, resumed_run
+from medsaga.settings.options import Settings
 from medsaga.training.bar import RunProgress
-from medsaga.training.checked import CheckedData
 from medsaga.training.events import Evaluated, Event, Stepped, Stopped
 from medsaga.training.out_of_memory import next_smaller
-from medsaga.training.prepare import Run, continued_run, new_run, require_same, resumed_run
 from medsaga.training.trainer import Trainer
 
 
@@ -43,9 +43,9 @@ def train(
         out: the run folder; it must not exist, unless ``resume``.
         settings: what is left open is chosen from the recipe, the model and the data.
         continue_from: a run to start from, whose training cases ``data`` adds to and whose settings it keeps; see
-            `medsaga.training.prepare.continued_run`.
+            `medsaga.runs.prepare.continued_run`.
         resume: go on with the run in ``out``, to the same bits as if it had never stopped.
-        checked: the dataset, if `medsaga.training.checked.check_data` has been through it; for a new run.
+        checked: the dataset, if `medsaga.runs.checked.check_data` has been through it; for a new run.
         console: where progress is shown; stderr by default.
 
     Returns:

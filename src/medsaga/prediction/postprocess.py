@@ -18,7 +18,7 @@ from scipy import ndimage
 from medsaga.data.types import Grid, Labels
 from medsaga.errors import InputError
 from medsaga.evaluation.metrics import Mask
-from medsaga.measure import voxel_size
+from medsaga.prediction.measure import voxel_size
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from rich.console import Console
 
-from medsaga import files, postprocess
-from medsaga import overlay as pictures
-from medsaga.confidence import ConfidenceScores, look_first
+from medsaga import files
 from medsaga.data.dicom.terminology import Terminology
 from medsaga.data.inputs import find_all_inputs, images_folder
 from medsaga.data.items import warnings_of
@@ -22,12 +20,15 @@ from medsaga.data.outputs import Meaning, write_labels, write_probabilities
 from medsaga.data.slices import most_labelled
 from medsaga.data.types import Item, Labels, to_class_indices
 from medsaga.errors import InputError, RunError
-from medsaga.inference import Prediction, Segmenter
-from medsaga.measure import Measurement, measure, write_csv
-from medsaga.postprocess import PostProcessing
+from medsaga.prediction import overlay as pictures
+from medsaga.prediction import postprocess
+from medsaga.prediction.confidence import ConfidenceScores, look_first
+from medsaga.prediction.measure import Measurement, measure, write_csv
+from medsaga.prediction.postprocess import PostProcessing
+from medsaga.prediction.record import Written
+from medsaga.prediction.segmenter import Prediction, Segmenter
+from medsaga.prediction.targets import Target, is_one_file, require_free, targets_of
 from medsaga.progress import counting
-from medsaga.targets import Target, is_one_file, require_free, targets_of
-from medsaga.written import Written
 
 MEASUREMENTS = "measurements.csv"
 """Volume or area, largest diameter and components of every class and case."""

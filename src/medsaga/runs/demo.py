@@ -8,10 +8,10 @@ from typing import Any
 from rich.console import Console
 
 from medsaga import files, run_folder
-from medsaga.config import Settings
 from medsaga.data.phantom import write_phantom_ct
-from medsaga.predict import Wanted, predict_files
-from medsaga.training.loop import train
+from medsaga.prediction.files import Wanted, predict_files
+from medsaga.runs.train import train
+from medsaga.settings.options import Settings
 
 SETTINGS = Settings(shots=4, steps=200, batch_size=4, image_size=128)
 

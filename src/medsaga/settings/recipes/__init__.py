@@ -8,8 +8,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from medsaga.config import Settings
 from medsaga.errors import InputError
+from medsaga.settings.options import Settings
 
 NOT_OF_A_RECIPE = frozenset(
     {"recipe", "budget", "device", "shots", "test_cases", "seed", "fold", "validation_cases", "channels"}

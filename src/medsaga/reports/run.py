@@ -11,26 +11,16 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from medsaga import files, html
+from medsaga import files
+from medsaga.colours import label_colours
 from medsaga.evaluation import summary
-from medsaga.overlay import Rgb, label_colours
+from medsaga.evaluation.protocols import PROTOCOL_NOTES
+from medsaga.prediction.overlay import Rgb
+from medsaga.reports import html
 
 Role = Literal["best", "median", "worst"]
 WIDEST_PICTURE = 1800
 MOST_POINTS = 600
-PROTOCOL_NOTES = {
-    "mm": (
-        "Protocol mm. Dice and HD95 per image or volume, on its own grid. A label absent from both truth and "
-        "prediction is not counted; one absent from either (missed, false positive) scores Dice 0 and has no HD95. "
-        "HD95 is the larger of the two directed 95th percentiles of the surface distances."
-    ),
-    "transunet": (
-        "Protocol transunet, only to compare with papers that used this evaluation: it scores a false positive of "
-        "an absent label as Dice 1 and HD95 0, a complete miss as HD95 0, and a label absent from both as Dice 0 and "
-        "HD95 0; HD95 ignores the spacing."
-    ),
-}
-
 DICE_NOTES = {
     "linear": "Dice in medsaga's own form: of probabilities, with 1 pixel of smoothing, over the labels in the batch.",
     "squared": (
@@ -48,7 +38,8 @@ class Example:
         name: the item's name.
         case: the case it belongs to.
         dice: its Dice, averaged over labels.
-        picture: image, truth and prediction side by side, ``(height, width, 3)`` uint8; see `medsaga.overlay.triptych`.
+        picture: image, truth and prediction side by side, ``(height, width, 3)`` uint8; see
+            `medsaga.prediction.overlay.triptych`.
         role: why it was chosen.
     """
 

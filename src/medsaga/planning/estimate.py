@@ -14,17 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from medsaga.config import ResolvedSettings
 from medsaga.data.augment import AUGMENTATIONS
 from medsaga.data.letterbox import unletterbox
 from medsaga.device import kind_of_device
-from medsaga.inference import BATCH_SIZE
 from medsaga.memory.tracker import ELSEWHERE, TensorTracker
 from medsaga.methods import build_model, method_named, new_optimizer
 from medsaga.models.base import SegmentationModel
 from medsaga.models.precision import WEIGHT_TYPES, cast_parameters, set_precision
 from medsaga.optim.galore import Arrived, GaLoreAdamW
 from medsaga.planning.shapes import OncePerShape
+from medsaga.prediction.segmenter import BATCH_SIZE
+from medsaga.settings.options import ResolvedSettings
 from medsaga.training.scaling import LossScale
 from medsaga.training.step import Batch, StepMeter, gather, update
 
@@ -181,7 +181,7 @@ def _follow_embedding(model: Any, settings: ResolvedSettings) -> TensorTracker:
 
 @torch.no_grad()
 def _follow_inference(model: SegmentationModel, batch_size: int) -> TensorTracker:
-    """What `medsaga.inference.Segmenter` does with the slices of a volume, at the size of the model's square."""
+    """What ``Segmenter`` does with the slices of a volume, at the size of the model's square."""
     tracker = TensorTracker("meta")
     tracker.assign([*model.parameters(), *model.buffers()], "weights")
     side = model.image_size

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from medsaga.config import ResolvedSettings, RunConfig, Settings, flag, named
 from medsaga.data.dataset import (
     fingerprint,
     raise_problems,
@@ -32,7 +31,9 @@ from medsaga.methods.base import unchanged
 from medsaga.planning.defaults import DeviceDefaults
 from medsaga.planning.resolve import Facts, resolve
 from medsaga.progress import counting
-from medsaga.training.checked import warn
+from medsaga.runs.checked import warn
+from medsaga.settings.options import ResolvedSettings, Settings, flag, named
+from medsaga.settings.run_config import RunConfig
 
 MAY_CHANGE = frozenset(
     {

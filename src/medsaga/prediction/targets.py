@@ -16,7 +16,7 @@ from medsaga.data.outputs import SUFFIXES, kind_of, probabilities_suffix, suffix
 from medsaga.data.sources import files_of
 from medsaga.data.types import Item
 from medsaga.errors import InputError
-from medsaga.written import Written
+from medsaga.prediction.record import Written
 
 OVERLAY = "_overlay.png"
 PROBABILITIES = "_probabilities"

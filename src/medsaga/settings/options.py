@@ -1,25 +1,16 @@
-"""The settings of a run: what a user may choose, checked for contradictions, and written to ``config.toml``.
+"""The settings of a run: what a user may choose, checked for contradictions.
 
-A field that is None is resolved when the run starts, from the preset, the model and the data; the run folder
-holds the resolved values only.
+A field that is None is resolved when the run starts, from the recipe, the model and the data; see
+`medsaga.planning.resolve`. The run folder holds the resolved values only.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
-import tomllib
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import quote_from_bytes, unquote_to_bytes
 
-import tomli_w
-
-from medsaga import files
-from medsaga.data.intensity import Intensity
-from medsaga.data.names import normal
 from medsaga.errors import InputError
 
 Axis = Literal["auto", "axial", "coronal", "sagittal", "i", "j", "k"]
@@ -29,7 +20,6 @@ DiceForm = Literal["linear", "squared"]
 LossResolution = Literal["image", "logits"]
 Precision = Literal["auto", "fp32", "bf16", "fp16", "int8"]
 SMALLEST_TILE = 32
-_FILE = "file://"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,87 +234,3 @@ def parse_bytes(text: str) -> int:
 def flag(name: str) -> str:
     """Return the command-line flag of a field, for messages."""
     return "--" + name.replace("_", "-")
-
-
-@dataclass(frozen=True)
-class RunConfig:
-    """Everything that prediction needs to know about a run; ``config.toml`` holds just this.
-
-    Attributes:
-        data: the dataset folder it was trained on.
-        labels: label name to label value, background first; the position is the class index.
-        channels: names of the image channels, in order.
-        intensities: one resolved intensity mapping per channel.
-        settings: nothing that training needs is left open.
-        added: the dataset folders whose cases were added, one after the other, by continuing a run.
-    """
-
-    data: str
-    labels: dict[str, int]
-    channels: tuple[str, ...]
-    intensities: tuple[Intensity, ...]
-    settings: ResolvedSettings
-    added: tuple[str, ...] = ()
-
-    @property
-    def in_channels(self) -> int:
-        """Number of channels of the model's input: neighbouring slices count."""
-        return len(self.channels) * (2 * self.settings.neighbours + 1)
-
-    def write(self, path: Path) -> None:
-        """Write ``config.toml``, whole or not at all."""
-        document = {
-            "data": _as_text(self.data),
-            "added": [_as_text(path) for path in self.added],
-            "channels": list(self.channels),
-            "settings": {k: v for k, v in dataclasses.asdict(self.settings).items() if v is not None},
-            "labels": self.labels,
-            "intensities": [dataclasses.asdict(i) for i in self.intensities],
-        }
-        files.write_text(path, tomli_w.dumps(document))
-
-
-def read_config(path: Path) -> RunConfig:
-    """Read ``config.toml`` of a run folder.
-
-    Raises:
-        InputError: the file is missing, is no TOML, or holds unknown or contradictory settings.
-    """
-    try:
-        document: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-        settings = dict(document["settings"])
-        for name in ("window", "channels"):
-            if name in settings:
-                settings[name] = tuple(settings[name])
-        return RunConfig(
-            data=_as_path(document["data"]),
-            labels={normal(str(k)): int(v) for k, v in document["labels"].items()},
-            channels=tuple(map(normal, document["channels"])),
-            intensities=tuple(Intensity(**entry) for entry in document["intensities"]),
-            settings=ResolvedSettings(**settings),
-            added=tuple(_as_path(path) for path in document.get("added", ())),
-        )
-    except FileNotFoundError:
-        raise InputError(
-            path.parent, expected="a run folder with config.toml", found="none", do="Name the --out of a training run."
-        ) from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, KeyError, TypeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(
-            path, expected="the settings of a run", found=str(error), do="Restore the file or train again."
-        ) from None
-
-
-def _as_text(path: str) -> str:
-    """Return an absolute path as TOML can hold it: one that is no UTF-8 as an address, ``file:///data/%FF``."""
-    try:
-        path.encode("utf-8")
-    except UnicodeEncodeError:
-        return _FILE + quote_from_bytes(os.fsencode(path))
-    return path
-
-
-def _as_path(text: object) -> str:
-    address = str(text)
-    return os.fsdecode(unquote_to_bytes(address.removeprefix(_FILE))) if address.startswith(_FILE) else address

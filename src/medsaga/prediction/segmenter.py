@@ -13,8 +13,6 @@ import numpy.typing as npt
 import torch
 
 from medsaga import run_folder
-from medsaga.confidence import Confidence, ConfidenceScores
-from medsaga.config import RunConfig, read_config
 from medsaga.data.inputs import find_inputs
 from medsaga.data.items import as_grey
 from medsaga.data.letterbox import content_size, letterbox, unletterbox
@@ -31,6 +29,8 @@ from medsaga.methods import loading
 from medsaga.models.base import SegmentationModel
 from medsaga.models.precision import cast_parameters
 from medsaga.models.weights.loading import load_model
+from medsaga.prediction.confidence import Confidence, ConfidenceScores
+from medsaga.settings.run_config import RunConfig, read_config
 
 # A slice is mapped back to its own size one at a time: the probabilities of a large slice outweigh the model.
 BATCH_SIZE = 8

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from medsaga.overlay import Rgb
+from medsaga.prediction.overlay import Rgb
 
 MIB = 2**20
 NOT_MEASURED = "not measured"
@@ -30,8 +30,8 @@ PAPER = "#fdfcfb"
 
 
 def page(template: str, **fields: str) -> str:
-    """Fill a template of ``medsaga/templates`` with already escaped fields; ``style.css`` is its field ``style``."""
-    folder = resources.files("medsaga").joinpath("templates")
+    """Fill a template of ``templates`` with already escaped fields; ``style.css`` is its field ``style``."""
+    folder = resources.files("medsaga.reports").joinpath("templates")
     style = folder.joinpath("style.css").read_text(encoding="utf-8")
     return Template(folder.joinpath(template).read_text(encoding="utf-8")).substitute(fields, style=style)
 

@@ -12,9 +12,9 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from medsaga.config import Precision, ResolvedSettings, Settings, flag, parse_bytes
 from medsaga.errors import InputError
 from medsaga.methods.base import Method
+from medsaga.settings.options import Precision, ResolvedSettings, Settings, flag, parse_bytes
 
 USABLE = 0.9
 """Share of a budget that tensors may take: the allocator's rounding and the GPU's own context take the rest."""

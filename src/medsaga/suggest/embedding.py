@@ -10,7 +10,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from medsaga.confidence import Confidence
 from medsaga.data.intensity import Intensity
 from medsaga.data.letterbox import Content, letterbox
 from medsaga.data.pictures import read_picture
@@ -18,6 +17,7 @@ from medsaga.data.slices import slice_channels, slice_view
 from medsaga.data.tiles import tile_corners, tile_shape
 from medsaga.data.types import Item
 from medsaga.models.base import SegmentationModel
+from medsaga.prediction.confidence import Confidence
 
 MOST_PARTS = 32
 """Slices of a volume, or tiles of slices, that are looked at, evenly spaced: a mean over more is nearly the same."""
@@ -29,7 +29,8 @@ class Look:
 
     Attributes:
         embedding: ``(d,)`` float64, mean over slices, or tiles of slices, and positions of what the encoder returns.
-        confidence: mean over the classes, from 0 to 1, see `medsaga.confidence`; None where it was not asked for.
+        confidence: mean over the classes, from 0 to 1, see `medsaga.prediction.confidence`; None where it was not asked
+            for.
     """
 
     embedding: npt.NDArray[np.float64]

@@ -14,7 +14,6 @@ import numpy.typing as npt
 from rich.console import Console
 
 from medsaga import files, run_folder
-from medsaga.config import RunConfig, read_config
 from medsaga.data.dataset import check_items, raise_problems, read_dataset, select_channels
 from medsaga.data.intensity import require_mappable
 from medsaga.data.items import read_mask
@@ -26,11 +25,12 @@ from medsaga.data.types import Dataset, Item, Labels, to_class_indices
 from medsaga.errors import InputError
 from medsaga.evaluation.protocols import LabelScore, protocol_named
 from medsaga.evaluation.summary import ItemScores, summarise
-from medsaga.inference import Prediction, Segmenter
-from medsaga.overlay import triptych
+from medsaga.prediction.overlay import triptych
+from medsaga.prediction.segmenter import Prediction, Segmenter
 from medsaga.progress import counting
-from medsaga.report import Example, choose_examples, write_report
+from medsaga.reports.run import Example, choose_examples, write_report
 from medsaga.run_folder import read_metrics
+from medsaga.settings.run_config import RunConfig, read_config
 
 
 def evaluate_run(

@@ -15,24 +15,26 @@ import torch
 from rich.console import Console
 
 from medsaga import files, run_folder
-from medsaga.config import ResolvedSettings, RunConfig, Settings, flag, named, read_config
 from medsaga.data.intensity import choose_intensity
 from medsaga.data.known import Digests, digests_of_cases, images_on_both_sides
 from medsaga.data.samples import Samples, build_samples
 from medsaga.data.splits import Split
 from medsaga.data.types import Dataset, Item
-from medsaga.device import choose_device, defaults_for
+from medsaga.device import choose_device
 from medsaga.errors import InputError
 from medsaga.methods import build_model, loading, method_named
 from medsaga.models.base import SegmentationModel
 from medsaga.models.precision import set_precision
 from medsaga.models.weights.loading import load_model, load_pretrained
 from medsaga.models.weights.registry import RANDOM
+from medsaga.planning.defaults import defaults_for
 from medsaga.planning.resolve import Facts, choose_model, find_weights, resolve
 from medsaga.progress import counting
-from medsaga.training.checked import CheckedData, check_data, split_of, unseen_labels, warn
+from medsaga.runs.checked import CheckedData, check_data, split_of, unseen_labels, warn
+from medsaga.runs.continuing import inherited, joined_data
+from medsaga.settings.options import ResolvedSettings, Settings, flag, named
+from medsaga.settings.run_config import RunConfig, read_config
 from medsaga.training.class_tokens import start_class_tokens
-from medsaga.training.continuing import inherited, joined_data
 
 PACKAGES = ("torch", "nibabel", "numpy", "pillow", "safetensors", "scipy")
 

@@ -1,0 +1,105 @@
+"""What a run has settled on, written to ``config.toml``."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote_from_bytes, unquote_to_bytes
+
+import tomli_w
+
+from medsaga import files
+from medsaga.data.intensity import Intensity
+from medsaga.data.names import normal
+from medsaga.errors import InputError
+from medsaga.settings.options import ResolvedSettings
+
+_FILE = "file://"
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that prediction needs to know about a run; ``config.toml`` holds just this.
+
+    Attributes:
+        data: the dataset folder it was trained on.
+        labels: label name to label value, background first; the position is the class index.
+        channels: names of the image channels, in order.
+        intensities: one resolved intensity mapping per channel.
+        settings: nothing that training needs is left open.
+        added: the dataset folders whose cases were added, one after the other, by continuing a run.
+    """
+
+    data: str
+    labels: dict[str, int]
+    channels: tuple[str, ...]
+    intensities: tuple[Intensity, ...]
+    settings: ResolvedSettings
+    added: tuple[str, ...] = ()
+
+    @property
+    def in_channels(self) -> int:
+        """Number of channels of the model's input: neighbouring slices count."""
+        return len(self.channels) * (2 * self.settings.neighbours + 1)
+
+    def write(self, path: Path) -> None:
+        """Write ``config.toml``, whole or not at all."""
+        document = {
+            "data": _as_text(self.data),
+            "added": [_as_text(path) for path in self.added],
+            "channels": list(self.channels),
+            "settings": {k: v for k, v in dataclasses.asdict(self.settings).items() if v is not None},
+            "labels": self.labels,
+            "intensities": [dataclasses.asdict(i) for i in self.intensities],
+        }
+        files.write_text(path, tomli_w.dumps(document))
+
+
+def read_config(path: Path) -> RunConfig:
+    """Read ``config.toml`` of a run folder.
+
+    Raises:
+        InputError: the file is missing, is no TOML, or holds unknown or contradictory settings.
+    """
+    try:
+        document: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+        settings = dict(document["settings"])
+        for name in ("window", "channels"):
+            if name in settings:
+                settings[name] = tuple(settings[name])
+        return RunConfig(
+            data=_as_path(document["data"]),
+            labels={normal(str(k)): int(v) for k, v in document["labels"].items()},
+            channels=tuple(map(normal, document["channels"])),
+            intensities=tuple(Intensity(**entry) for entry in document["intensities"]),
+            settings=ResolvedSettings(**settings),
+            added=tuple(_as_path(path) for path in document.get("added", ())),
+        )
+    except FileNotFoundError:
+        raise InputError(
+            path.parent, expected="a run folder with config.toml", found="none", do="Name the --out of a training run."
+        ) from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, KeyError, TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            path, expected="the settings of a run", found=str(error), do="Restore the file or train again."
+        ) from None
+
+
+def _as_text(path: str) -> str:
+    """Return an absolute path as TOML can hold it: one that is no UTF-8 as an address, ``file:///data/%FF``."""
+    try:
+        path.encode("utf-8")
+    except UnicodeEncodeError:
+        return _FILE + quote_from_bytes(os.fsencode(path))
+    return path
+
+
+def _as_path(text: object) -> str:
+    address = str(text)
+    return os.fsdecode(unquote_to_bytes(address.removeprefix(_FILE))) if address.startswith(_FILE) else address
