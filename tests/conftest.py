@@ -39,6 +39,17 @@ def toy(tmp_path: Path) -> Path:
     return write_toy_dataset(tmp_path / "toy")
 
 
+@pytest.fixture(scope="session")
+def trained_toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ``data``, a toy dataset, and ``run``, trained on it; nobody writes there."""
+    from medsaga.training.loop import train
+
+    root = tmp_path_factory.mktemp("trained_toy")
+    settings = Settings(shots=2, image_size=64, steps=2, batch_size=2, rank=4, device="cpu")
+    train(write_toy_dataset(root / "data"), root / "run", settings)
+    return root
+
+
 @pytest.fixture
 def quick() -> Settings:
     """Settings of a run that takes a second or two."""
@@ -63,9 +74,9 @@ def plain() -> Iterator[str]:
 def interrupt_in(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     """Press Ctrl-C in a step of the training; the first is 1."""
     # Only those who train have to wait for torch.
-    from medsaga.training import shrink, step
+    from medsaga.training import out_of_memory, step
 
-    original, updates = step.update, 0
+    original, updates = step.clip, 0
 
     def interrupted(*args: Any, **kwargs: Any) -> bool:
         nonlocal updates
@@ -74,4 +85,4 @@ def interrupt_in(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
             os.kill(os.getpid(), signal.SIGINT)
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(shrink, "update", interrupted)
+    monkeypatch.setattr(out_of_memory, "clip", interrupted)

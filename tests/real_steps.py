@@ -38,6 +38,7 @@ def measure(of: ResolvedSettings, *, classes: int, in_channels: int) -> TensorTr
                 micro_batch_size=of.micro_batch_size,
                 dice_weight=of.dice_weight,
                 loss_resolution=of.loss_resolution,
+                dice_form=of.dice_form,
                 scale=scale,
                 meter=meter,
             )

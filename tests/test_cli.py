@@ -11,6 +11,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+from conftest import write_toy_dataset
 from PIL import Image
 
 from medsaga.cli import main
@@ -42,7 +43,7 @@ except SystemExit:
     assert time.perf_counter() - began < 10
 
 
-@pytest.mark.parametrize("argv", [["train"], ["no-such-verb"], ["train", "x", "--out", "y", "--no-such-flag"]])
+@pytest.mark.parametrize("argv", [["predict"], ["no-such-verb"], ["train", "x", "--out", "y", "--no-such-flag"]])
 def test_unusable_arguments_exit_with_2(argv: list[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(argv)
@@ -72,11 +73,12 @@ def test_train_evaluate_predict(run: Path, toy: Path, tmp_path: Path, capsys: py
 
 
 def test_evaluate_on_other_data_leaves_the_result_alone(
-    run: Path, toy: Path, capsys: pytest.CaptureFixture[str]
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = (run / "result.json").read_text()
+    other = write_toy_dataset(tmp_path / "other", seed=1)
     capsys.readouterr()
-    assert main(["evaluate", str(run), "--data", str(toy), "--json"]) == 0
+    assert main(["evaluate", str(run), "--data", str(other), "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["cases"]) == 6
     assert (run / "result.json").read_text() == before
 

@@ -215,7 +215,7 @@ def test_an_export_of_several_examinations(clinic: Path, tmp_path: Path, capsys:
     assert told.out.split() == [str(out / f"{name}.nii.gz") for name in names]
     assert sorted(path.name for path in out.iterdir()) == sorted(
         [f"{name}{end}" for name in names for end in (".nii.gz", "_overlay.png")]
-        + ["confidence.csv", "measurements.csv"]
+        + ["confidence.csv", "measurements.csv", "predictions.jsonl"]
     )
     with (out / "confidence.csv").open() as handle:
         rows = list(csv.DictReader(handle))

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from resolved import resolved
 
 from medsaga.config import RunConfig, Settings, read_config
 from medsaga.data.intensity import Intensity
 from medsaga.errors import InputError
-from medsaga.presets import DeviceDefaults, fill_in
 from medsaga.recipes import recipe_names
 
 
@@ -36,7 +36,7 @@ def test_round_trip_through_toml(tmp_path: Path) -> None:
         labels={"background": 0, "whole tumour": 4},
         channels=("T1", "FLAIR"),
         intensities=(Intensity("percentile"), Intensity("window", -160.0, 240.0)),
-        settings=fill_in(Settings(shots=3, window=(-1.0, 2.5)), image_size=256, defaults=DeviceDefaults("fp32", 32)),
+        settings=resolved(shots=3, window=(-1.0, 2.5), image_size=256),
     )
     config.write(tmp_path / "config.toml")
     assert read_config(tmp_path / "config.toml") == config
@@ -52,7 +52,7 @@ def test_a_damaged_configuration_is_one_clear_error(tmp_path: Path, text: str) -
 @pytest.mark.parametrize("recipe", [None, *recipe_names()])
 @pytest.mark.parametrize("steps", [1, 7, 1000])
 def test_every_recipe_fills_in_all_that_a_run_needs(recipe: str | None, steps: int) -> None:
-    filled = fill_in(Settings(recipe=recipe, steps=steps), image_size=256, defaults=DeviceDefaults("fp32", 32))
+    filled = resolved(recipe=recipe, steps=steps)
     needed = ["image_size", "batch_size", "micro_batch_size", "encoder_lr", "decoder_lr", "rank", "refresh_every"]
     assert all(getattr(filled, name) is not None for name in [*needed, "evaluate_every", "augmentation"])
     assert filled.steps == steps
@@ -61,8 +61,6 @@ def test_every_recipe_fills_in_all_that_a_run_needs(recipe: str | None, steps: i
 
 
 def test_what_the_user_says_wins() -> None:
-    filled = fill_in(
-        Settings(recipe="medsaga-paper", rank=8, image_size=448), image_size=256, defaults=DeviceDefaults("fp32", 32)
-    )
+    filled = resolved(recipe="medsaga-paper", rank=8, image_size=448)
     assert (filled.rank, filled.image_size, filled.encoder_lr) == (8, 448, 5e-3)
     assert (filled.precision, filled.state_bits) == ("fp32", 32), "the paper's recipe comes before the device's"

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from conftest import write_toy_dataset
 
-from medsaga import presets
 from medsaga.cli import main
+from medsaga.planning.defaults import DEFAULTS
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -28,7 +28,8 @@ def test_every_block_runs(page: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(tmp_path)
     # The commands are the docs'; only the length of the run and the size of the images are cut down.
     quick: dict[str, Any] = {"steps": 2, "batch_size": 2, "image_size": 64}
-    monkeypatch.setattr(presets, "DEFAULTS", {**presets.DEFAULTS, **quick})
+    for name, value in quick.items():
+        monkeypatch.setitem(DEFAULTS, name, value)
     for kind, text in _runnable(page):
         if kind == "python":
             exec(compile(text, page.name, "exec"), {})

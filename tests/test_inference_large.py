@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from resolved import resolved
 from torch import nn
 from torch.nn import functional as F
 
@@ -23,7 +24,6 @@ from medsaga.data.letterbox import content_size, letterbox, unletterbox
 from medsaga.errors import InputError
 from medsaga.inference import Segmenter
 from medsaga.models.base import SegmentationModel
-from medsaga.presets import DeviceDefaults, fill_in
 
 SIZE = 32
 LABELS = {"background": 0, "liver": 3, "spleen": 260}
@@ -45,7 +45,7 @@ class Lopsided(SegmentationModel):
 
 
 def segmenter(*, intensity: Intensity | None = None, in_channels: int = 1, **settings: Any) -> Segmenter:
-    filled = fill_in(Settings(**settings), image_size=SIZE, defaults=DeviceDefaults("fp32", 32))
+    filled = resolved(**{"image_size": SIZE, **settings})
     how = intensity or Intensity("window", -1000, 2000)
     return Segmenter(Lopsided(in_channels), RunConfig("data", LABELS, ("CT",), (how,), filled), torch.device("cpu"))
 

@@ -7,13 +7,12 @@ from importlib import resources
 from pathlib import Path
 
 import pytest
+from resolved import resolved
 
-from medsaga.config import Settings
 from medsaga.errors import InputError
 from medsaga.methods import METHODS
-from medsaga.presets import DeviceDefaults, fill_in
-from medsaga.recipes import read_recipe, recipe_names, with_recipe
-from medsaga.training.settle import settled
+from medsaga.planning.defaults import DeviceDefaults
+from medsaga.recipes import read_recipe, recipe_names
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -22,7 +21,7 @@ def test_a_recipe_opens_with_command_hardware_and_expectation(name: str) -> None
     assert f"medsaga train DATA --out RUN --recipe {name}" in head
     for word in ("Hardware:", "Expect:", "arXiv"):
         assert word in head
-    settings = fill_in(Settings(recipe=name), defaults=DeviceDefaults("bf16", 8))
+    settings = resolved(recipe=name, suits=DeviceDefaults("bf16", 8))
     assert settings.precision == "fp32", "a publication's precision comes before the device's"
     assert METHODS[settings.method].recipe == name
     assert f"{settings.steps:,}".replace(",", "") == str(read_recipe(name)["steps"])
@@ -33,38 +32,45 @@ def test_every_named_recipe_is_there() -> None:
 
 
 def test_the_publications_numbers() -> None:
-    defaults = DeviceDefaults("fp32", 32)
-    samed = fill_in(Settings(recipe="samed-paper"), defaults=defaults)
+    samed = resolved(recipe="samed-paper")
     assert (samed.image_size, samed.batch_size, samed.encoder_lr, samed.warmup, samed.rank) == (512, 24, 5e-3, 250, 4)
-    daeformer = fill_in(Settings(recipe="daeformer-paper"), defaults=defaults)
+    daeformer = resolved(recipe="daeformer-paper")
     assert (daeformer.optimizer, daeformer.encoder_lr, daeformer.weight_decay) == ("sgd", 0.05, 1e-4)
     assert (daeformer.image_size, daeformer.batch_size, daeformer.dice_weight) == (224, 24, 0.6)
-    medsaga = fill_in(Settings(recipe="medsaga-paper"), defaults=defaults)
+    medsaga = resolved(recipe="medsaga-paper")
     assert (medsaga.image_size, medsaga.batch_size, medsaga.rank, medsaga.refresh_every) == (240, 12, 4, 200)
     assert (medsaga.galore, medsaga.max_gradient_norm) == ("reference", float("inf"))
     assert samed.loss_resolution == medsaga.loss_resolution == "logits"
+    assert {recipe.dice_form for recipe in (samed, daeformer, medsaga)} == {"squared"}
+    assert resolved().dice_form == "linear"
 
 
 def test_what_the_user_gives_overrides_a_recipe() -> None:
-    settings = with_recipe(Settings(recipe="samed-paper", steps=7, model="tiny"))
+    settings = resolved(recipe="samed-paper", steps=7, model="tiny")
     assert (settings.steps, settings.model, settings.batch_size) == (7, "tiny", 24)
     with pytest.raises(InputError, match="samed"):
-        settled(Settings(recipe="samed-paper", method="full"))
+        resolved(recipe="samed-paper", method="full")
 
 
 def test_a_file_of_ones_own(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text('method = "full"\nsteps = 3\n')
-    assert with_recipe(Settings(recipe=str(path))).steps == 3
+    assert resolved(recipe=str(path)).steps == 3
 
 
 @pytest.mark.parametrize(
     ("text", "found"),
-    [("steps = 'many", "Expected"), ("no_such = 1", "no_such"), ("budget = '4GB'", "budget"), (None, "No such file")],
+    [
+        ("steps = 'many", "Expected"),
+        ("no_such = 1", "no_such"),
+        ("budget = '4GB'", "budget"),
+        ("shots = 3", "shots"),
+        (None, "No such file"),
+    ],
 )
 def test_what_is_no_recipe_is_one_clear_error(tmp_path: Path, text: str | None, found: str) -> None:
     path = tmp_path / "recipe.toml"
     if text is not None:
         path.write_text(text)
     with pytest.raises(InputError, match=re.escape(found)):
-        with_recipe(Settings(recipe=str(path)))
+        resolved(recipe=str(path))

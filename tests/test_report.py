@@ -117,6 +117,13 @@ def test_the_numbers_are_there(tmp_path: Path) -> None:
         assert expected in page.text, expected
 
 
+@pytest.mark.parametrize(("form", "said"), [("linear", "medsaga's own form"), ("squared", "smoothing 1e-5")])
+def test_it_says_which_dice_was_trained_with(tmp_path: Path, form: str, said: str) -> None:
+    page = Page(report(tmp_path / "report.html", settings={**SETTINGS, "dice_weight": 0.6, "dice_form": form}))
+    assert "Loss: 0.4 cross-entropy + 0.6 Dice loss." in page.text
+    assert said in page.text
+
+
 def test_it_is_one_file_that_loads_nothing(tmp_path: Path) -> None:
     source = report(tmp_path / "report.html")
     page = Page(source)

@@ -14,8 +14,9 @@ from medsaga import files
 from medsaga.config import Settings
 from medsaga.device import GPU
 from medsaga.methods import METHODS
+from medsaga.planning.defaults import DeviceDefaults
 from medsaga.planning.predict import predict_memory
-from medsaga.presets import DeviceDefaults, fill_in
+from medsaga.planning.resolve import Facts, resolve
 
 HERE = Path(__file__).parent
 CLASSES = 9
@@ -33,7 +34,8 @@ def main() -> None:
     for place, (architecture, defaults, given) in PLACES.items():
         for name, method in METHODS.items():
             model = architecture if method.trains_sam else None
-            settings = fill_in(Settings(method=name, model=model, batch_size=8, **given), defaults=defaults)
+            facts = Facts(device=defaults, classes=CLASSES, channels=1)
+            settings = resolve(Settings(method=name, model=model, batch_size=8, **given), facts)
             prediction = predict_memory(settings, classes=CLASSES, in_channels=1)
             rows[name][place] = round(prediction.peak_bytes / 2**20)
     files.write_json(HERE / "memory.json", {"classes": CLASSES, "batch_size": 8, "peak_mib": rows})

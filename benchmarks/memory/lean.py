@@ -24,8 +24,9 @@ from medsaga.memory.tracker import CATEGORIES
 from medsaga.models import attention, lean
 from medsaga.optim.groups import PRESETS
 from medsaga.planning import predict as prediction
+from medsaga.planning.defaults import DeviceDefaults
 from medsaga.planning.predict import MemoryPrediction
-from medsaga.presets import DeviceDefaults, fill_in
+from medsaga.planning.resolve import Facts, resolve
 
 CLASSES = 9
 MIB = 2**20
@@ -72,7 +73,7 @@ SWITCHES: dict[str, tuple[dict[str, Any], Any]] = {
 
 def predict(settings: Settings) -> MemoryPrediction:
     """Predict afresh: what is patched is no part of the settings."""
-    resolved = fill_in(settings, image_size=1024, defaults=DeviceDefaults("bf16", 8))
+    resolved = resolve(settings, Facts(device=DeviceDefaults("bf16", 8), classes=CLASSES, channels=3))
     prediction._predict.cache_clear()
     return prediction.predict_memory(resolved, classes=CLASSES, in_channels=3)
 

@@ -25,8 +25,9 @@ from medsaga.memory.tracker import device_peak, reset_device_peak
 from medsaga.methods import new_optimizer
 from medsaga.models.precision import set_precision
 from medsaga.models.sam import build_sam
+from medsaga.planning.defaults import DeviceDefaults
 from medsaga.planning.predict import predict_memory
-from medsaga.presets import DeviceDefaults, fill_in
+from medsaga.planning.resolve import Facts, resolve
 from medsaga.training.scaling import loss_scale_for
 from medsaga.training.step import Batch, StepMeter, gather, update
 
@@ -84,6 +85,7 @@ def measure(settings: ResolvedSettings, device: torch.device, steps: int) -> dic
                 micro_batch_size=settings.micro_batch_size,
                 dice_weight=settings.dice_weight,
                 loss_resolution=settings.loss_resolution,
+                dice_form=settings.dice_form,
                 scale=scale,
                 meter=meter,
             )
@@ -110,10 +112,11 @@ def main() -> None:
     device = choose_device(arguments.device)
     on_gpu = device.type == "cuda"
     defaults = DeviceDefaults("bf16", 8) if on_gpu else DeviceDefaults("fp32", 32)
+    facts = Facts(device=defaults, classes=CLASSES, channels=3)
     rows = []
     for given in GPU_SETTINGS if on_gpu else CPU_SETTINGS:
         # A change of subspace after every second step, so that few steps show all that a run does.
-        settings = fill_in(Settings(**given, refresh_every=2), image_size=1024, defaults=defaults)
+        settings = resolve(Settings(**given, refresh_every=2), facts)
         try:
             numbers = measure(settings, device, STEPS if on_gpu else 2)
         except torch.OutOfMemoryError as error:

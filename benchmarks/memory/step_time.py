@@ -20,7 +20,8 @@ from medsaga.data.augment import AUGMENTATIONS
 from medsaga.methods import new_optimizer
 from medsaga.models.precision import set_precision
 from medsaga.models.sam import build_sam
-from medsaga.presets import DeviceDefaults, fill_in
+from medsaga.planning.defaults import DeviceDefaults
+from medsaga.planning.resolve import Facts, resolve
 from medsaga.training.scaling import LossScale
 from medsaga.training.step import Batch, gather, update
 
@@ -50,9 +51,8 @@ WORKLOADS: dict[str, tuple[dict[str, Any], int]] = {
 
 def stepper(given: dict[str, Any], changes: dict[str, Any]) -> Callable[[int], float]:
     """Return a function that makes one step of a mode and returns its time in seconds."""
-    settings = fill_in(
-        Settings(**{"checkpointing": "none", **given, **changes}), image_size=256, defaults=DeviceDefaults("fp32", 32)
-    )
+    facts = Facts(device=DeviceDefaults("fp32", 32), classes=CLASSES, channels=3)
+    settings = resolve(Settings(**{"checkpointing": "none", **given, **changes}), facts)
     torch.manual_seed(0)
     model = build_sam(settings.model, classes=CLASSES, image_size=settings.image_size).train()
     model.checkpoint_blocks = settings.checkpointing == "blocks"
@@ -71,6 +71,7 @@ def stepper(given: dict[str, Any], changes: dict[str, Any]) -> Callable[[int], f
             micro_batch_size=settings.micro_batch_size,
             dice_weight=settings.dice_weight,
             loss_resolution=settings.loss_resolution,
+            dice_form=settings.dice_form,
             scale=LossScale(),
         )
         update(optimizer, max_gradient_norm=1.0, scale=LossScale())

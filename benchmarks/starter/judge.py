@@ -23,7 +23,7 @@ from medsaga.config import read_config
 
 CONTENDERS: dict[str, dict[str, Any]] = {
     "starter": {},
-    "random": {"weights": "random"},
+    "random": {"random_weights": True},
     "unet": {"method": "unet"},
 }
 ASKED = (1, 4, 8)

@@ -54,6 +54,7 @@ def measure(data: Path, folder: Path) -> dict[str, Any]:
             micro_batch_size=size,
             dice_weight=settings.dice_weight,
             loss_resolution=settings.loss_resolution,
+            dice_form=settings.dice_form,
             scale=scale,
         )
         update(optimizer, max_gradient_norm=settings.max_gradient_norm, scale=scale)

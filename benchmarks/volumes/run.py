@@ -1,6 +1,6 @@
-"""What predicting a large CT takes: peak memory of the process and time, through ``medsaga predict``.
+"""What large CTs take, with ``medsaga info``, ``train``, ``evaluate`` and ``predict``: process memory and time.
 
-PYTHONPATH=tests python -m benchmarks.volumes.run --out benchmarks/volumes
+PYTHONPATH=tests:src python -m benchmarks.volumes.run --out benchmarks/volumes
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,17 +63,50 @@ def write_runs(folder: Path) -> dict[Axis, Path]:
 
 
 def predict(run: Path, source: Path, out: Path) -> tuple[int, float]:
-    """Predict in a process of its own; return the most memory that it had, in bytes, and its seconds.
+    """Predict in a process of its own; return the most memory that it had, in bytes, and its seconds."""
+    return measured(["predict", run, source, "--out", out, "--format", "nifti", "--device", "cpu"])
+
+
+def measured(arguments: Sequence[object]) -> tuple[int, float]:
+    """Run a command in a process of its own; return the most memory that it had, in bytes, and its seconds.
 
     The process says itself what it had (VmHWM, Linux): ``ru_maxrss`` of a child counts what its parent had when it was
     started.
     """
-    arguments = ["predict", run, source, "--out", out, "--format", "nifti", "--device", "cpu"]
     began = time.perf_counter()
     command = [sys.executable, "-c", _CHILD, *(str(each) for each in arguments)]
     said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     kibibytes = said.split("VmHWM:")[1].split()[0]
     return int(kibibytes) * 1024, time.perf_counter() - began
+
+
+def write_labelled(folder: Path, slices: int) -> Path:
+    """Write two cases of that size, one to train on and one for the test, in nnU-Net's layout."""
+    slab, classes = phantom_ct(np.random.default_rng(0), (IN_PLANE, IN_PLANE, PERIOD))
+    repeats, affine = (1, 1, -(-slices // PERIOD)), np.diag([-0.75, -0.75, 1.0, 1.0])
+    for name in ("imagesTr", "labelsTr"):
+        (folder / name).mkdir(parents=True)
+    for case in range(2):
+        volume = np.tile((slab + case).astype(np.int16), repeats)[..., :slices]
+        labels = np.tile(classes.astype(np.uint8), repeats)[..., :slices]
+        nib.save(nib.Nifti1Image(volume, affine), folder / "imagesTr" / f"case{case}_0000.nii.gz")
+        nib.save(nib.Nifti1Image(labels, affine), folder / "labelsTr" / f"case{case}.nii.gz")
+    names = {"background": 0, **{f"organ {value}": value for value in range(1, int(classes.max()) + 1)}}
+    description = {"channel_names": {"0": "CT"}, "labels": names, "numTraining": 2, "file_ending": ".nii.gz"}
+    files.write_json(folder / "dataset.json", description)
+    return folder
+
+
+def training_rows(folder: Path, slices: int) -> Iterator[dict[str, Any]]:
+    """Yield what describing, training for 5 steps and testing take."""
+    data, run = write_labelled(folder / "labelled", slices), folder / "run-large"
+    for verb, arguments in (
+        ("info", [data]),
+        ("train", [data, "--out", run, "--shots", 1, "--steps", 5, "--batch-size", 2, "--device", "cpu"]),
+        ("evaluate", [run, "--device", "cpu"]),
+    ):
+        memory, seconds = measured([verb, *arguments])
+        yield {"verb": verb, "input": ".nii.gz", "cases": 2, "peak_bytes": memory, "seconds": round(seconds, 1)}
 
 
 def checked(labels: Path, like: Path) -> dict[str, Any]:
@@ -83,6 +117,10 @@ def checked(labels: Path, like: Path) -> dict[str, Any]:
     voxels = np.asarray(found.dataobj)
     np.testing.assert_array_equal(voxels[..., PERIOD:], voxels[..., :-PERIOD])
     return {"labelled": round(float((voxels > 0).mean()), 4)}
+
+
+def _record(out: Path, slices: int, rows: list[dict[str, Any]]) -> None:
+    files.write_json(out / "results.json", {"machine": machine(), "shape": [IN_PLANE, IN_PLANE, slices], "rows": rows})
 
 
 def main() -> None:
@@ -102,8 +140,11 @@ def main() -> None:
             checks = checked(out, inputs[".nii"]) if axis == "axial" else {}
             rows.append({"input": source, "axis": axis, "peak_bytes": memory, "seconds": round(seconds, 1), **checks})
             print(rows[-1], flush=True)
-            record = {"machine": machine(), "shape": [IN_PLANE, IN_PLANE, arguments.slices], "rows": rows}
-            files.write_json(arguments.out / "results.json", record)
+            _record(arguments.out, arguments.slices, rows)
+        for row in training_rows(folder, arguments.slices):
+            rows.append(row)
+            print(row, flush=True)
+            _record(arguments.out, arguments.slices, rows)
     over = [row for row in rows if row["peak_bytes"] > LIMIT_BYTES]
     raise SystemExit(f"more than {LIMIT_BYTES:,} bytes: {over}" if over else 0)
 

@@ -7,24 +7,29 @@ holds the resolved values only.
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 import tomli_w
 
 from medsaga import files
 from medsaga.data.intensity import Intensity
+from medsaga.data.names import normal
 from medsaga.errors import InputError
 
 Axis = Literal["auto", "axial", "coronal", "sagittal", "i", "j", "k"]
 Augmentations = Literal["fewshot", "samed", "none"]
 Checkpointing = Literal["auto", "none", "blocks"]
+DiceForm = Literal["linear", "squared"]
 LossResolution = Literal["image", "logits"]
 Precision = Literal["auto", "fp32", "bf16", "fp16", "int8"]
 SMALLEST_TILE = 32
+_FILE = "file://"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,10 +37,10 @@ class SharedSettings:
     """What the runs of a comparison have in common. The docstring of a field is its help on the command line."""
 
     model: str | None = None
-    """Architecture (tiny, vit_b, vit_l, vit_h), or weights as WEIGHTS takes them; default tiny."""
-    weights: str | None = None
-    """Weights to start from: a name of `medsaga weights list`, a file, a Hugging Face folder or hub id, or random.
-    Default: starter for tiny, else random."""
+    """Architecture (tiny, vit_b, vit_l, vit_h), or the weights to start from: a name of `medsaga weights list`, a file,
+    a Hugging Face folder or hub id; default tiny."""
+    random_weights: bool = False
+    """Start from random weights. An architecture without weights of its own in the package does so anyway."""
     fold: int = 0
     """Fold of an existing splits_final.json."""
     validation_cases: int | None = None
@@ -46,6 +51,8 @@ class SharedSettings:
     """Side in pixels of the image's own grid: larger slices are cut into tiles of it; by default seen whole."""
     channels: tuple[str, ...] | None = None
     """Names of the image channels to use, where each is a file of its own; by default all."""
+    binary: bool = False
+    """Read every mask as background and foreground, whatever its values are: 0/255, smoothed, a number per cell."""
     axis: Axis = "auto"
     """Axis along which volumes are cut into slices; `auto` is the axis of coarsest spacing."""
     neighbours: int = 0
@@ -72,6 +79,8 @@ class SharedSettings:
     """Keep the optimizer's state in the host's memory: less memory on the GPU, more time."""
     dice_weight: float | None = None
     """Share of Dice in the loss, from 0 to 1; cross-entropy has the rest."""
+    dice_form: DiceForm | None = None
+    """`linear`, our Dice, or `squared`, that of SAMed's and DAE-Former's code: probabilities squared, all classes."""
     loss_resolution: LossResolution | None = None
     """Where the loss is taken: at the image's own resolution, or, as in the papers, at that of SAM's logits."""
     evaluate_every: int | None = None
@@ -179,6 +188,7 @@ class ResolvedSettings(Settings):
     """Settings of a run that can start: nothing that training needs is left open."""
 
     model: str = field()
+    weights: str | None = None
     method: str = field()
     image_size: int = field()
     augmentation: Augmentations = field()
@@ -191,6 +201,7 @@ class ResolvedSettings(Settings):
     weight_decay: float = field()
     optimizer: Literal["adamw", "sgd"] = field()
     dice_weight: float = field()
+    dice_form: DiceForm = "linear"  # what runs had before there was another
     loss_resolution: LossResolution = field()
     warmup: int = field()
     max_gradient_norm: float = field()
@@ -198,6 +209,19 @@ class ResolvedSettings(Settings):
     refresh_every: int = field()
     galore: Literal["default", "reference"] = field()
     evaluate_every: int = field()
+
+
+def named(settings: Settings) -> dict[str, Any]:
+    """Return the settings that are not at their defaults, which are those that the user has named, as JSON has them.
+
+    The device is left out: it may change when a run goes on.
+    """
+    values = {
+        option.name: getattr(settings, option.name)
+        for option in dataclasses.fields(Settings)
+        if option.name != "device" and getattr(settings, option.name) != option.default
+    }
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -250,8 +274,8 @@ class RunConfig:
     def write(self, path: Path) -> None:
         """Write ``config.toml``, whole or not at all."""
         document = {
-            "data": self.data,
-            "added": list(self.added),
+            "data": _as_text(self.data),
+            "added": [_as_text(path) for path in self.added],
             "channels": list(self.channels),
             "settings": {k: v for k, v in dataclasses.asdict(self.settings).items() if v is not None},
             "labels": self.labels,
@@ -273,12 +297,12 @@ def read_config(path: Path) -> RunConfig:
             if name in settings:
                 settings[name] = tuple(settings[name])
         return RunConfig(
-            data=str(document["data"]),
-            labels={str(k): int(v) for k, v in document["labels"].items()},
-            channels=tuple(document["channels"]),
+            data=_as_path(document["data"]),
+            labels={normal(str(k)): int(v) for k, v in document["labels"].items()},
+            channels=tuple(map(normal, document["channels"])),
             intensities=tuple(Intensity(**entry) for entry in document["intensities"]),
             settings=ResolvedSettings(**settings),
-            added=tuple(document.get("added", ())),
+            added=tuple(_as_path(path) for path in document.get("added", ())),
         )
     except FileNotFoundError:
         raise InputError(
@@ -290,3 +314,17 @@ def read_config(path: Path) -> RunConfig:
         raise InputError(
             path, expected="the settings of a run", found=str(error), do="Restore the file or train again."
         ) from None
+
+
+def _as_text(path: str) -> str:
+    """Return an absolute path as TOML can hold it: one that is no UTF-8 as an address, ``file:///data/%FF``."""
+    try:
+        path.encode("utf-8")
+    except UnicodeEncodeError:
+        return _FILE + quote_from_bytes(os.fsencode(path))
+    return path
+
+
+def _as_path(text: object) -> str:
+    address = str(text)
+    return os.fsdecode(unquote_to_bytes(address.removeprefix(_FILE))) if address.startswith(_FILE) else address

@@ -7,10 +7,9 @@ from typing import Any
 
 from rich.console import Console
 
-from medsaga import run_folder
+from medsaga import files, run_folder
 from medsaga.config import Settings
 from medsaga.data.phantom import write_phantom_ct
-from medsaga.errors import InputError
 from medsaga.predict import Wanted, predict_files
 from medsaga.training.loop import train
 
@@ -30,8 +29,7 @@ def demo(out: Path, console: Console) -> dict[str, Any]:
     Raises:
         InputError: ``out`` exists.
     """
-    if out.exists():
-        raise InputError(out, expected="a folder that does not exist yet", found="one that does", do="Choose another.")
+    files.require_new(out, "a folder")
     data, run = out / "data", out / "run"
     write_phantom_ct(data, cases=10, shape=(128, 128, 16), seed=0)
     console.print(f"phantom CT: {data} (nnU-Net layout)")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from medsaga.errors import InputError
-from medsaga.presets import DeviceDefaults
+from medsaga.planning.defaults import DeviceDefaults
 
 GPU = DeviceDefaults("bf16", 8)
 OLDER_GPU = DeviceDefaults("fp16", 8)
@@ -36,6 +36,11 @@ def choose_device(name: str = "auto") -> torch.device:
             "--device", expected=f"a device of this machine ({', '.join(here)})", found=name, do="Name one, or auto."
         )
     return device
+
+
+def kind_of_device(name: str) -> str:
+    """Return ``cpu``, ``cuda`` or ``mps`` for the name of a device of this machine or another one."""
+    return choose_device().type if name == "auto" else name.partition(":")[0]
 
 
 def defaults_for(device: torch.device) -> DeviceDefaults:

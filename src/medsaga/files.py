@@ -1,29 +1,44 @@
-"""Writing files whole or not at all, and fingerprints of their content."""
+"""Writing files whole or not at all, whether a place can be written to, and fingerprints of content."""
 
 from __future__ import annotations
 
+import codecs
 import contextlib
+import csv
+import errno
 import hashlib
+import io
 import json
 import os
+import re
 import secrets
-from collections.abc import Iterator
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from medsaga.errors import InputError
+
+_TEMPORARY = re.compile(r"\.[0-9a-f]{8}\.")
+READABLE = "medsaga.readable"
+"""An error handler for writing UTF-8: bytes of a name that are no UTF-8 become ``\\xff``, so that the text is valid."""
+_KEPT_OF_A_NAME = 24
+_USUAL_NAME_MAX = 255
+_TRIAL_BYTES = 4096
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside ``path``; what was written there takes ``path``'s place at the end.
 
-    The temporary name ends in ``path``'s own name, so that a writer which chooses its format by the suffix
-    works. When the block raises, the temporary file goes and ``path`` stays as it was. The data reach the disk
-    before the name changes, so that a crash leaves the old file or the new one.
+    The temporary name ends as ``path``'s own name does, so that a writer which chooses its format by the suffix
+    works, and is short, so that the longest name that a file system takes can be written. When the block raises, the
+    temporary file goes and ``path`` stays as it was. The data reach the disk before the name changes, so that a crash
+    leaves the old file or the new one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{secrets.token_hex(4)}.{path.name}")
+    temporary = path.with_name(f".{secrets.token_hex(4)}.{path.name[-_KEPT_OF_A_NAME:]}")
     try:
         yield temporary
         with temporary.open("rb+") as handle:
@@ -33,10 +48,124 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def remove_temporary(folder: Path) -> None:
+    """Remove what a process that was killed has left of files which it was writing into a folder."""
+    for path in folder.iterdir():
+        if _TEMPORARY.match(path.name):
+            path.unlink()
+
+
 def write_text(path: Path, text: str) -> None:
-    """Write ``text`` as UTF-8, whole or not at all."""
+    """Write ``text`` as UTF-8, whole or not at all; see `READABLE` for what is no UTF-8."""
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors=READABLE, newline="\n")
+
+
+def require_writable(folder: Path, do: str = "Choose another --out, or make room for it.") -> None:
+    """Check, before any work is done, that files can be written into a folder, which need not exist yet.
+
+    A file is written for a moment, without a name where the system can do that: permissions alone do not tell of a
+    disk that is full or mounted read-only.
+
+    Args:
+        folder: where the files will lie.
+        do: what the user can do where that is impossible.
+
+    Raises:
+        InputError: a part of its path is a file, a name is too long, or nothing can be written there.
+    """
+    inside = next((each for each in (folder, *folder.parents) if os.path.lexists(each)), Path())
+    if not inside.is_dir():
+        found = f"{inside}, which is a {'file' if inside.exists() else 'link to nothing'}"
+        raise InputError(folder, expected="a folder, existing or new", found=found, do=do)
+    limit = longest_name(inside)
+    try:
+        if any(len(os.fsencode(name)) > limit for name in folder.relative_to(inside).parts):
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+        with contextlib.suppress(FileNotFoundError):
+            folder.lstat()
+        with tempfile.TemporaryFile(dir=inside) as trial:
+            trial.write(bytes(_TRIAL_BYTES))
+            trial.flush()
+    except OSError as error:
+        raise InputError(
+            folder,
+            expected="a folder that files can be written to",
+            found=(error.strerror or str(error)).lower(),
+            do=do,
+        ) from None
+
+
+def require_new(path: Path, what: str, do: str = "Choose another --out.") -> None:
+    """Check that nothing of a name exists, and that it can be made.
+
+    Args:
+        path: the file or folder to be.
+        what: it is, as ``a run folder``.
+        do: what the user can do where it exists.
+
+    Raises:
+        InputError: it exists, or cannot be written.
+    """
+    if os.path.lexists(path):
+        raise InputError(path, expected=f"{what} that does not exist yet", found="one that does", do=do)
+    require_writable(path)
+
+
+def require_room(folder: Path, needed: int, what: str, do: str = "Make room, or choose another --out.") -> None:
+    """Check that so many bytes fit on the disk of a folder, which need not exist yet.
+
+    Raises:
+        InputError: they do not.
+    """
+    free = shutil.disk_usage(_existing(folder)).free
+    if free < needed:
+        expected, found = (f"{number / 2**20:,.0f} MiB" for number in (needed, free))
+        raise InputError(folder, expected=f"{expected} of free disk for {what}", found=found, do=do)
+
+
+def require_name(path: Path) -> None:
+    """Check that the name of a file is not too long for the file system that it is meant for.
+
+    Raises:
+        InputError: it is.
+    """
+    length, limit = len(os.fsencode(path.name)), longest_name(path.parent)
+    if length > limit:
+        expected, do = f"a name of at most {limit} bytes", "Choose a shorter name."
+        raise InputError(path, expected=expected, found=f"{length} bytes", do=do)
+
+
+def longest_name(folder: Path) -> int:
+    """Return how many bytes a name in a folder may have; the folder need not exist."""
+    try:
+        return os.pathconf(_existing(folder), "PC_NAME_MAX")
+    except (AttributeError, OSError, ValueError):  # Windows has no such call
+        return _USUAL_NAME_MAX
+
+
+def ignores_case(folder: Path) -> bool:
+    """Return whether two names that differ in case alone are one file in an existing folder."""
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".medsaga-") as trial:
+        name = Path(trial.name)
+        return name.with_name(name.name.upper()).exists()
+
+
+def shortened(name: str, most: int) -> str:
+    """Return a name of at most ``most`` bytes: itself, or its beginning and eight digits that tell it from others."""
+    encoded = os.fsencode(name)
+    if len(encoded) <= most:
+        return name
+    digest = hashlib.sha256(encoded).hexdigest()[:8]
+    # What is left of a character that the cut divides goes too.
+    return f"{encoded[: most - len(digest) - 1].decode('utf-8', 'ignore')}~{digest}"
+
+
+def write_csv(path: Path, rows: Iterable[Iterable[object]]) -> None:
+    """Write rows, the first of them the header, as CSV in UTF-8, whole or not at all."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    write_text(path, text.getvalue())
 
 
 def write_json(path: Path, document: Any) -> None:
@@ -61,3 +190,16 @@ def read_json(path: Path) -> Any:
     except (OSError, UnicodeDecodeError, ValueError) as error:
         found = "no such file" if isinstance(error, FileNotFoundError) else str(error)
         raise InputError(path, expected="a JSON document", found=found, do="Restore the file.") from None
+
+
+def _existing(folder: Path) -> Path:
+    return next(each for each in (folder, *folder.absolute().parents) if os.path.isdir(each))  # noqa: PTH112 - no errors
+
+
+def _readable(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    wrong = (ord(character) for character in error.object[error.start : error.end])
+    return "".join(f"\\x{n - 0xDC00:02x}" if 0xDC80 <= n <= 0xDCFF else f"\\u{n:04x}" for n in wrong), error.end
+
+
+codecs.register_error(READABLE, _readable)

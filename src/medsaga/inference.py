@@ -16,6 +16,7 @@ from medsaga import run_folder
 from medsaga.confidence import Confidence, ConfidenceScores
 from medsaga.config import RunConfig, read_config
 from medsaga.data.inputs import find_inputs
+from medsaga.data.items import as_grey
 from medsaga.data.letterbox import content_size, letterbox, unletterbox
 from medsaga.data.pictures import picture_of, read_picture
 from medsaga.data.slices import SliceView, Stack, slice_channels, slice_view
@@ -70,10 +71,10 @@ class Segmenter:
     """
 
     def __init__(self, model: SegmentationModel, config: RunConfig, device: torch.device) -> None:
-        self.model = model.to(device).eval()
+        # A file may hold half precision: CPUs compute it slowly, or at least not as exactly.
         if device.type == "cpu":
-            # A file may hold half precision: CPUs compute it slowly, or at least not as exactly.
-            cast_parameters(self.model, torch.float32)
+            cast_parameters(model, torch.float32)
+        self.model = model.to(device).eval()
         self._batch_size = min(BATCH_SIZE, config.settings.micro_batch_size)
         self.config = config
         self.device = device
@@ -156,6 +157,8 @@ class Segmenter:
         progress: Callable[[int, int], None] | None = None,
     ) -> Prediction:
         """Segment an image or volume from its file or files; see `predict`."""
+        if len(self.config.channels) == 1:
+            item = as_grey(item)
         self._check_channels(f"{item.header.channels}", place_of(item.images[0]))
         view = slice_view(item.header.grid, self.config.settings.axis)
         picture = read_picture(item, view, self.config.intensities)

@@ -10,9 +10,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from medsaga.data.dataset import check_items, read_dataset
+from medsaga.data.dataset import read_dataset
 from medsaga.data.items import overlap, warnings_of
 from medsaga.data.labels import listed
+from medsaga.data.survey import survey
 from medsaga.data.types import Dataset, Item
 from medsaga.errors import InputError
 from medsaga.progress import counting
@@ -20,8 +21,13 @@ from medsaga.progress import counting
 SHOWN_PROBLEMS = 20
 
 
-def describe(data: Path, console: Console) -> tuple[dict[str, Any], tuple[InputError, ...]]:
+def describe(data: Path, console: Console, *, binary: bool = False) -> tuple[dict[str, Any], tuple[InputError, ...]]:
     """Read a dataset whole, image by image, and describe it.
+
+    Args:
+        data: the folder.
+        console: where progress is shown.
+        binary: whether masks are read as background and foreground, whatever their values are.
 
     Returns:
         a JSON document with ``cases``, ``labels``, ``problems`` and more, and the problems as errors.
@@ -29,8 +35,12 @@ def describe(data: Path, console: Console) -> tuple[dict[str, Any], tuple[InputE
     Raises:
         InputError: the folder is no dataset at all.
     """
-    dataset = read_dataset(data)
-    problems = (*dataset.problems, *check_items(dataset, counting(console, "checking images")))
+    dataset = read_dataset(data, binary=binary)
+    found = survey(dataset, counting(console, "checking images"))
+    problems = (*dataset.problems, *found.problems)
+    warnings = [*dataset.warnings, *found.warnings]
+    if not problems:
+        warnings += [f"{item.name}: {text}" for item in dataset.items for text in warnings_of(item)]
     document = {
         "data": str(data),
         "layout": dataset.layout,
@@ -42,9 +52,7 @@ def describe(data: Path, console: Console) -> tuple[dict[str, Any], tuple[InputE
         "test_cases": list(dataset.test),
         "value_range": dataset.value_range,
         "overlapping_structures": None if problems else _overlaps(dataset),
-        "warnings": []
-        if problems
-        else [f"{item.name}: {text}" for item in dataset.items for text in warnings_of(item)],
+        "warnings": warnings,
         "problems": [str(problem) for problem in problems],
     }
     return document, problems

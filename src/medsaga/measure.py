@@ -7,7 +7,6 @@ count of voxels (pixels, in 2-D) is all there is to say.
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -19,9 +18,9 @@ from scipy import ndimage
 from scipy.spatial import ConvexHull
 from scipy.spatial.distance import cdist
 
+from medsaga import files
 from medsaga.data.types import Grid, Labels
 from medsaga.evaluation.metrics import Mask
-from medsaga.files import replacing
 
 COLUMNS = ("case", "label", "voxels", "volume_ml", "area_mm2", "largest_diameter_mm", "components")
 """The header of the table that `write_csv` writes."""
@@ -75,12 +74,11 @@ def write_csv(path: Path, rows: Iterable[tuple[str, Measurement]]) -> None:
         path: the file, written whole or not at all.
         rows: name of the case and measurement.
     """
-    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as handle:
-        writer = csv.writer(handle, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        for case, row in rows:
-            sizes = (row.volume_ml, row.area_mm2, row.largest_diameter_mm)
-            writer.writerow([case, row.label, row.voxels, *map(_number, sizes), row.components])
+    table: list[Iterable[object]] = [COLUMNS]
+    for case, row in rows:
+        sizes = (row.volume_ml, row.area_mm2, row.largest_diameter_mm)
+        table.append([case, row.label, row.voxels, *map(_number, sizes), row.components])
+    files.write_csv(path, table)
 
 
 def voxel_size(grid: Grid) -> float | None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -12,30 +11,30 @@ import numpy as np
 import numpy.typing as npt
 from rich.console import Console
 
+from medsaga import files, postprocess
 from medsaga import overlay as pictures
-from medsaga import postprocess
 from medsaga.confidence import ConfidenceScores, look_first
-from medsaga.data.dicom.series import Series
 from medsaga.data.dicom.terminology import Terminology
-from medsaga.data.formats import stem
-from medsaga.data.inputs import find_inputs
+from medsaga.data.inputs import find_all_inputs, images_folder
 from medsaga.data.items import warnings_of
-from medsaga.data.outputs import Meaning, kind_of, suffix_for, write_labels, write_probabilities
+from medsaga.data.layouts.shared import collecting
+from medsaga.data.outputs import Meaning, write_labels, write_probabilities
 from medsaga.data.slices import most_labelled
-from medsaga.data.sources import files_of
 from medsaga.data.types import Item, Labels, to_class_indices
-from medsaga.errors import InputError
-from medsaga.files import replacing
+from medsaga.errors import InputError, RunError
 from medsaga.inference import Prediction, Segmenter
 from medsaga.measure import Measurement, measure, write_csv
 from medsaga.postprocess import PostProcessing
 from medsaga.progress import counting
+from medsaga.targets import Target, is_one_file, require_free, targets_of
+from medsaga.written import Written
 
 MEASUREMENTS = "measurements.csv"
 """Volume or area, largest diameter and components of every class and case."""
 CONFIDENCE = "confidence.csv"
 """Every case with the confidence of the model in it, the least confident first: the order to correct them in."""
 _LOOK_AT = 5
+_MOST_PROBLEMS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,78 +61,161 @@ class Wanted:
 
 def predict_files(
     run: Path,
-    source: Path,
+    source: Path | Sequence[Path],
     out: Path,
     wanted: Wanted | None = None,
     *,
     series: str | None = None,
     tta: bool = False,
+    overwrite: bool = False,
     device: str = "auto",
     console: Console | None = None,
+    written: Callable[[Path], None] | None = None,
 ) -> list[Path]:
-    """Segment a file or a folder and write a label map for each image, on the input's own grid.
+    """Segment files or folders and write a label map for each image, on the input's own grid.
 
-    Of several images the least confident ones are named, and all are listed in `CONFIDENCE`.
+    Of several images the least confident ones are named, and all are listed in `CONFIDENCE`. An image that cannot be
+    segmented does not keep the others from it.
+
+    What an earlier call wrote into the folder is replaced, as long as nobody has changed it; other files are not.
 
     Args:
         run: run folder.
-        source: an image, a volume, a DICOM series, or a folder of them; see `medsaga.data.inputs.find_inputs`.
-        out: a folder for a folder; for one image, a file with the suffix of a format, or a folder.
+        source: an image, a volume, a DICOM series, a folder of them, a dataset, or several of these; see
+            `medsaga.data.inputs.find_inputs`.
+        out: a folder for several images; for one image, a file with the suffix of a format, or a folder.
         wanted: what is written.
         series: which DICOM series of each examination is meant.
         tta: average the probabilities over the flips of each slice; takes four times as long.
+        overwrite: replace other files too. Inputs never are.
         device: see `medsaga.device.choose_device`.
         console: where progress is shown.
+        written: called with each label map as soon as it is there.
 
     Returns:
         the label maps, in the order of the inputs.
 
     Raises:
-        InputError: the run, an input or the output cannot be used.
+        InputError: the run or the output cannot be used, or no input can; nothing has been written.
+        RunError: some of the images could not be segmented; the message names them.
     """
     console, wanted = console or Console(stderr=True), wanted or Wanted()
+    files.require_writable(out.parent)
+    files.require_name(out)
     segmenter = Segmenter.load(run, device)
-    items = find_inputs(source, channels=segmenter.config.channels, series=series)
-    outputs = _outputs(items, source, out, wanted.format)
-    meaning = Meaning(segmenter.config.labels, f"{segmenter.config.settings.model}, {_version()}", wanted.codes)
-    scores: dict[str, ConfidenceScores] = {}
-    rows: list[tuple[str, Measurement]] = []
-    for item, (path, kind) in zip(items, outputs, strict=True):
-        show = counting(console, item.name)
-        prediction = segmenter.predict_item(item, probabilities=wanted.probabilities, tta=tta, progress=show)
+    sources = [_named(Path(each), console) for each in ([source] if isinstance(source, Path) else source)]
+    problems: list[InputError] = []
+    items = find_all_inputs(
+        sources,
+        channels=segmenter.config.channels,
+        series=series,
+        problems=problems,
+        warn=lambda text: console.print(text, markup=False, highlight=False),
+    )
+    if not items:
+        raise problems[0]
+    total = len(items) + len(problems)
+    one_file = is_one_file(items, sources, out, total)
+    folder = out.parent if one_file else out
+    files.require_writable(folder)
+    record = Written(folder)
+    targets = targets_of(
+        items,
+        out,
+        wanted.format,
+        one_file=one_file,
+        overlay=wanted.overlay,
+        probabilities=wanted.probabilities,
+    )
+    tables = [folder / MEASUREMENTS] * wanted.measure + [folder / CONFIDENCE] * (len(items) > 1)
+    require_free(targets, tables, record, overwrite=overwrite, classes=len(segmenter.config.labels))
+    work = _Work(segmenter, wanted, folder, record, tta, console)
+    done: list[Path] = []
+    try:
+        for target in targets:
+            with collecting(problems):
+                work.segment(target)
+                done.append(target.labels)
+                if written is not None:
+                    written(target.labels)
+    finally:
+        # What was done before somebody pressed Ctrl-C is worth a look, too.
+        work.say_confidence()
+    if problems and total == 1:
+        raise problems[0]
+    if problems:
+        told = [str(problem) for problem in problems[:_MOST_PROBLEMS]]
+        more = [f"and {len(problems) - _MOST_PROBLEMS:,} more"] if len(problems) > _MOST_PROBLEMS else []
+        raise RunError("\n  ".join([f"{len(problems)} of {total} images could not be segmented:", *told, *more]))
+    return done
+
+
+def _named(source: Path, console: Console) -> Path:
+    """Return the folder of images that a user means by a dataset, and say so; else the same path."""
+    images = images_folder(source)
+    if images != source:
+        console.print(
+            f"{source} is a dataset: segmenting the images in {images}", markup=False, highlight=False, soft_wrap=True
+        )
+    return images
+
+
+class _Work:
+    """Segmenting one image after another, and what has come of it so far."""
+
+    def __init__(
+        self, segmenter: Segmenter, wanted: Wanted, folder: Path, record: Written, tta: bool, console: Console
+    ) -> None:
+        self._segmenter, self._wanted, self._tta, self._console = segmenter, wanted, tta, console
+        self._folder, self._record = folder, record
+        config = segmenter.config
+        self._meaning = Meaning(config.labels, f"{config.settings.model}, {_version()}", wanted.codes)
+        self._scores: dict[str, ConfidenceScores] = {}
+        self._rows: list[tuple[str, Measurement]] = []
+
+    def segment(self, target: Target) -> None:
+        """Segment one image and write what is wanted of it.
+
+        Raises:
+            InputError: it cannot be read, or its files lack what the output must repeat.
+        """
+        item, wanted, segmenter = target.item, self._wanted, self._segmenter
+        show = counting(self._console, item.name)
+        prediction = segmenter.predict_item(item, probabilities=wanted.probabilities, tta=self._tta, progress=show)
         for warning in warnings_of(item):
-            console.print(f"{item.name}: {warning}", markup=False, highlight=False)
+            self._console.print(f"{item.name}: {warning}", markup=False, highlight=False, soft_wrap=True)
         labels = _cleaned(prediction.labels, item, wanted.post, segmenter)
-        bare = path.with_name(path.stem if path.suffix.lower() == ".dcm" else stem(path))
-        if wanted.overlay:
-            pictures.save_png(bare.with_name(f"{bare.name}_overlay.png"), _picture(prediction, labels, segmenter))
-        if prediction.probabilities is not None:
-            write_probabilities(bare.with_name(f"{bare.name}_probabilities"), prediction.probabilities, item)
-        write_labels(path, labels, item, kind, meaning)
-        scores[item.name] = prediction.confidence
+        if target.overlay is not None:
+            with self._record.replacing(target.overlay) as path:
+                pictures.save_png(path, _picture(prediction, labels, segmenter))
+        if target.probabilities is not None:
+            assert prediction.probabilities is not None, "asked for above"
+            with self._record.replacing(target.probabilities) as path:
+                write_probabilities(path, prediction.probabilities, item)
+        with self._record.replacing(target.labels) as path:
+            write_labels(path, labels, item, target.kind, self._meaning)
+        self._scores[item.name] = prediction.confidence
         if wanted.measure:
-            rows += [(item.name, row) for row in measure(labels, item.header.grid, segmenter.config.labels)]
+            self._rows += [(item.name, row) for row in measure(labels, item.header.grid, segmenter.config.labels)]
             # After every case, so that what is interrupted has what is done.
-            write_csv(path.parent / MEASUREMENTS, rows)
-    _say_confidence(scores, outputs[0][0].parent, segmenter, console)
-    return [path for path, _ in outputs]
+            with self._record.replacing(self._folder / MEASUREMENTS) as path:
+                write_csv(path, self._rows)
 
-
-def _outputs(items: Sequence[Item], source: Path, out: Path, asked: str) -> list[tuple[Path, str]]:
-    """Name the label map of every item and what it is written as; refuse to write over an input."""
-    # The folder of a DICOM series is one image, a folder with one file is still a folder.
-    is_one = len(items) == 1 and (not source.is_dir() or isinstance(items[0].images[0], Series))
-    is_file = is_one and out.suffix != "" and not out.is_dir()
-    kinds = [kind_of(item, asked, out if is_file else None) for item in items]
-    paths = [
-        out if is_file else out / f"{item.name}{suffix_for(kind, item.images[0])}"
-        for item, kind in zip(items, kinds, strict=True)
-    ]
-    inputs = {file.resolve() for item in items for image in item.images for file in files_of(image)}
-    for path in paths:
-        if path.resolve() in inputs:
-            raise InputError(path, expected="an output that is no input", found="an input", do="Choose another --out.")
-    return list(zip(paths, kinds, strict=True))
+    def say_confidence(self) -> None:
+        """Write `CONFIDENCE` and name the images to look at first, if there are several."""
+        if len(self._scores) < 2:
+            return
+        means = {name: score["mean"] for name, score in self._scores.items()}
+        order = look_first(means)
+        classes = [name for name, value in self._segmenter.config.labels.items() if value != 0]
+        rows = [[name, *(f"{each:.4f}" for each in (means[name], *self._scores[name]["classes"]))] for name in order]
+        with self._record.replacing(self._folder / CONFIDENCE) as path:
+            files.write_csv(path, [["case", "confidence", *classes], *rows])
+        first = ", ".join(f"{name} ({means[name]:.2f})" for name in order[:_LOOK_AT])
+        place = self._folder / CONFIDENCE
+        self._console.print(
+            f"look at these first: {first}; all in {place}", markup=False, highlight=False, soft_wrap=True
+        )
 
 
 def _cleaned(labels: Labels, item: Item, post: PostProcessing, segmenter: Segmenter) -> Labels:
@@ -146,23 +228,6 @@ def _picture(prediction: Prediction, labels: Labels, segmenter: Segmenter) -> np
     stack = prediction.view.view(labels[np.newaxis])[:, 0]
     index = most_labelled(stack)
     return pictures.overlay(prediction.picture[index], to_class_indices(stack[index], segmenter.label_values))
-
-
-def _say_confidence(
-    scores: Mapping[str, ConfidenceScores], folder: Path, segmenter: Segmenter, console: Console
-) -> None:
-    if len(scores) < 2:
-        return
-    means = {name: score["mean"] for name, score in scores.items()}
-    order = look_first(means)
-    classes = [name for name, value in segmenter.config.labels.items() if value != 0]
-    with replacing(folder / CONFIDENCE) as temporary, temporary.open("w", encoding="utf-8", newline="") as handle:
-        writer = csv.writer(handle, lineterminator="\n")
-        writer.writerow(["case", "confidence", *classes])
-        for name in order:
-            writer.writerow([name, *(f"{each:.4f}" for each in (means[name], *scores[name]["classes"]))])
-    first = ", ".join(f"{name} ({means[name]:.2f})" for name in order[:_LOOK_AT])
-    console.print(f"look at these first: {first}; all in {folder / CONFIDENCE}", markup=False, highlight=False)
 
 
 def _version() -> str:

@@ -31,6 +31,14 @@ PROTOCOL_NOTES = {
     ),
 }
 
+DICE_NOTES = {
+    "linear": "Dice in medsaga's own form: of probabilities, with 1 pixel of smoothing, over the labels in the batch.",
+    "squared": (
+        "Dice in the form of SAMed's and DAE-Former's public code: sums of squares in the denominator, smoothing 1e-5, "
+        "over all labels and the background."
+    ),
+}
+
 
 @dataclass(frozen=True, eq=False)
 class Example:
@@ -102,7 +110,7 @@ def write_report(
         cards=_cards(settings, result, history),
         scores=_scores(result),
         examples=_examples(examples, list(result["dice"])),
-        curves=_curves(history),
+        curves=_curves(history) + _loss_note(settings),
         memory=_memory(result),
         cases=_cases(result),
         settings=html.listing(html.flat(settings)),
@@ -180,6 +188,15 @@ def _examples(examples: Sequence[Example], labels: Sequence[str]) -> str:
         for one in examples
     ]
     return legend + "".join(figures)
+
+
+def _loss_note(settings: Mapping[str, Any]) -> str:
+    """Say which loss was minimised: there are two Dice losses, and their values do not compare."""
+    share = settings.get("dice_weight")
+    if share is None:
+        return ""
+    loss = f"Loss: {1 - share:.3g} cross-entropy + {share:.3g} Dice loss. "
+    return f'<p class="soft small">{html.text(loss + DICE_NOTES[settings.get("dice_form", "linear")])}</p>'
 
 
 def _curves(history: Sequence[Mapping[str, Any]]) -> str:

@@ -20,6 +20,8 @@ MODEL = "model.safetensors"
 """The chosen weights: `medsaga.models.weights.loading.save_model`."""
 STATE = "state.pt"
 """Everything that resuming needs: `medsaga.training.checkpoint`."""
+DIGESTS = "digests.json"
+"""SHA-256 of the image files of each case, by which they are known again: `medsaga.data.known`."""
 RESULT = "result.json"
 """Scores and costs: `medsaga.evaluation.run`."""
 REPORT = "report.html"
@@ -31,10 +33,17 @@ CACHE = "cache"
 class MetricsLog:
     """``metrics.jsonl``: a line per step or evaluation, as it happens."""
 
-    def __init__(self, run: Path, *, step: int) -> None:
-        """Open the log of a run that continues after ``step``; what a killed run wrote beyond it goes."""
+    def __init__(self, run: Path, *, step: int, evaluated_step: int) -> None:
+        """Open the log of a run that goes on; what a killed run wrote beyond its last state goes.
+
+        Args:
+            run: the run folder.
+            step: steps that have been made.
+            evaluated_step: after how many of them the last evaluation was.
+        """
         path = run / METRICS
-        kept = [line for line in read_metrics(run) if line["step"] <= step] if step else []
+        until = {"start": step, "step": step, "evaluation": evaluated_step}
+        kept = [line for line in read_metrics(run) if line["step"] <= until.get(line["kind"], -1)] if step else []
         files.write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = path.open("a", encoding="utf-8")
 

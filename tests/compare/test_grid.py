@@ -20,7 +20,7 @@ from rich.console import Console
 from medsaga import methods
 from medsaga.cli import main
 from medsaga.compare import cells, grid
-from medsaga.compare.grid import compare
+from medsaga.compare.grid import check_expected, compare
 from medsaga.config import SharedSettings
 from medsaga.errors import InputError, Interrupted, RunError
 
@@ -134,7 +134,7 @@ def _failing(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
 
 @pytest.mark.parametrize(
     ("error", "status"),
-    [(torch.OutOfMemoryError("CUDA out of memory"), "out of memory"), (ValueError("matrix of holes"), "failed")],
+    [(torch.OutOfMemoryError("CUDA out of memory"), "out of memory"), (AssertionError("matrix of holes"), "failed")],
 )
 def test_what_fails_is_a_row_that_says_so(
     toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, status: str
@@ -151,8 +151,30 @@ def test_what_fails_is_a_row_that_says_so(
         "done",
         status,
     ]
+    kept = tmp_path / "out" / "cells" / "equal-full-001-shots-seed-0.traceback.txt"
+    if unexpected := status == "failed":
+        assert "in groups" in kept.read_text()
+        with pytest.raises(RunError, match="1 of 2 runs failed unexpectedly: equal-full-001-shots-seed-0"):
+            check_expected(tmp_path / "out", cells)
+    else:
+        check_expected(tmp_path / "out", cells)
+    assert kept.exists() == cells[1]["unexpected"] == unexpected
     retried = run(toy, tmp_path / "out", methods=["frozen", "full"], shots=[1], retry=True)
     assert [cell["status"] for cell in retried] == ["done", "done"]
+    check_expected(tmp_path / "out", retried)
+    assert not kept.exists()
+
+
+def test_our_own_fault_is_another_exit_code_though_the_results_are_printed(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _failing(monkeypatch, AssertionError("impossible"))
+    command = ["compare", str(toy), "--out", str(tmp_path / "out"), "--methods", "frozen,full", "--shots", "1"]
+    command += ["--seeds", "1", "--steps", "1", "--batch-size", "2", "--image-size", "64", "--device", "cpu", "--json"]
+    assert main(command) == 1
+    told = capsys.readouterr()
+    assert [cell["status"] for cell in json.loads(told.out)] == ["done", "failed"]
+    assert "equal-full-001-shots-seed-0" in told.err
 
 
 def test_ctrl_c_keeps_what_is_done(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,6 @@ from PIL import Image
 from medsaga.data.dataset import (
     check_items,
     fingerprint,
-    labels_of_cases,
     raise_problems,
     read_dataset,
 )
@@ -23,6 +22,7 @@ from medsaga.data.inputs import find_inputs
 from medsaga.data.labels import values_in
 from medsaga.data.layouts import LAYOUTS
 from medsaga.data.sources import place_of
+from medsaga.data.survey import survey
 from medsaga.errors import InputError
 
 AFFINE = np.diag([2.0, 2.0, 5.0, 1.0])
@@ -111,7 +111,7 @@ def test_a_plain_folder_is_read_whole(folder: Path) -> None:
     assert dataset.items[0].masks == (folder / "masks" / "a.png",)
     assert dataset.items[0].header.grid.shape == (12, 10)
     assert dataset.channels == ("channel_0",)
-    assert labels_of_cases(dataset) == {case: frozenset({0, 1, 2}) for case in ("p1", "p2", "p3")}
+    assert survey(dataset).labels_of_cases == {case: frozenset({0, 1, 2}) for case in ("p1", "p2", "p3")}
 
 
 def test_nnunet_is_read_whole(nnunet: Path) -> None:
@@ -146,8 +146,8 @@ def test_labels_come_from_the_masks_without_dataset_json(folder: Path) -> None:
 
 def test_smoothed_masks_are_not_taken_for_labels(folder: Path) -> None:
     (folder / "dataset.json").unlink()
-    write_image(folder / "masks" / "a.png")
-    assert "at most 64 different values" in the_problem_of(folder)
+    write_image(folder / "masks" / "a.png", seed=77)
+    assert "grey values between black and white in 1 of 4 masks, such as a.png" in the_problem_of(folder)
 
 
 def test_images_without_cases_csv_are_cases_of_their_own(folder: Path) -> None:
@@ -163,7 +163,7 @@ def test_masks_may_be_missing_only_when_they_are_not_required(folder: Path) -> N
     assert [item.masks == () for item in dataset.items] == [False, True, False, False]
     shutil.rmtree(folder / "masks")
     assert read_dataset(folder, masks_required=False).problems == ()
-    assert "masks: expected a folder of image files" in the_problem_of(folder)
+    assert "masks: expected a folder with a mask for each image; found no such folder beside" in the_problem_of(folder)
 
 
 def break_masks(root: Path) -> None:
@@ -347,16 +347,16 @@ def without(key: str) -> Any:
 
 VOLUME = np.arange(120, dtype=np.int16).reshape(6, 5, 4)
 NNUNET_MISTAKES: dict[str, tuple[Any, str, str]] = {
-    "no dataset.json": (lambda root: (root / "dataset.json").unlink(), "dataset.json", "a file that can be read"),
+    "no dataset.json": (lambda root: (root / "dataset.json").unlink(), "dataset.json", "a file that names labels"),
     "a missing channel": (
         lambda root: (root / "imagesTr" / "case_2_0001.nii.gz").unlink(),
-        "imagesTr/case_2_0000.nii.gz",
-        "2 channels, as the dataset has; found 1",
+        "imagesTr/case_2_0001.nii.gz",
+        "channel 0001 (FLAIR) of the case case_2; found only 0000",
     ),
     "a missing first channel": (
         lambda root: (root / "imagesTr" / "case_2_0000.nii.gz").unlink(),
-        "imagesTr/case_2_0001.nii.gz",
-        "found 0001",
+        "imagesTr/case_2_0000.nii.gz",
+        "channel 0000 (T1) of the case case_2; found only 0001",
     ),
     "a channel on another grid": (
         lambda root: write_volume(root / "imagesTr" / "case_1_0001.nii.gz", VOLUME, np.diag([1.0, 2, 5, 1])),

@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
+from medsaga.data import volumes
 from medsaga.data.formats import format_of
 from medsaga.data.intensity import Intensity, apply, choose_intensity
+from medsaga.data.survey import survey
 from medsaga.data.types import Dataset, Item
 from medsaga.errors import InputError
 
@@ -48,7 +50,7 @@ def ct(seed: int, low: int = 40, high: int = 160) -> tuple[npt.NDArray[np.int16]
 def test_window_of_ct_covers_the_labelled_voxels_and_is_at_least_400_hu_wide(tmp_path: Path) -> None:
     pairs = [ct(0), ct(1)]
     dataset = dataset_of(tmp_path, [v for v, _ in pairs], [m for _, m in pairs])
-    (found,) = choose_intensity(dataset, dataset.items, "auto", None)
+    (found,) = choose_intensity(dataset, survey(dataset).items, "auto", None)
     values = np.concatenate([v[m > 0] for v, m in pairs])
     low, high = np.percentile(values, (0.5, 99.5))
     assert found.kind == "window"
@@ -61,7 +63,7 @@ def test_window_of_ct_covers_the_labelled_voxels_and_is_at_least_400_hu_wide(tmp
 def test_a_wide_range_of_labelled_values_is_not_widened(tmp_path: Path) -> None:
     volume, mask = ct(0, -500, 1500)
     dataset = dataset_of(tmp_path, [volume], [mask])
-    (found,) = choose_intensity(dataset, dataset.items, "auto", None)
+    (found,) = choose_intensity(dataset, survey(dataset).items, "auto", None)
     low, high = np.percentile(volume[mask > 0], (0.5, 99.5))
     assert found.low == pytest.approx(low, abs=1)
     assert found.high == pytest.approx(high, abs=1)
@@ -71,35 +73,35 @@ def test_ct_by_name_needs_no_air(tmp_path: Path) -> None:
     volume, mask = ct(0)
     cropped = np.maximum(volume, -200).astype(np.float32) + np.float32(0.25)
     named = dataset_of(tmp_path, [cropped], [mask], "CT")
-    assert choose_intensity(named, named.items, "auto", None)[0].kind == "window"
+    assert choose_intensity(named, survey(named).items, "auto", None)[0].kind == "window"
     other = dataset_of(tmp_path, [cropped], [mask], "structural")
-    assert choose_intensity(other, other.items, "auto", None)[0].kind == "percentile"
+    assert choose_intensity(other, survey(other).items, "auto", None)[0].kind == "percentile"
 
 
 def test_one_volume_without_air_makes_it_no_ct(tmp_path: Path) -> None:
     volume, mask = ct(0)
     dataset = dataset_of(tmp_path, [volume, np.abs(volume)], [mask, mask])
-    assert choose_intensity(dataset, dataset.items, "auto", None) == (Intensity("percentile", 0.5, 99.5),)
+    assert choose_intensity(dataset, survey(dataset).items, "auto", None) == (Intensity("percentile", 0.5, 99.5),)
 
 
 def test_fractions_make_it_no_ct(tmp_path: Path) -> None:
     volume, mask = ct(0)
     dataset = dataset_of(tmp_path, [volume.astype(np.float32) + np.float32(0.5)], [mask])
-    assert choose_intensity(dataset, dataset.items, "auto", None)[0].kind == "percentile"
+    assert choose_intensity(dataset, survey(dataset).items, "auto", None)[0].kind == "percentile"
 
 
 def test_8_bit_images_stay_as_they_are(tmp_path: Path) -> None:
     image = np.random.default_rng(0).integers(0, 256, (9, 8), dtype=np.uint8)
     dataset = dataset_of(tmp_path, [image], [(image > 9).astype(np.uint8)])
-    (found,) = choose_intensity(dataset, dataset.items, "auto", None)
+    (found,) = choose_intensity(dataset, survey(dataset).items, "auto", None)
     assert found.kind == "identity"
     np.testing.assert_array_equal(apply(found, image), image)
-    assert choose_intensity(dataset, dataset.items, "percentile", None)[0].kind == "percentile"
+    assert choose_intensity(dataset, survey(dataset).items, "percentile", None)[0].kind == "percentile"
 
 
 def test_a_given_window_wins(tmp_path: Path) -> None:
     dataset = dataset_of(tmp_path, [ct(0)[0]], [ct(0)[1]])
-    assert choose_intensity(dataset, dataset.items, "auto", (-160, 240)) == (Intensity("window", -160, 240),)
+    assert choose_intensity(dataset, survey(dataset).items, "auto", (-160, 240)) == (Intensity("window", -160, 240),)
 
 
 @pytest.mark.parametrize(
@@ -115,17 +117,17 @@ def test_a_given_window_wins(tmp_path: Path) -> None:
 def test_contradictions(tmp_path: Path, requested: str, window: tuple[float, float] | None, message: str) -> None:
     dataset = dataset_of(tmp_path, [ct(0)[0]], [ct(0)[1]])
     with pytest.raises(InputError, match=message):
-        choose_intensity(dataset, dataset.items, requested, window)
+        choose_intensity(dataset, survey(dataset).items, requested, window)
 
 
 def test_no_window_can_be_found_for_what_is_no_ct_or_not_labelled(tmp_path: Path) -> None:
     volume, mask = ct(0)
     mr = dataset_of(tmp_path, [np.abs(volume)], [mask])
     with pytest.raises(InputError, match="does not look like CT"):
-        choose_intensity(mr, mr.items, "window", None)
+        choose_intensity(mr, survey(mr).items, "window", None)
     unlabelled = dataset_of(tmp_path, [volume], [np.zeros_like(mask)])
     with pytest.raises(InputError, match="background only"):
-        choose_intensity(unlabelled, unlabelled.items, "auto", None)
+        choose_intensity(unlabelled, survey(unlabelled).items, "auto", None)
 
 
 def test_window_by_hand() -> None:
@@ -208,3 +210,34 @@ def test_what_cannot_be_mapped() -> None:
         Intensity("percentile", -1, 101)
     with pytest.raises(InputError, match="one of identity"):
         Intensity("log")
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_the_window_is_that_of_100_000_voxels_drawn_from_the_whole_volume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, large: bool
+) -> None:
+    """However the volume is decoded: trained weights depend on the last digit of a window."""
+    random = np.random.default_rng(5)
+    volume = random.integers(-1024, 3000, (90, 70, 41)).astype(np.int16)
+    mask = (random.random(volume.shape) < 0.6).astype(np.uint8)
+    assert np.count_nonzero(mask) > 150_000
+    drawn = np.random.default_rng(0).choice(volume[mask > 0], 100_000, replace=False)
+    dataset = dataset_of(tmp_path, [volume], [mask])
+    if large:
+        monkeypatch.setattr(volumes, "LARGEST_IN_MEMORY", 1000)
+        monkeypatch.setattr(volumes, "_BLOCK_BYTES", 50_000)
+    ((item,), problems, warnings) = vars(survey(dataset)).values()
+    assert problems == warnings == ()
+    assert item.voxels == {0: int((mask == 0).sum()), 1: int((mask == 1).sum())}
+    np.testing.assert_array_equal(np.sort(item.channels[0].foreground), np.sort(drawn))
+    assert item.channels[0].foreground.dtype == np.int16
+    assert (item.channels[0].minimum, item.channels[0].maximum) == (volume.min(), volume.max())
+
+
+def test_an_8_bit_volume_among_ct_is_named_though_it_is_not_trained_on(tmp_path: Path) -> None:
+    (volume, mask), grey = ct(0), np.random.default_rng(0).integers(0, 255, (20, 20, 6), dtype=np.uint8)
+    dataset = dataset_of(tmp_path, [volume, grey], [mask, mask])
+    training = survey(dataset).of(dataset.items[:1])
+    with pytest.raises(InputError, match=r"image1\.nii\.gz: expected HU"):
+        choose_intensity(dataset, training, "auto", None)
+    assert choose_intensity(dataset, training, "percentile", None)[0].kind == "percentile"

@@ -197,7 +197,8 @@ def test_what_pynrrd_writes(
 ) -> None:
     rng = np.random.default_rng(seed)
     voxels = rng.integers(0, 100, (2, 3, 4, 5)).astype(dtype)
-    steps, origin = rng.normal(size=(3, 3)) + 3 * np.eye(3), rng.normal(size=3)
+    # Never nearly in one plane.
+    steps, origin = rng.uniform(-1, 1, size=(3, 3)) + 3 * np.eye(3), rng.normal(size=3)
     directions: Any = list(steps)
     stored = voxels[0]
     if channel_axis is not None:
@@ -478,6 +479,13 @@ def test_headers_that_point_elsewhere_say_what_to_do(tmp_path: Path, name: str, 
     with pytest.raises(InputError, match=f"Save the image as {whole}"):
         itk.write_labels(tmp_path / name, VOXELS % 2, save(tmp_path / "like.nrrd"))
     assert format_of(tmp_path / name) is itk
+
+
+def test_the_content_says_which_of_the_two_formats_it_is(tmp_path: Path) -> None:
+    for name, content in (("a.mha", nrrd_bytes()), ("a.nrrd", mha_bytes()), ("b.nrrd", mha_bytes(NDims="3 "))):
+        image, grid = read_bytes(tmp_path, name, content)
+        assert np.array_equal(image, BY_HAND)
+        assert np.allclose(grid.affine, PLACED)
 
 
 def test_missing_files_and_folders(tmp_path: Path) -> None:

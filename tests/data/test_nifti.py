@@ -15,7 +15,8 @@ import SimpleITK
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from medsaga.data.formats import nifti
+from medsaga.data.formats import format_of, nifti
+from medsaga.data.reorientation import reorientation
 from medsaga.errors import InputError
 
 OBLIQUE = np.array([[-0.9, 0.1, 0.2, 30.0], [0.1, 1.2, -0.3, -20.5], [0.05, 0.2, 4.0, 7.25], [0, 0, 0, 1]])
@@ -191,8 +192,7 @@ def test_truncated_and_corrupt_files_are_refused(tmp_path: Path) -> None:
     for name, damaged, message in (
         ("cut.nii.gz", content[: len(content) * 2 // 3], "damaged data"),
         ("crc.nii.gz", bytes(wrong_crc), "damaged data.*CRC"),
-        ("plain.nii.gz", gzip.decompress(content), "damaged data.*gzip"),
-        ("zipped.nii", content, "gzip-compressed data"),
+        ("twice.nii", gzip.compress(content), "gzip-compressed data"),
         ("empty.nii", b"", "an empty file"),
         ("empty.nii.gz", b"", "an empty file"),
         ("short.nii", gzip.decompress(content)[:100], "100 bytes"),
@@ -205,6 +205,53 @@ def test_truncated_and_corrupt_files_are_refused(tmp_path: Path) -> None:
         assert caught.value.where == str(path)
     with pytest.raises(InputError, match="no such file"):
         nifti.read_header(tmp_path / "none.nii")
+
+
+def test_the_content_says_whether_a_file_is_compressed(tmp_path: Path) -> None:
+    packed = save(tmp_path / "whole.nii.gz", VOXELS).read_bytes()
+    plain = gzip.decompress(packed)
+    halves = gzip.compress(plain[:300]) + gzip.compress(plain[300:])
+    contents = {
+        **{"plain.nii.gz": plain, "packed.nii": packed, "zeros behind.nii.gz": packed + bytes(600)},
+        **{"two members.nii.gz": halves, "two members.nii": halves},
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+        assert np.array_equal(nifti.read_image(tmp_path / name)[0], VOXELS)
+        blocks = list(nifti.read_blocks(tmp_path / name, 100))
+        assert np.array_equal(np.concatenate([voxels for _, _, voxels in blocks], axis=-1)[0], VOXELS)
+        grid = nifti.read_header(tmp_path / name).grid
+        assert grid.affine is not None
+        assert np.allclose(grid.affine, OBLIQUE)
+        nifti.write_labels(tmp_path / "out.nii.gz", VOXELS % 2, tmp_path / name)
+        assert np.array_equal(nib.load(tmp_path / "out.nii.gz").dataobj, VOXELS % 2)
+        nifti.write_labels(tmp_path / "out.nii", VOXELS % 2, tmp_path / name)
+        assert (tmp_path / "out.nii").read_bytes() == gzip.decompress((tmp_path / "out.nii.gz").read_bytes())
+
+
+@pytest.mark.parametrize("codes", [(4, 1), (2, 1), (1, 2), (0, 0), (1, 1)])
+def test_a_mask_that_itk_placed_by_the_other_affine(tmp_path: Path, codes: tuple[int, int]) -> None:
+    """Images whose sform is a mirrored template, so that only the identity is right; SimpleITK copies the place."""
+    image = nib.Nifti1Image(VOXELS, None)
+    image.set_sform(np.diag([-1.5, 2, 3, 1]) + np.array([[0, 0, 0, 6.0], [0] * 4, [0] * 4, [0] * 4]), codes[0])
+    image.set_qform(np.diag([1.5, 2, 3, 1]), codes[1])
+    image.header["sform_code"], image.header["qform_code"] = codes
+    image.to_filename(tmp_path / "a.nii")
+    labels = np.abs(VOXELS) % 3
+    mask = SimpleITK.GetImageFromArray(labels.T)
+    mask.CopyInformation(SimpleITK.ReadImage(tmp_path / "a.nii"))
+    image_grid = nifti.read_header(tmp_path / "a.nii").grid
+    for name in ("mask.nii.gz", "mask.nrrd", "mask.mha"):
+        SimpleITK.WriteImage(mask, tmp_path / name)
+        form = format_of(tmp_path / name)
+        onto = reorientation(form.read_header(tmp_path / name).grid, image_grid)
+        assert onto is not None
+        placed = onto(form.read_labels(tmp_path / name))
+        assert placed is not None
+        assert np.array_equal(placed, labels)
+    mask.SetOrigin(np.add(mask.GetOrigin(), (0.3, 0, 0)).tolist())
+    SimpleITK.WriteImage(mask, tmp_path / "moved.nii")
+    assert reorientation(nifti.read_header(tmp_path / "moved.nii").grid, image_grid) is None
 
 
 def test_labels_stored_as_floats_are_integers_again(tmp_path: Path) -> None:
@@ -224,7 +271,17 @@ def test_labels_that_nibabel_stored_with_a_slope_are_read(tmp_path: Path) -> Non
     assert np.array_equal(nifti.read_labels(tmp_path / "a.nii"), labels)
 
 
-@pytest.mark.parametrize("wrong", [0.5, np.nan, np.inf, 3e9])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("towards", [-np.inf, np.inf])
+@pytest.mark.parametrize("highest", [1, 5, 255, 65535])
+def test_labels_one_rounding_step_off_are_integers(tmp_path: Path, dtype: Any, towards: float, highest: int) -> None:
+    labels = np.abs(VOXELS.astype(np.int32)) % 2 * highest
+    off = np.nextafter(labels.astype(dtype), dtype(towards))
+    assert not np.array_equal(off, labels)
+    assert np.array_equal(nifti.read_labels(save(tmp_path / "a.nii", off)), labels)
+
+
+@pytest.mark.parametrize("wrong", [0.5, 0.99, 1.002, np.nan, np.inf, 3e9])
 def test_masks_that_are_not_integers_are_refused(tmp_path: Path, wrong: float) -> None:
     labels = np.zeros((5, 6, 7), dtype=np.float32)
     labels[4, 5, 6] = wrong

@@ -28,7 +28,7 @@ from medsaga.data.dataset import read_dataset
 from medsaga.data.formats import nifti
 from medsaga.data.inputs import find_inputs
 from medsaga.data.items import read_item, read_mask
-from medsaga.data.outputs import Meaning, write_labels, write_probabilities
+from medsaga.data.outputs import Meaning, probabilities_suffix, write_labels, write_probabilities
 from medsaga.data.slices import slice_view
 from medsaga.data.types import Grid, Item
 
@@ -304,7 +304,8 @@ def test_label_maps_of_dicom_are_written_as_nifti(tmp_path: Path, made: Phantom)
     soft = np.stack([labels == label for label in (0, 1, 2)]).astype(np.float32)
 
     write_labels(tmp_path / "labels.nii.gz", labels, item, "nifti", MEANING)
-    path = write_probabilities(tmp_path / "soft", soft, item)
+    path = tmp_path / f"soft{probabilities_suffix(item)}"
+    write_probabilities(path, soft, item)
 
     assert_in_its_corner(*from_nibabel(tmp_path / "labels.nii.gz"), made)
     probabilities, affine = from_nibabel(path)
@@ -324,7 +325,8 @@ def test_label_maps_of_volumes_are_written_in_their_own_format_and_as_nifti(
 
     write_labels(tmp_path / f"labels{suffix}", labels, item, "auto", MEANING)
     write_labels(tmp_path / "other.nii.gz", labels, item, "nifti", MEANING)
-    path = write_probabilities(tmp_path / "soft", soft, item)
+    path = tmp_path / f"soft{probabilities_suffix(item)}"
+    write_probabilities(path, soft, item)
 
     assert_in_its_corner(*from_own(tmp_path / f"labels{suffix}"), made)
     assert_in_its_corner(*from_nibabel(tmp_path / "other.nii.gz"), made)

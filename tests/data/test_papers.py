@@ -11,10 +11,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from medsaga.data.dataset import check_items, fingerprint, labels_of_cases, read_dataset, select_channels
+from medsaga.data.dataset import check_items, fingerprint, read_dataset, select_channels
 from medsaga.data.intensity import Intensity, choose_intensity
 from medsaga.data.items import read_item, read_mask
 from medsaga.data.splits import Split, split_cases
+from medsaga.data.survey import survey
 from medsaga.data.types import Dataset
 from medsaga.errors import InputError
 
@@ -93,7 +94,7 @@ def test_transunets_synapse_is_read_whole(synapse: Path) -> None:
     with h5py.File(volume.images[0]) as file:
         np.testing.assert_array_equal(read_item(volume)[0], file["image"])
         np.testing.assert_array_equal(read_mask(volume), file["label"])
-    assert set(labels_of_cases(dataset)) == set(dataset.cases)
+    assert set(survey(dataset).labels_of_cases) == set(dataset.cases)
     assert len(fingerprint(dataset)) == 64
 
 
@@ -115,7 +116,7 @@ def test_its_volumes_are_always_the_test_and_never_drawn(synapse: Path) -> None:
 
 def test_its_intensities_are_known(synapse: Path) -> None:
     dataset = read_dataset(synapse)
-    items = dataset.items_of(TRAIN)
+    items = survey(dataset).of(dataset.items_of(TRAIN))
     for requested in ("auto", "window"):
         assert choose_intensity(dataset, items, requested, None) == (Intensity("window", 0, 1),)
     assert choose_intensity(dataset, items, "auto", (0.2, 0.8)) == (Intensity("window", 0.2, 0.8),)
@@ -192,7 +193,7 @@ def test_brats_is_read_whole_from_its_folder_or_its_parent(brats: Path) -> None:
     assert dataset.cases == tuple(f"BraTS20_Training_{number:03d}" for number in (1, 2, 3))
     image = read_item(dataset.items[0])
     assert [channel.min() // 100 for channel in image] == [0, 1, 2, 3]
-    assert labels_of_cases(dataset)[dataset.cases[0]] == {0, 1, 2, 4}
+    assert survey(dataset).labels_of_cases[dataset.cases[0]] == {0, 1, 2, 4}
     above = read_dataset(brats.parent)
     assert (above.root, above.items[0].images) == (brats, dataset.items[0].images)
     assert fingerprint(above) == fingerprint(dataset)

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from medsaga.data.dataset import read_dataset
 from medsaga.data.formats import format_of, is_image, raster, stem
+from medsaga.data.items import read_item
 from medsaga.errors import InputError
 
 GREY = np.arange(24, dtype=np.uint8).reshape(4, 6)
@@ -61,7 +63,7 @@ def test_of_a_gif_the_grey_that_is_seen_counts_however_its_palette_is_numbered(t
         assert_header_agrees(path, raster.read_image(path))
     assert np.array_equal(raster.read_image(grey)[0], shown)
     white_first.putpalette([255, 255, 255, 200, 0, 0])
-    with pytest.raises(InputError, match=r"found colours \(RGB\)"):
+    with pytest.raises(InputError, match=r"found colours such as \(200, 0, 0\), \(255, 255, 255\)\."):
         raster.read_labels(save(tmp_path / "red.gif", white_first))
     frames = [Image.fromarray(GREY), Image.fromarray(GREY[::-1])]
     with pytest.raises(InputError, match="several pages or frames"):
@@ -83,7 +85,7 @@ def test_lossless_images_come_back_as_stored(tmp_path: Path, suffix: str, pixels
     [
         (".png", np.uint16, np.uint16),
         (".tif", np.uint16, np.uint16),
-        (".tif", np.int32, np.float32),
+        (".tif", np.int32, np.int32),
         (".tif", np.float32, np.float32),
     ],
 )
@@ -173,7 +175,7 @@ def test_masks_of_16_bits_and_of_integral_floats(tmp_path: Path) -> None:
 def test_rgb_masks_are_read_only_when_they_are_grey(tmp_path: Path) -> None:
     grey = save(tmp_path / "grey.png", np.stack([GREY] * 3, axis=2))
     assert np.array_equal(raster.read_labels(grey), GREY)
-    with pytest.raises(InputError, match=r"one integer label per pixel.*colours \(RGB\)"):
+    with pytest.raises(InputError, match=r"one integer label per pixel.*colours such as \(1, 43, 139\)"):
         raster.read_labels(save(tmp_path / "colour.png", COLOUR))
 
 
@@ -185,7 +187,7 @@ def test_rgb_masks_are_read_only_when_they_are_grey(tmp_path: Path) -> None:
         ("inside.tif", GREY, {"compression": "jpeg"}, "JPEG"),
         ("fraction.tif", GREY.astype(np.float32) + np.float32(0.25), {}, "the value 0.25"),
         ("nan.tif", np.full((4, 6), np.nan, dtype=np.float32), {}, "the value nan"),
-        ("alpha.png", np.zeros((4, 6, 4), dtype=np.uint8), {}, "RGBA"),
+        ("alpha.png", np.zeros((4, 6, 4), dtype=np.uint8), {}, "transparent pixels"),
         ("white.tif", GREY, {"tiffinfo": {262: 0}}, "white is 0"),
     ],
 )
@@ -202,12 +204,124 @@ def test_images_of_other_kinds_are_refused(tmp_path: Path) -> None:
     cmyk = save(tmp_path / "a.jpg", Image.fromarray(COLOUR).convert("CMYK"))
     with pytest.raises(InputError, match="CMYK"):
         raster.read_header(cmyk)
-    pages = save(tmp_path / "a.tif", Image.fromarray(GREY), save_all=True, append_images=[Image.fromarray(GREY)])
+    frames = save(tmp_path / "a.png", Image.fromarray(GREY), save_all=True, append_images=[Image.fromarray(COLOUR)])
     with pytest.raises(InputError, match="several pages"):
-        raster.read_image(pages)
+        raster.read_image(frames)
     webp = save(tmp_path / "webp.png", GREY, format="WEBP")
     with pytest.raises(InputError, match="found something else"):
         raster.read_image(webp)
+
+
+def deep_png(path: Path, values: np.ndarray, filters: str = "01234", *chunks: tuple[bytes, bytes]) -> Path:
+    """Write ``(height, width, channels)`` of 16 bits by the PNG standard, each row under another of its filters."""
+    height, width, channels = values.shape
+    step, above, rows = 2 * channels, bytes(2 * channels * width), b""
+    for number, row in enumerate(values.astype(">u2")):
+        raw, kind = row.tobytes(), int(filters[number % len(filters)])
+        filtered = bytearray()
+        for at, value in enumerate(raw):
+            left = raw[at - step] if at >= step else 0
+            corner = above[at - step] if at >= step else 0
+            nearest = min((left, above[at], corner), key=lambda each: abs(left + above[at] - corner - each))
+            predicted = (0, left, above[at], (left + above[at]) // 2, nearest)[kind]
+            filtered.append((value - predicted) % 256)
+        rows, above = rows + bytes([kind]) + bytes(filtered), raw
+    colour = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    parts = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, colour, 0, 0, 0)), *chunks]
+    parts += [(b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + b"".join(
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+            for kind, data in parts
+        )
+    )
+    return path
+
+
+@pytest.mark.parametrize("channels", [2, 3, 4])
+def test_all_16_bits_of_colours_in_png_are_kept(tmp_path: Path, channels: int) -> None:
+    values = np.random.default_rng(0).integers(0, 65536, (11, 7, channels), dtype=np.uint16)
+    if channels != 3:
+        values[..., -1] = 65535
+    path = deep_png(tmp_path / "a.png", values)
+    image = raster.read_image(path)
+    assert image.dtype == np.uint16
+    assert np.array_equal(image, values[..., : 1 if channels == 2 else 3].transpose(2, 0, 1))
+    assert_header_agrees(path, image)
+    equal = values.copy()
+    equal[..., :3] = values[..., :1] if channels != 2 else values[..., :3]
+    labels = raster.read_labels(deep_png(tmp_path / "labels.png", equal))
+    assert np.array_equal(labels, values[..., 0])
+    if channels != 3:
+        values[3, 2, -1] = 65534
+        with pytest.raises(InputError, match="transparent pixels"):
+            raster.read_image(deep_png(tmp_path / "pierced.png", values))
+    path.write_bytes(path.read_bytes()[:-80])
+    with pytest.raises(InputError, match="damaged data"):
+        raster.read_image(path)
+
+
+@pytest.mark.parametrize(("channels", "key"), [(1, (77,)), (3, (5, 6, 7))])
+def test_a_colour_that_stands_for_transparent_is_refused_where_it_occurs(
+    tmp_path: Path, channels: int, key: tuple[int, ...]
+) -> None:
+    values = np.random.default_rng(0).integers(1000, 65536, (4, 6, channels), dtype=np.uint16)
+    chunk = (b"tRNS", struct.pack(f">{channels}H", *key))
+    path = deep_png(tmp_path / "a.png", values, "0", chunk)
+    assert np.array_equal(raster.read_image(path), values.transpose(2, 0, 1))
+    values[1, 1] = key
+    with pytest.raises(InputError, match="transparent pixels"):
+        raster.read_image(deep_png(tmp_path / "a.png", values, "0", chunk))
+    shallow = Image.fromarray(GREY)
+    shallow.info["transparency"] = 99
+    assert np.array_equal(raster.read_image(save(tmp_path / "b.png", shallow, transparency=99))[0], GREY)
+    with pytest.raises(InputError, match="transparent pixels"):
+        raster.read_image(save(tmp_path / "b.png", shallow, transparency=5))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA"])
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_opaque_masks_of_equal_colours_are_grey(tmp_path: Path, mode: str, suffix: str) -> None:
+    stored = Image.fromarray(GREY).convert(mode)
+    path = save(tmp_path / f"a{suffix}", stored)
+    labels = raster.read_labels(path)
+    assert np.array_equal(labels, GREY)
+    if mode != "RGB":
+        stored.putalpha(254)
+        with pytest.raises(InputError, match="transparent pixels"):
+            raster.read_labels(save(tmp_path / f"b{suffix}", stored))
+
+
+def test_grey_pictures_stored_in_colour_are_grey_beside_grey(tmp_path: Path) -> None:
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+    pictures = {name: Image.fromarray(GREY).convert(name) for name in ("L", "RGB", "RGBA", "LA", "P")}
+    deep = deep_png(tmp_path / "images/deep.png", np.dstack([GREY.astype(np.uint16)] * 3))
+    for name in (*pictures, "deep"):
+        if name != deep.stem:
+            save(tmp_path / f"images/{name}.png", pictures[name])
+        save(tmp_path / f"masks/{name}.png", GREY % 2)
+    dataset = read_dataset(tmp_path)
+    assert dataset.problems == ()
+    assert dataset.channels == ("channel_0",)
+    for item in dataset.items:
+        assert np.array_equal(read_item(item), GREY[None])
+    save(tmp_path / "images/RGB.png", COLOUR)
+    # With a coloured one, most are in colour.
+    grey = {str(tmp_path / f"images/{name}.png") for name in ("L", "LA")}
+    assert {problem.where for problem in read_dataset(tmp_path).problems} == grey
+    (tmp_path / "dataset.json").write_text('{"labels": {"background": 0, "odd": 1}, "channel_names": {"0": "xray"}}')
+    (problem,) = read_dataset(tmp_path).problems
+    assert problem.where == str(tmp_path / "images/RGB.png")
+
+
+def test_a_jpeg_of_12_bits_is_said_to_be_one(tmp_path: Path) -> None:
+    content = bytearray(save(tmp_path / "a.jpg", GREY).read_bytes())
+    content[content.index(b"\xff\xc0") + 4] = 12
+    (tmp_path / "a.jpg").write_bytes(content)
+    with pytest.raises(InputError, match="found a JPEG of 12 bits per sample"):
+        raster.read_header(tmp_path / "a.jpg")
 
 
 def test_damaged_and_missing_files_say_what_is_wrong(tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medsaga.data.dataset import check_items, fingerprint, labels_of_cases, read_dataset
+from medsaga.data.dataset import check_items, fingerprint, read_dataset
 from medsaga.data.items import overlap, read_mask
+from medsaga.data.survey import survey
 from medsaga.data.types import Dataset
 from medsaga.errors import InputError
 
@@ -67,7 +68,7 @@ def test_structures_are_numbered_in_alphabetical_order_and_the_highest_wins(ches
     assert dataset.labels == {"background": 0, "heart": 1, "left lung": 2, "right lung": 3}
     expected = np.where(LEFT, 3, np.where(RIGHT, 2, np.where(TOP, 1, 0)))
     np.testing.assert_array_equal(mask_of(dataset, "a"), expected)
-    assert labels_of_cases(dataset)["b"] == {0, 1, 2, 3}
+    assert survey(dataset).labels_of_cases["b"] == {0, 1, 2, 3}
     assert [overlap(item) for item in dataset.items] == [int((TOP & (LEFT | RIGHT)).sum())] * 2
 
 
@@ -100,7 +101,7 @@ def test_an_image_without_any_structure_has_no_mask(chest: Path) -> None:
     assert "expected a mask of this name and a lossless suffix; found none" in the_problem_of(chest)
     assert problems_of(chest, masks_required=False) == []
     (chest / "images" / "b.png").rename(chest / "images" / "c.png")
-    assert "expected an image named b; found none" in "".join(problems_of(chest))
+    assert "no mask of the name of an image, but such as b" in the_problem_of(chest)
 
 
 def test_label_maps_beside_folders_are_refused(chest: Path) -> None:

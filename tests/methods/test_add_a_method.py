@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 from conftest import write_toy_dataset
 
-from medsaga import methods, presets
+from medsaga import methods
 from medsaga.cli import main
+from medsaga.planning.defaults import DEFAULTS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "how-to" / "add-a-method.md").read_text(encoding="utf-8")
 
@@ -28,7 +29,8 @@ def test_the_page_on_adding_a_method_is_right(tmp_path: Path, monkeypatch: pytes
     write_toy_dataset(tmp_path / "data")
     monkeypatch.chdir(tmp_path)
     quick: dict[str, Any] = {"steps": 2, "batch_size": 2, "image_size": 64}
-    monkeypatch.setattr(presets, "DEFAULTS", {**presets.DEFAULTS, **quick})
+    for name, value in quick.items():
+        monkeypatch.setitem(DEFAULTS, name, value)
     module = types.ModuleType("medsaga.methods.bitfit")
     monkeypatch.setitem(sys.modules, module.__name__, module)
     exec(compile(_block("py"), "bitfit.py", "exec"), module.__dict__)

@@ -49,7 +49,7 @@ def _model() -> KClassSam:
 def test_the_run_with_the_cache_equals_the_run_without(
     toy: Path, tmp_path: Path, quick: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = dataclasses.replace(quick, method="frozen", augmentation="none", weights="random", decoder_lr=5e-4)
+    settings = dataclasses.replace(quick, method="frozen", augmentation="none", random_weights=True, decoder_lr=5e-4)
     cached = train(toy, tmp_path / "cached", settings)
     without = dataclasses.replace(methods.METHODS["frozen"], trained_part=None)
     monkeypatch.setitem(methods.METHODS, "frozen", without)

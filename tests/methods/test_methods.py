@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from resolved import resolved
 from safetensors.torch import load_file
 from torch import nn
 
@@ -22,13 +23,12 @@ from medsaga.models.lora import load_adapter, merge_lora
 from medsaga.models.sam import build_sam
 from medsaga.models.weights.loading import load_pretrained, save_model
 from medsaga.planning.predict import predict_memory
-from medsaga.presets import DeviceDefaults, fill_in
+from medsaga.planning.resolve import choose_model
 from medsaga.training.loop import train
-from medsaga.training.settle import settled
 
 
 def _settings(method: str, **given: Any) -> ResolvedSettings:
-    return fill_in(Settings(method=method, **given), defaults=DeviceDefaults("fp32", 32))
+    return resolved(method=method, **given)
 
 
 def _prepared(settings: ResolvedSettings) -> Any:
@@ -59,8 +59,7 @@ def test_a_run_is_tested_predicted_and_goes_on(method: str, toy: Path, tmp_path:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_what_is_not_trained_stays_as_it_was(method: str, toy: Path, tmp_path: Path, quick: Settings) -> None:
-    weights = "random" if METHODS[method].trains_sam else None
-    settings = dataclasses.replace(quick, method=method, steps=1, weights=weights)
+    settings = dataclasses.replace(quick, method=method, steps=1, random_weights=True)
     train(toy, tmp_path / "run", settings)
     torch.manual_seed(settings.seed)
     model = build_model(_settings(method, image_size=64), classes=3, in_channels=1)
@@ -99,11 +98,11 @@ def test_trains_in_half_precision(method: str, half: Any, toy: Path, tmp_path: P
 
 @pytest.mark.parametrize("method", ["daeformer", "unet"])
 def test_models_of_their_own_take_no_weights_of_sam(method: str, tmp_path: Path) -> None:
-    refused: list[dict[str, Any]] = [{"model": "vit_b"}, {"weights": "sam.pth"}, {"weights": "starter"}]
+    refused: list[dict[str, Any]] = [{"model": "vit_b"}, {"model": "sam.pth"}, {"model": "starter"}]
     refused.append({"precision": "int8"})
     for given in refused:
         with pytest.raises(InputError, match="Leave"):
-            settled(Settings(method=method, **given))
+            choose_model(Settings(method=method, **given))
 
 
 def test_samed_starts_from_pretrained_weights_and_leaves_an_adapter(toy: Path, tmp_path: Path, quick: Settings) -> None:
@@ -134,7 +133,7 @@ def test_the_optimizer_is_a_choice(toy: Path, tmp_path: Path, quick: Settings) -
     assert np.isfinite(result["dice_mean"])
     assert 0.9 < result["predicted_peak_memory_bytes"] / result["peak_memory_bytes"] < 1.1
     with pytest.raises(InputError, match="adamw"):
-        settled(Settings(optimizer="sgd"))
+        choose_model(Settings(optimizer="sgd"))
 
 
 def test_every_method_suits_its_own_image_sizes() -> None:
@@ -143,7 +142,4 @@ def test_every_method_suits_its_own_image_sizes() -> None:
         for architecture in method.architectures:
             sizes = method.image_sizes(architecture)
             assert sizes == sorted(sizes)
-            assert (
-                fill_in(Settings(method=name, model=architecture), defaults=DeviceDefaults("fp32", 32)).image_size
-                == sizes[-1]
-            )
+            assert resolved(method=name, model=architecture).image_size == sizes[-1]

@@ -98,7 +98,7 @@ def test_methods_train_it_and_the_run_predicts(
 ) -> None:
     # Methods took the table as it was when they were imported.
     monkeypatch.setitem(METHODS, method, dataclasses.replace(METHODS[method], architectures=(added,)))
-    settings = dataclasses.replace(quick, model=added, method=method, weights="random", steps=2, evaluate_every=2)
+    settings = dataclasses.replace(quick, model=added, method=method, random_weights=True, steps=2, evaluate_every=2)
     result = train(toy, tmp_path / "run", settings)
     assert (result["projected_parameters"] > 0) == (method == "medsaga")
     assert Segmenter.load(tmp_path / "run").model.architecture == added

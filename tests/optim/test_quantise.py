@@ -318,7 +318,8 @@ def test_adam_with_8_bit_moments_stays_close_to_torch(stochastic: bool, distance
         optimizer.step()
         gradient = 2 * inputs.T @ (inputs @ weight - target) / target.numel()
         exp_avg, exp_avg_sq = dequantise(*first, "signed"), dequantise(*second, "root")
-        weight -= lr * adamw_direction(gradient, exp_avg, exp_avg_sq, step, betas, eps)
+        direction, exp_avg, exp_avg_sq = adamw_direction(gradient, exp_avg, exp_avg_sq, step, betas, eps)
+        weight -= lr * direction
         first, second = quantise(exp_avg, "signed", rounding), quantise(exp_avg_sq, "root", rounding)
     expected = exact.detach()
     assert (weight - expected).norm() / expected.norm() < distance

@@ -97,7 +97,7 @@ def test_32_bits_on_the_device_are_the_tensor_itself() -> None:
     state: dict[str, Any] = {}
     value = torch.randn(100, 100)
     storage = Storage(32, on_host=False)
-    storage.write(state, "exp_avg", value)
+    state.update(storage.stored("exp_avg", value))
     assert state == {"exp_avg": value}
     assert state["exp_avg"] is value
     assert storage.read(state, "exp_avg", value) is value
@@ -109,7 +109,7 @@ def test_tensors_below_the_limit_stay_as_they_are() -> None:
     for size, names in ((LEAST_QUANTISED - 1, {"exp_avg"}), (LEAST_QUANTISED, {"exp_avg", "exp_avg_scales"})):
         state: dict[str, Any] = {}
         value = torch.randn(size)
-        storage.write(state, "exp_avg", value, torch.Generator().manual_seed(0))
+        state.update(storage.stored("exp_avg", value, torch.Generator().manual_seed(0)))
         assert state.keys() == names
         read = storage.read(state, "exp_avg", value)
         assert read is not None
@@ -121,9 +121,9 @@ def test_eight_bits_of_a_basis_and_of_moments_are_close() -> None:
     storage = Storage(8, on_host=False)
     basis = torch.linalg.qr(torch.randn(768, 64, generator=torch.Generator().manual_seed(0)))[0]
     state: dict[str, Any] = {}
-    storage.write(state, "basis_left", basis)
+    state.update(storage.stored("basis_left", basis))
     moments = 1e-4 * torch.randn(64, 512, generator=torch.Generator().manual_seed(1))
-    storage.write_moments(state, moments, moments.square(), torch.Generator().manual_seed(2))
+    state.update(storage.stored_moments(moments, moments.square(), torch.Generator().manual_seed(2)))
     read = storage.read(state, "basis_left", basis)
     assert read is not None
     # Levels are 1/127 of the largest of 256 entries apart, which is about 3 spreads: 0.7 % of the spread is lost.

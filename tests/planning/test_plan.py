@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,32 +14,43 @@ from real_steps import measure
 
 from medsaga.config import ResolvedSettings, Settings
 from medsaga.errors import InputError
-from medsaga.planning import plan as planning
-from medsaga.planning.plan import USABLE, plan, useful_sizes
-from medsaga.planning.predict import MemoryPrediction, predict_memory
-from medsaga.presets import DeviceDefaults
+from medsaga.models.encoders import useful_image_sizes
+from medsaga.planning.defaults import DeviceDefaults
+from medsaga.planning.plan import USABLE, plan
+from medsaga.planning.predict import predict_memory
+from medsaga.planning.resolve import Completion, choose_model, useful_sizes
 
 MB = 10**6
 
 
-def choose(budget: int | str, *, suits: Any = "fp32", sizes: tuple[int, ...] = (128, 256), **given: Any) -> Any:
+def peak(settings: ResolvedSettings) -> int:
+    """The bytes of a run with three classes of colour images."""
+    prediction = predict_memory(settings, classes=3, in_channels=3)
+    return max(prediction.peak_bytes, prediction.inference_bytes)
+
+
+def choose(
+    budget: int | str,
+    *,
+    suits: Any = "fp32",
+    sizes: tuple[int, ...] = (128, 256),
+    peak: Callable[[ResolvedSettings], int] = peak,
+    **given: Any,
+) -> ResolvedSettings:
     """The settings that a budget leads to, in bytes or as text, on a device that a precision suits."""
     amount = f"{budget}B" if isinstance(budget, int) else budget
-    open_settings = Settings(**{"budget": amount, "augmentation": "none", **given})
-    chosen = plan(open_settings, sizes=sizes, classes=3, in_channels=3, defaults=DeviceDefaults(suits, 32))
+    asked = Settings(**{"budget": amount, "augmentation": "none", **given})
+    choice = choose_model(asked)
+    complete = Completion(choice, choice.settings, DeviceDefaults(suits, 32))
+    chosen = plan(choice.settings, complete, choice.method, peak=peak, sizes=sizes, precision=suits)
     if isinstance(budget, int):
-        assert _bytes(chosen.prediction) <= USABLE * budget
-    return chosen.settings
-
-
-def _bytes(prediction: MemoryPrediction) -> int:
-    return max(prediction.peak_bytes, prediction.inference_bytes)
+        assert peak(chosen) <= USABLE * budget
+    return chosen
 
 
 def just_enough_for(settings: ResolvedSettings, **changes: Any) -> int:
     """The smallest budget in bytes in which a variant of some settings fits."""
-    wanted = dataclasses.replace(settings, **changes)
-    return math.ceil(_bytes(predict_memory(wanted, classes=3, in_channels=3)) / USABLE)
+    return math.ceil(peak(dataclasses.replace(settings, **changes)) / USABLE)
 
 
 @pytest.fixture(scope="module")
@@ -146,34 +157,26 @@ def test_what_the_device_cannot_do_is_not_chosen(precision: str, leanest: str) -
 
 
 def test_useful_sizes_waste_nothing_of_a_window_and_do_not_enlarge_for_nothing() -> None:
-    assert useful_sizes(Settings(method="medsaga", model="vit_b")) == [224, 448, 672, 896, 1024]
-    assert useful_sizes(Settings(method="medsaga", model="tiny")) == [64, 128, 192]
-    assert useful_sizes(Settings(method="medsaga", model="vit_h"), 512) == [224, 448, 672]
-    assert useful_sizes(Settings(method="medsaga", model="vit_h"), 448) == [224, 448]
-    assert useful_sizes(Settings(method="medsaga", model="vit_h"), 5000) == [224, 448, 672, 896, 1024]
-    assert useful_sizes(Settings(method="medsaga", model="tiny"), 96) == [64, 128]
-    assert useful_sizes(Settings(method="medsaga", model="tiny"), 48) == [64]
-
-
-@pytest.fixture
-def predicted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[ResolvedSettings]]:
-    """What the planner has predicted, each once."""
-    asked: list[ResolvedSettings] = []
-
-    def note(settings: ResolvedSettings, **given: Any) -> MemoryPrediction:
-        if settings not in asked:
-            asked.append(settings)
-        return predict_memory(settings, **given)
-
-    monkeypatch.setattr(planning, "predict_memory", note)
-    yield asked
-    assert torch.get_default_device() == torch.device("cpu")
+    published = useful_image_sizes("vit_b")
+    assert published == useful_image_sizes("vit_h") == [224, 448, 672, 896, 1024]
+    assert useful_image_sizes("tiny") == [64, 128, 192]
+    assert useful_sizes(published, None) == useful_sizes(published, 5000) == published
+    assert useful_sizes(published, 512) == [224, 448, 672]
+    assert useful_sizes(published, 448) == [224, 448]
+    assert useful_sizes(published, 48) == [224]
 
 
 @pytest.mark.parametrize(("budget", "at_most"), [("100GB", 2), ("100MB", 8), ("50MB", 9), ("1KB", 5)])
-def test_few_predictions_lead_to_the_choice(predicted: list[ResolvedSettings], budget: str, at_most: int) -> None:
+def test_few_predictions_lead_to_the_choice(budget: str, at_most: int) -> None:
+    asked: set[ResolvedSettings] = set()
+
+    def noting(settings: ResolvedSettings) -> int:
+        asked.add(settings)
+        return peak(settings)
+
     try:
-        choose(budget)
+        choose(budget, peak=noting)
     except InputError:
         assert budget == "1KB"
-    assert len(predicted) <= at_most
+    assert len(asked) <= at_most
+    assert torch.get_default_device() == torch.device("cpu")

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 from real_steps import measure
+from resolved import resolved
 
-from medsaga.config import ResolvedSettings, RunConfig, Settings
+from medsaga.config import ResolvedSettings, RunConfig
 from medsaga.data.intensity import Intensity
 from medsaga.inference import Segmenter
 from medsaga.memory.tracker import CATEGORIES, TensorTracker
 from medsaga.models.sam import build_sam
 from medsaga.planning.predict import MemoryPrediction, predict_memory
 from medsaga.planning.shapes import OncePerShape
-from medsaga.presets import DeviceDefaults, fill_in
 
 CPU = torch.device("cpu")
 
@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 def settings(**given: Any) -> ResolvedSettings:
     """Settings of a run of the tiny model on small images; ``augmentation`` is drawn, so a test has none."""
     chosen = {"image_size": 64, "batch_size": 4, "rank": 16, "augmentation": "none", **given}
-    return fill_in(Settings(**chosen), image_size=64, defaults=DeviceDefaults("fp32", 32))
+    return resolved(**chosen)
 
 
 @pytest.mark.parametrize(
@@ -113,10 +113,12 @@ def test_inference_is_what_a_segmenter_takes(in_channels: int, micro_batch_size:
 
 
 def test_nothing_is_allocated() -> None:
-    of = fill_in(
-        Settings(model="vit_h", batch_size=8, micro_batch_size=8, checkpointing="none"),
+    of = resolved(
+        model="vit_h",
+        batch_size=8,
+        micro_batch_size=8,
+        checkpointing="none",
         image_size=1024,
-        defaults=DeviceDefaults("fp32", 32),
     )
     predict()  # so that torch's own modules are loaded
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

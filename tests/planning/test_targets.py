@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from resolved import resolved
 
 from medsaga.config import Settings
+from medsaga.planning.defaults import DeviceDefaults
 from medsaga.planning.predict import predict_memory
-from medsaga.presets import DeviceDefaults, fill_in
 
 MIB = 2**20
 
@@ -34,7 +35,7 @@ def test_a_training_step_stays_within_its_target(
         checkpointing="blocks",
         rank=64,
     )
-    settings = fill_in(given, image_size=1024, defaults=DeviceDefaults("bf16", 8))
+    settings = resolved(given, suits=DeviceDefaults("bf16", 8))
     predicted = predict_memory(settings, classes=9, in_channels=3)
     shares = ", ".join(f"{name} {size / MIB:.1f}" for name, size in predicted.breakdown.items())
     print(

@@ -19,7 +19,7 @@ from PIL import Image
 from rich.console import Console
 
 from medsaga import files, run_folder
-from medsaga.cli_suggest import Suggest
+from medsaga.cli.suggest import Suggest
 from medsaga.confidence import confidence
 from medsaga.config import Settings
 from medsaga.data.inputs import find_inputs
@@ -105,8 +105,10 @@ def test_an_export_of_dicom_says_nothing_of_the_patients(tmp_path: Path, capsys:
     for number in range(3):
         values = random.integers(-1000, 1000, (24, 32, 4))
         write_ct_series(tmp_path / "export" / f"study{number}", values, AFFINES["axial"], patient_name="Secret^Name")
+    Image.fromarray(np.zeros((9, 8), np.uint8)).save(tmp_path / "export" / "logo.png")
     run_verb(str(tmp_path / "export"), "--n", "3")
     printed = "".join(capsys.readouterr())
+    assert "left out" in printed
     assert all(f"study{number}" in printed for number in range(3))
     assert "3 unlabelled cases, 0 labelled; looked at with starter" in printed
     assert not [secret for secret in ("Secret", IDENTITY, BIRTH, "1.2.") if secret in printed]

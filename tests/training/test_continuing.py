@@ -7,12 +7,14 @@ import io
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from conftest import interrupt_in, write_toy_dataset
 from PIL import Image
+from resolved import resolved as resolved_settings
 from rich.console import Console
 
 import medsaga
@@ -23,7 +25,6 @@ from medsaga.errors import InputError, Interrupted
 from medsaga.inference import Segmenter
 from medsaga.models.base import SegmentationModel
 from medsaga.models.weights.loading import save_model
-from medsaga.presets import DeviceDefaults, fill_in
 from medsaga.training.continuing import inherited
 from medsaga.training.loop import train
 from medsaga.training.prepare import continued_run, new_run, resumed_run
@@ -88,6 +89,16 @@ def test_new_cases_join_the_training_cases_and_corrected_ones_replace_them(first
         assert (run.train.labels[row, :48] == truth).all()
 
 
+def test_it_knows_the_images_again_that_corrected_ones_replaced(first: Path, tmp_path: Path) -> None:
+    corrected, tested = cases_of(first / "run")["train"][0], cases_of(first / "run")["test"][0]
+    data = new_cases(tmp_path / "new", corrected)
+    continued_run(first / "run", data, tmp_path / "run", Settings(), SILENT)
+    known = files.read_json(tmp_path / "run" / run_folder.DIGESTS)
+    of_both = [files.sha256(root / "images" / f"{corrected}.png") for root in (first / "data", data)]
+    assert known[corrected] == sorted(of_both)
+    assert known[tested] == [files.sha256(first / "data" / "images" / f"{tested}.png")]
+
+
 def test_it_says_what_it_continues(first: Path, tmp_path: Path) -> None:
     data = new_cases(tmp_path / "new", "extra")
     continued_run(first / "run", data, tmp_path / "run", Settings(), SILENT)
@@ -124,9 +135,9 @@ def test_images_are_treated_as_before(first: Path, tmp_path: Path) -> None:
     assert after == dataclasses.replace(before, settings=changed, added=(str(data.resolve()),))
 
 
-def resolved(**given: object) -> ResolvedSettings:
+def resolved(**given: Any) -> ResolvedSettings:
     """Settings of a finished run."""
-    return fill_in(Settings(**given), defaults=DeviceDefaults("fp32", 32))  # type: ignore[arg-type]
+    return resolved_settings(**given)
 
 
 def test_what_follows_from_the_steps_follows_from_the_new_ones() -> None:
@@ -157,7 +168,7 @@ def test_recipe_and_budget_are_used_up() -> None:
         ({"axis": "coronal"}, "--axis"),
         ({"window": (0.0, 100.0)}, "--window"),
         ({"shots": 5}, "--shots"),
-        ({"weights": "random"}, "--weights"),
+        ({"random_weights": True}, "--random-weights"),
         ({"tile": 64}, "--tile"),
     ],
 )

@@ -17,21 +17,22 @@ import pytest
 import torch
 from conftest import interrupt_in
 from PIL import Image
+from resolved import resolved
 from torch import Tensor
 
 from medsaga import methods
 from medsaga.config import ResolvedSettings, Settings
 from medsaga.errors import InputError, Interrupted, OutOfMemoryError, RunError
 from medsaga.files import sha256
+from medsaga.inference import Segmenter
 from medsaga.models.encoders import ENCODERS
 from medsaga.models.encoders.sam_vit import SamVitSpec
 from medsaga.models.sam import build_sam
 from medsaga.models.weights.loading import save_model
-from medsaga.presets import DeviceDefaults, fill_in
 from medsaga.run_folder import read_metrics
-from medsaga.training import loop, loss, shrink, step
+from medsaga.training import loop, loss, out_of_memory, step, trainer
 from medsaga.training.loop import train
-from medsaga.training.shrink import next_smaller
+from medsaga.training.out_of_memory import next_smaller
 
 
 def _command(data: Path, out: Path, settings: Settings, *more: str) -> list[str]:
@@ -55,6 +56,7 @@ def test_writes_the_whole_run_folder(toy: Path, tmp_path: Path, quick: Settings)
         "config.toml",
         "split.json",
         "manifest.json",
+        "digests.json",
         "metrics.jsonl",
         "result.json",
         "model.safetensors",
@@ -153,19 +155,23 @@ def test_the_same_command_resumes_whatever_its_settings_were_resolved_to(
 def test_the_final_test_runs_on_the_device_of_the_run(
     toy: Path, tmp_path: Path, quick: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[str] = []
+    asked: list[torch.device] = []
 
-    def note_device(*_: Any, device: str, **__: Any) -> dict[str, Any]:
-        asked.append(device)
+    def note_device(*_: Any, segmenter: Segmenter, **__: Any) -> dict[str, Any]:
+        asked.append(segmenter.device)
         return {}
 
     monkeypatch.setattr(loop, "evaluate_run", note_device)
     train(toy, tmp_path / "run", dataclasses.replace(quick, steps=1))
-    assert asked == ["cpu"]
+    assert asked == [torch.device("cpu")]
 
 
-def test_resume_refuses_changed_data(toy: Path, tmp_path: Path, quick: Settings) -> None:
-    train(toy, tmp_path / "run", quick)
+def test_resume_refuses_changed_data(
+    toy: Path, tmp_path: Path, quick: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupt_in(monkeypatch, 3)
+    with pytest.raises(Interrupted):
+        train(toy, tmp_path / "run", quick)
     (toy / "images" / "img0.png").write_bytes((toy / "images" / "img1.png").read_bytes())
     with pytest.raises(InputError, match="that the run began with"):
         train(toy, tmp_path / "run", quick, resume=True)
@@ -235,10 +241,10 @@ def test_out_of_memory_names_the_next_smaller_setting(
         run_out()
         return 0.0
 
-    monkeypatch.setattr(shrink, "gather", exhausted)
+    monkeypatch.setattr(out_of_memory, "gather", exhausted)
     with pytest.raises(OutOfMemoryError, match="--state-bits 8"):
         train(toy, tmp_path / "run", quick)
-    open_settings = fill_in(Settings(state_bits=32), image_size=256, defaults=DeviceDefaults("fp32", 32))
+    open_settings = resolved(state_bits=32, image_size=256)
     assert "--state-bits 8" in next_smaller(open_settings)
     assert "--precision bf16" in next_smaller(dataclasses.replace(open_settings, state_bits=8))
     least = dataclasses.replace(open_settings, state_bits=8, precision="bf16")
@@ -249,13 +255,13 @@ def test_early_stop_keeps_the_best_weights(
     toy: Path, tmp_path: Path, quick: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scores = iter([0.3, 0.5, 0.4, 0.2, 0.9])
-    monkeypatch.setattr(loop, "monitor_dice", lambda *_, **__: next(scores))
+    monkeypatch.setattr(trainer, "monitor_dice", lambda *_, **__: next(scores))
     settings = dataclasses.replace(quick, steps=10, validation_cases=1, patience=2)
     train(toy, tmp_path / "run", settings)
     assert len(_steps(tmp_path / "run")) == 8
     best = dataclasses.replace(settings, steps=10, patience=None)
     scores = iter([0.3, 0.5, 0.4, 0.2, 0.1])
-    monkeypatch.setattr(loop, "monitor_dice", lambda *_, **__: next(scores))
+    monkeypatch.setattr(trainer, "monitor_dice", lambda *_, **__: next(scores))
     train(toy, tmp_path / "best", best)
     assert sha256(tmp_path / "run" / "model.safetensors") == sha256(tmp_path / "best" / "model.safetensors")
 

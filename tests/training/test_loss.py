@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from medsaga.config import LossResolution
+from medsaga.config import DiceForm, LossResolution
 from medsaga.memory.tracker import TensorTracker
 from medsaga.training import loss as of
 from medsaga.training.loss import dice_sums, hard_dice_sums, segmentation_loss
 
 RESOLUTIONS: tuple[LossResolution, ...] = ("image", "logits")
+FORMS: tuple[DiceForm, ...] = ("linear", "squared")
 ONE_ROW = 1
 """A band of so few elements is a single row of the labels."""
 
@@ -117,23 +119,64 @@ def test_a_class_that_is_nowhere_in_the_batch_has_no_dice() -> None:
     torch.testing.assert_close(dice, 0.8 * per_class[:3].mean())
 
 
+def _published(logits: Tensor, labels: Tensor, resolution: LossResolution, dice_weight: float) -> Tensor:
+    """The loss as the public code of SAMed and DAE-Former defines it.
+
+    ``DiceLoss`` in ``utils.py`` of hitachinsk/SAMed and of mindflow-institue/DAEFormer: each class by itself, the
+    background too; sums of squares below the line; 1e-5 above and below it; the mean of all classes, present or not.
+    """
+    fine, target = _matched(logits, labels, resolution)
+    probabilities = fine.softmax(1)
+    losses = []
+    for label in range(fine.shape[1]):
+        p, y = probabilities[:, label].flatten(), (target == label).float().flatten()
+        losses.append(1 - (2 * (p @ y) + 1e-5) / (p @ p + y @ y + 1e-5))
+    return (1 - dice_weight) * functional.cross_entropy(fine, target) + dice_weight * torch.stack(losses).mean()
+
+
+@pytest.mark.parametrize(
+    ("resolution", "factor", "dice_weight"), [("logits", 4, 0.8), ("image", 1, 0.6), ("image", 4, 0.8)]
+)
+@pytest.mark.parametrize("missing", [None, 0, 3])
+@pytest.mark.parametrize("band", [ONE_ROW, 2**20])
+def test_the_squared_form_is_that_of_the_publications_code(
+    monkeypatch: pytest.MonkeyPatch,
+    resolution: LossResolution,
+    factor: int,
+    dice_weight: float,
+    missing: int | None,
+    band: int,
+) -> None:
+    monkeypatch.setattr(of, "BAND_ELEMENTS", band)
+    logits, labels = _batch(factor=factor)
+    if missing is not None:
+        labels[labels == missing] = 1
+    expected = _published(logits, labels, resolution, dice_weight)
+    loss = segmentation_loss(logits, labels, dice_weight=dice_weight, resolution=resolution, dice_form="squared").sum()
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(torch.autograd.grad(loss, logits), torch.autograd.grad(expected, logits))
+
+
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("resolution", RESOLUTIONS)
 @pytest.mark.parametrize("band", [ONE_ROW, 2**20])
 @pytest.mark.parametrize("cuts", [[1, 2], [2, 1], [1, 1, 1]])
 def test_micro_batches_that_know_of_each_other_give_the_gradient_of_the_batch(
-    monkeypatch: pytest.MonkeyPatch, cuts: list[int], band: int, resolution: LossResolution
+    monkeypatch: pytest.MonkeyPatch, cuts: list[int], band: int, resolution: LossResolution, form: DiceForm
 ) -> None:
     monkeypatch.setattr(of, "BAND_ELEMENTS", band)
     logits, labels = _batch()
-    whole_loss = segmentation_loss(logits, labels, dice_weight=0.8, resolution=resolution).sum()
+    whole_loss = segmentation_loss(logits, labels, dice_weight=0.8, resolution=resolution, dice_form=form).sum()
     (whole,) = torch.autograd.grad(whole_loss, logits)
     parts = list(zip(logits.detach().split(cuts), labels.split(cuts), strict=True))
-    everything = dice_sums(logits.detach(), labels, resolution=resolution)
+    everything = dice_sums(logits.detach(), labels, resolution=resolution, dice_form=form)
     gradients = []
     for part, truth in parts:
         part.requires_grad_()
-        elsewhere = everything - dice_sums(part.detach(), truth, resolution=resolution)
-        cross_entropy, dice = segmentation_loss(part, truth, elsewhere, dice_weight=0.8, resolution=resolution)
+        elsewhere = everything - dice_sums(part.detach(), truth, resolution=resolution, dice_form=form)
+        cross_entropy, dice = segmentation_loss(
+            part, truth, elsewhere, dice_weight=0.8, resolution=resolution, dice_form=form
+        )
         gradients += torch.autograd.grad(len(part) / 3 * cross_entropy + dice, part)
     torch.testing.assert_close(torch.cat(gradients), whole)
 
@@ -169,7 +212,9 @@ def test_its_memory_does_not_grow_with_the_resolution() -> None:
         return tracker.peak_bytes
 
     whole = 9 * 1024 * 1024 * 4
-    assert peak(lambda *both: segmentation_loss(*both, dice_weight=0.8, resolution="image").sum()) < 0.4 * whole
+    for form in FORMS:
+        ours = partial(segmentation_loss, dice_weight=0.8, resolution="image", dice_form=form)
+        assert peak(lambda *both, ours=ours: ours(*both).sum()) < 0.4 * whole
     assert peak(lambda *both: _on_meta(*both)) > 3 * whole
 
 

@@ -46,7 +46,7 @@ def test_a_narrow_run_learns_resumes_and_predicts(
         steps=4,
         encoder_lr=1e-3,
         decoder_lr=2e-3,
-        weights="random",
+        random_weights=True,
     )
     whole, run = tmp_path / "whole", tmp_path / "run"
     result = train(toy, whole, settings)

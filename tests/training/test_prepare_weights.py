@@ -19,9 +19,9 @@ from medsaga.methods import METHODS
 from medsaga.models.sam import build_sam
 from medsaga.models.weights.loading import load_pretrained, save_model
 from medsaga.models.weights.registry import RANDOM, STARTER, weights_named
+from medsaga.planning.resolve import choose_model
 from medsaga.training.loop import train
 from medsaga.training.prepare import new_run, resumed_run
-from medsaga.training.settle import settled
 
 
 def start(toy: Path, out: Path, settings: Settings) -> tuple[dict[str, Any], dict[str, torch.Tensor], str]:
@@ -31,7 +31,7 @@ def start(toy: Path, out: Path, settings: Settings) -> tuple[dict[str, Any], dic
     return files.read_json(out / run_folder.MANIFEST)["model"], run.model.state_dict(), said.getvalue()
 
 
-@pytest.mark.parametrize("given", [{}, {"model": "tiny"}, {"model": STARTER}, {"weights": STARTER}])
+@pytest.mark.parametrize("given", [{}, {"model": "tiny"}, {"model": STARTER}])
 def test_tiny_starts_from_the_starter(given: dict[str, Any], toy: Path, tmp_path: Path, quick: Settings) -> None:
     about, state, said = start(toy, tmp_path / "run", dataclasses.replace(quick, **given))
     known = weights_named(STARTER)
@@ -46,8 +46,8 @@ def test_tiny_starts_from_the_starter(given: dict[str, Any], toy: Path, tmp_path
 
 
 def test_random_is_random(toy: Path, tmp_path: Path, quick: Settings) -> None:
-    about, state, said = start(toy, tmp_path / "run", dataclasses.replace(quick, weights=RANDOM))
-    assert about == {"architecture": "tiny", "weights": "random"}
+    about, state, said = start(toy, tmp_path / "run", dataclasses.replace(quick, random_weights=True))
+    assert about == {"architecture": "tiny", "weights": RANDOM}
     assert read_config(tmp_path / "run" / run_folder.CONFIG).settings.weights == RANDOM
     torch.manual_seed(quick.seed)
     expected = build_sam("tiny", classes=3, image_size=64, in_channels=1).state_dict()
@@ -58,40 +58,41 @@ def test_random_is_random(toy: Path, tmp_path: Path, quick: Settings) -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_only_sam_in_the_starters_size_has_it_as_its_default(method: str) -> None:
     own = METHODS[method].trains_sam
-    assert settled(Settings(method=method)).weights == (STARTER if own else None)
+    assert choose_model(Settings(method=method)).weights == (STARTER if own else None)
     if own:
         for model in ("vit_b", "vit_l", "vit_h"):
-            assert settled(Settings(method=method, model=model)).weights == RANDOM
+            assert choose_model(Settings(method=method, model=model)).weights == RANDOM
 
 
 def test_a_recipes_model_and_weights_count(tmp_path: Path) -> None:
-    assert settled(Settings(recipe="medsaga-paper")).weights == RANDOM
-    assert settled(Settings(recipe="medsaga-paper", model="tiny")).weights == STARTER
+    assert choose_model(Settings(recipe="medsaga-paper")).weights == RANDOM
+    assert choose_model(Settings(recipe="medsaga-paper", model="tiny")).weights == STARTER
     recipe = tmp_path / "mine.toml"
-    recipe.write_text('weights = "random"\n')
-    assert settled(Settings(recipe=str(recipe))).weights == RANDOM
+    recipe.write_text("random_weights = true\n")
+    assert choose_model(Settings(recipe=str(recipe))).weights == RANDOM
 
 
-def test_weights_alone_say_the_architecture(tmp_path: Path) -> None:
-    both = settled(Settings(weights="sam_vit_b_01ec64"))
-    assert (both.model, both.weights) == ("vit_b", "sam_vit_b_01ec64")
-    assert both == settled(Settings(model="sam_vit_b_01ec64"))
+def test_weights_say_the_architecture() -> None:
+    choice = choose_model(Settings(model="sam_vit_b_01ec64"))
+    assert (choice.model, choice.weights) == ("vit_b", "sam_vit_b_01ec64")
+    with pytest.raises(InputError, match="--random-weights: expected an architecture"):
+        choose_model(Settings(model="sam_vit_b_01ec64", random_weights=True))
 
 
 def test_weights_that_are_not_there_are_missed_before_the_data_are_read(
     tmp_path: Path, quick: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    settings = dataclasses.replace(quick, weights="sam_vit_b_01ec64")
+    settings = dataclasses.replace(quick, model="sam_vit_b_01ec64")
     with pytest.raises(InputError, match="medsaga weights fetch sam_vit_b_01ec64"):
         new_run(tmp_path / "no data either", tmp_path / "run", settings, Console(file=io.StringIO()))
 
 
-@pytest.mark.parametrize("weights", [None, RANDOM])
+@pytest.mark.parametrize("random_weights", [False, True])
 def test_an_interrupted_run_goes_on_from_the_same_weights(
-    weights: str | None, toy: Path, tmp_path: Path, quick: Settings, monkeypatch: pytest.MonkeyPatch
+    random_weights: bool, toy: Path, tmp_path: Path, quick: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = dataclasses.replace(quick, weights=weights, steps=3)
+    settings = dataclasses.replace(quick, random_weights=random_weights, steps=3)
     whole = train(toy, tmp_path / "whole", settings)
     with monkeypatch.context() as patch:
         interrupt_in(patch, 2)
@@ -106,26 +107,28 @@ def test_an_interrupted_run_goes_on_from_the_same_weights(
 def test_what_may_be_said_on_resuming(toy: Path, tmp_path: Path, quick: Settings) -> None:
     silent = Console(file=io.StringIO())
     new_run(toy, tmp_path / "run", quick, silent)
-    for weights in (None, STARTER):
-        resumed_run(toy, tmp_path / "run", dataclasses.replace(quick, weights=weights), silent)
-    with pytest.raises(InputError, match="--weights"):
-        resumed_run(toy, tmp_path / "run", dataclasses.replace(quick, weights=RANDOM), silent)
+    for model in (None, "tiny"):
+        resumed_run(toy, tmp_path / "run", dataclasses.replace(quick, model=model), silent)
+    with pytest.raises(InputError, match="--random-weights"):
+        resumed_run(toy, tmp_path / "run", dataclasses.replace(quick, random_weights=True), silent)
 
 
 def test_a_run_from_before_the_starter_keeps_its_random_weights(toy: Path, tmp_path: Path, quick: Settings) -> None:
     silent = Console(file=io.StringIO())
-    expected = new_run(toy, tmp_path / "run", dataclasses.replace(quick, weights=RANDOM), silent).model.state_dict()
+    settings = dataclasses.replace(quick, random_weights=True)
+    expected = new_run(toy, tmp_path / "run", settings, silent).model.state_dict()
     config = tmp_path / "run" / run_folder.CONFIG
-    config.write_text(config.read_text().replace('weights = "random"\n', ""))
+    older = config.read_text().replace('weights = "random"\n', "").replace("random_weights = true\n", "")
+    config.write_text(older)
     manifest = tmp_path / "run" / run_folder.MANIFEST
     document = files.read_json(manifest)
-    del document["requested"]["weights"]
+    del document["requested"]["random_weights"]
     files.write_json(manifest, document)
-    for weights in (None, RANDOM):
-        run = resumed_run(toy, tmp_path / "run", dataclasses.replace(quick, weights=weights), silent)
+    for named in (False, True):
+        run = resumed_run(toy, tmp_path / "run", dataclasses.replace(quick, random_weights=named), silent)
         assert all(torch.equal(tensor, expected[name]) for name, tensor in run.model.state_dict().items())
-    with pytest.raises(InputError, match=r"--weights: expected the run's own setting, random"):
-        resumed_run(toy, tmp_path / "run", dataclasses.replace(quick, weights=STARTER), silent)
+    with pytest.raises(InputError, match=r"--model: expected the run's own setting, tiny"):
+        resumed_run(toy, tmp_path / "run", dataclasses.replace(quick, model=STARTER), silent)
 
 
 def test_a_run_does_not_begin_anew_from_other_weights_than_its_first_ones(
@@ -134,7 +137,7 @@ def test_a_run_does_not_begin_anew_from_other_weights_than_its_first_ones(
     silent = Console(file=io.StringIO())
     torch.manual_seed(0)
     save_model(tmp_path / "own.safetensors", build_sam("tiny", classes=4, image_size=64))
-    settings = dataclasses.replace(quick, weights=str(tmp_path / "own.safetensors"))
+    settings = dataclasses.replace(quick, model=str(tmp_path / "own.safetensors"))
     new_run(toy, tmp_path / "run", settings, silent)
     resumed_run(toy, tmp_path / "run", settings, silent)
     save_model(tmp_path / "own.safetensors", build_sam("tiny", classes=4, image_size=64))

@@ -110,7 +110,7 @@ def test_an_overflow_skips_the_step_and_the_next_ones_train(
     monkeypatch.setattr(scaling, "INITIAL", 2.0**22)
     monkeypatch.setattr(loop, "predict_memory", lambda *_, **__: MemoryPrediction(0, {}, 0))
     monkeypatch.setattr(loop, "evaluate_run", lambda *_, **__: {})
-    settings = dataclasses.replace(quick, weights="random", precision="fp16", steps=12, evaluate_every=12)
+    settings = dataclasses.replace(quick, random_weights=True, precision="fp16", steps=12, evaluate_every=12)
     train(toy, tmp_path / "run", settings)
     state = torch.load(tmp_path / "run" / "state.pt", weights_only=True)
     counters, scale = state["counters"], state["counters"]["loss_scale"]

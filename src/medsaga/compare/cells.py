@@ -6,6 +6,7 @@ import dataclasses
 import io
 import shutil
 import time
+import traceback
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import torch
 from rich.console import Console
 
 from medsaga import files, run_folder
-from medsaga.config import ResolvedSettings, Settings, read_config
+from medsaga.config import ResolvedSettings, Settings, named, read_config
 from medsaga.data.items import read_mask
 from medsaga.data.types import Item
 from medsaga.errors import InputError, Interrupted, MedsagaError, OutOfMemoryError
@@ -27,7 +28,9 @@ from medsaga.inference import Segmenter
 from medsaga.memory.tracker import is_out_of_memory
 from medsaga.training.checked import CheckedData
 from medsaga.training.loop import train
-from medsaga.training.settle import requested
+
+CELLS = "cells"
+"""The folder, in that of a comparison, with a file for each cell."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,10 @@ class Cell:
         """Name of its files."""
         return f"{self.table}-{self.method}-{self.shots:03d}-shots-seed-{self.seed}"
 
+    def traceback(self, out: Path) -> Path:
+        """Where the traceback of an unexpected error is kept."""
+        return out / "cells" / f"{self.name}.traceback.txt"
+
 
 def finished(out: Path, cell: Cell, settings: Settings, fingerprint: str) -> dict[str, Any] | None:
     """Return what a cell came to, or None if it has not been run.
@@ -58,12 +65,12 @@ def finished(out: Path, cell: Cell, settings: Settings, fingerprint: str) -> dic
     Raises:
         InputError: it was run on other data, or with other settings.
     """
-    path = out / "cells" / f"{cell.name}.json"
+    path = out / CELLS / f"{cell.name}.json"
     if not path.exists():
         return None
     document = files.read_json(path)
     for what, expected, found in (
-        ("settings", requested(settings), document.get("requested")),
+        ("settings", named(settings), document.get("requested")),
         ("data", fingerprint, document.get("data_fingerprint")),
     ):
         if expected != found:
@@ -89,6 +96,9 @@ def run_cell(
 ) -> dict[str, Any]:
     """Train and test, and write the cell's file. A run that fails is a cell too; one that is interrupted is none.
 
+    An error that is neither the user's nor a lack of memory is a fault of the program: the cell's file calls it
+    ``unexpected``, and its traceback is kept beside it.
+
     Args:
         data: the dataset.
         out: folder of the comparison.
@@ -102,29 +112,34 @@ def run_cell(
     began = time.perf_counter()
     folder = out / "runs" / cell.name
     shutil.rmtree(folder, ignore_errors=True)
-    status, message, result = "done", None, None
+    cell.traceback(out).unlink(missing_ok=True)
+    status, message, result, unexpected = "done", None, None, False
     try:
         result = train(data, folder, settings, checked=checked, console=console)
         if examples:
-            _keep_examples(out / "cells" / f"{cell.name}.npz", folder, examples)
+            _keep_examples(out / CELLS / f"{cell.name}.npz", folder, examples)
     except Interrupted:
         raise
     except Exception as error:  # whatever it is, the other cells go on and this one says so
         short = isinstance(error, OutOfMemoryError) or is_out_of_memory(error)
         status = "out of memory" if short else "failed"
+        unexpected = not short and not isinstance(error, MedsagaError)
         message = str(error) if isinstance(error, MedsagaError) else f"{type(error).__name__}: {error}"
+        if unexpected:
+            files.write_text(cell.traceback(out), "".join(traceback.format_exception(error)))
     document = {
         "cell": dataclasses.asdict(cell),
         "status": status,
         "message": message,
-        "requested": requested(settings),
+        "unexpected": unexpected,
+        "requested": named(settings),
         "data_fingerprint": checked.fingerprint,
         "settings": _settings(folder),
         "machine": _machine(folder),
         "result": result,
         "seconds": time.perf_counter() - began,
     }
-    files.write_json(out / "cells" / f"{cell.name}.json", document)
+    files.write_json(out / CELLS / f"{cell.name}.json", document)
     if not keep_run:
         shutil.rmtree(folder, ignore_errors=True)
     return document
@@ -132,7 +147,7 @@ def run_cell(
 
 def read_examples(out: Path, cell: Cell) -> list[dict[str, npt.NDArray[Any]]]:
     """Return what a cell has kept of each example: ``image``, ``truth``, ``prediction`` and ``spacing``, in order."""
-    path = out / "cells" / f"{cell.name}.npz"
+    path = out / CELLS / f"{cell.name}.npz"
     try:
         with np.load(path, allow_pickle=False) as stored:
             names = ("image", "truth", "prediction", "spacing")

@@ -5,27 +5,31 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from medsaga.compare.cells import Cell, finished, read_examples, run_cell
+from medsaga import files
+from medsaga.compare.cells import CELLS, Cell, finished, read_examples, run_cell
 from medsaga.compare.page import Example, write_pages
 from medsaga.config import Settings, SharedSettings
+from medsaga.data.labels import listed
 from medsaga.data.splits import Split, pool_and_test
 from medsaga.data.types import Dataset, Item
 from medsaga.errors import InputError, Interrupted, RunError
 from medsaga.evaluation.summary import dice_text
 from medsaga.methods import METHODS, method_named
+from medsaga.planning.resolve import choose_model, find_weights
 from medsaga.training.checked import CheckedData, check_data, split_of
-from medsaga.training.settle import find_weights, settled
 
 EXAMPLES = 3
 DATA_SETTINGS = (
     "fold",
     "validation_cases",
+    "binary",
     "channels",
     "tile",
     "axis",
@@ -83,7 +87,8 @@ def compare(
     """
     methods, shots = list(dict.fromkeys(methods)), sorted(set(shots))
     _check(methods, shots, seeds)
-    checked = check_data(data, Settings(channels=shared.channels), console)
+    _check_out(out)
+    checked = check_data(data, Settings(channels=shared.channels, binary=shared.binary), console)
     dataset = checked.dataset
     test_cases = _test_cases(dataset, shared.fold, max(shots), test_cases)
     grid = {
@@ -139,12 +144,37 @@ def compare(
     return documents
 
 
+def check_expected(out: Path, documents: Sequence[dict[str, Any]]) -> None:
+    """Raise RunError if a run of a finished comparison has failed by a fault of the program.
+
+    Runs that were out of memory, or that their data or settings stopped, are rows like all others.
+    """
+    faulty = [Cell(**document["cell"]) for document in documents if document.get("unexpected")]
+    if faulty:
+        raise RunError(
+            f"{out}: {len(faulty)} of {len(documents)} runs failed unexpectedly: "
+            f"{listed([cell.name for cell in faulty], len(faulty))}. Where it happened is in {faulty[0].traceback(out)}"
+            f"{' and beside it' if len(faulty) > 1 else ''}. Run them again with --retry."
+        )
+
+
 def _check(methods: Sequence[str], shots: Sequence[int], seeds: int) -> None:
     for name in methods:
         method_named(name)
     for flag, numbers in (("--shots", list(shots)), ("--seeds", [seeds])):
         if not numbers or min(numbers) < 1:
             raise InputError(flag, expected="numbers of at least 1", found=str(numbers), do="Give larger numbers.")
+
+
+def _check_out(out: Path) -> None:
+    files.require_writable(out)
+    if out.is_dir() and any(out.iterdir()) and not (out / CELLS).is_dir():
+        raise InputError(
+            out,
+            expected="the folder of a comparison, or a new or empty one",
+            found="a folder with other files",
+            do="Choose another --out.",
+        )
 
 
 def _test_cases(dataset: Dataset, fold: int, most: int, wanted: int | None) -> int | None:
@@ -170,27 +200,25 @@ def _settings_of(cell: Cell, shared: SharedSettings, methods: Sequence[str], tes
     method = METHODS[cell.method]
     given = dataclasses.asdict(shared)
     if not method.trains_sam:
-        given |= {"model": None, "weights": None}
+        given |= {"model": None, "random_weights": False}
     if cell.table == "published":
-        kept = (*DATA_SETTINGS, "model", "weights", "steps")
+        kept = (*DATA_SETTINGS, "model", "random_weights", "steps")
         given = {name: value for name, value in given.items() if name in kept} | {"recipe": method.recipe}
     elif shared.image_size is None:
         sam = METHODS[methods[0]].trains_sam
-        first = settled(
-            Settings(method=methods[0], model=shared.model if sam else None, weights=shared.weights if sam else None)
-        )
-        assert first.model is not None
-        given["image_size"] = METHODS[methods[0]].image_sizes(first.model)[-1]
+        first = choose_model(Settings(method=methods[0], model=shared.model if sam else None))
+        given["image_size"] = first.method.image_sizes(first.model)[-1]
     settings = Settings(**given, method=cell.method, shots=cell.shots, seed=cell.seed, test_cases=test_cases)
-    find_weights(settled(settings))
+    find_weights(choose_model(settings))
     return settings
 
 
 def _examples(checked: CheckedData, split: Split) -> tuple[Item, ...]:
     """Choose items to show, before any result is known: those of the test cases that show most labels."""
+    labels_of_cases = checked.survey.labels_of_cases
 
     def rank(case: str) -> tuple[int, bytes]:
-        return -len(checked.labels_of_cases[case]), hashlib.sha256(case.encode()).digest()
+        return -len(labels_of_cases[case]), hashlib.sha256(os.fsencode(case)).digest()
 
     cases = sorted(split.test, key=rank)[:EXAMPLES]
     return tuple(next(item for item in checked.dataset.items if item.case == case) for case in cases)

@@ -14,7 +14,16 @@ CATEGORIES = ("weights", "gradients", "optimizer", "activations", "temporary")
 """What memory is counted as; the order in which it is shown."""
 ALREADY_SHOWN = ("method", "shots", "seed")
 """Settings that make up the comparison: each row names them."""
-EQUAL = ("image_size", "batch_size", "steps", "precision", "dice_weight", "loss_resolution", "augmentation")
+EQUAL = (
+    "image_size",
+    "batch_size",
+    "steps",
+    "precision",
+    "dice_weight",
+    "dice_form",
+    "loss_resolution",
+    "augmentation",
+)
 """Settings that a table of equal conditions promises to be equal, where the documents name them."""
 ABSENT = "-"
 

@@ -148,8 +148,9 @@ def _augment_one(
     place = torch.from_numpy(np.eye(2, 3, dtype=np.float32) if affine is None else affine).to(image.device)
     points = F.affine_grid(place[None], [1, 1, *size], align_corners=False)
     if knots is not None:
-        bend = torch.from_numpy(knots).to(image.device)
-        points = points + F.interpolate(bend[None], size, mode="bicubic", align_corners=True).movedim(1, -1)
+        # On the CPU, because not every MPS has bicubic interpolation.
+        bend = F.interpolate(torch.from_numpy(knots)[None], size, mode="bicubic", align_corners=True)
+        points = points + bend.to(image.device).movedim(1, -1)
     picture = F.grid_sample(picture[None], points, mode="bilinear", padding_mode="zeros", align_corners=False)[0]
     classes = F.grid_sample(
         labels[None, None].float(), points, mode="nearest", padding_mode="zeros", align_corners=False

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from medsaga.data.formats import SUFFIXES
+from medsaga.data.names import normal
 from medsaga.errors import InputError
 
 _MOST_BYTES = 2**26
 
 
 def read_description(path: Path) -> dict[str, Any]:
-    """Return the content of a ``dataset.json``.
+    """Return the content of a ``dataset.json``, all of its texts in the form of `medsaga.data.names.normal`.
 
     Raises:
         InputError: there is no such file, or it is no JSON object, or a key appears twice in one object.
@@ -92,7 +93,7 @@ def read_cases(path: Path, names: Collection[str]) -> tuple[dict[str, str], list
                 found=repr(",".join(columns))[:80] if columns else "no header",
                 do="Write one line per image: its file name without suffix, a comma, its case.",
             )
-        lines = [(rows.line_num, (row["name"] or "").strip(), (row["case"] or "").strip()) for row in rows]
+        lines = [(rows.line_num, normal(row["name"] or ""), normal(row["case"] or "")) for row in rows]
     except csv.Error as error:
         do = "Save it as CSV again."
         raise InputError(path, expected="comma-separated values", found=str(error), do=do) from error
@@ -138,8 +139,15 @@ def _text(path: Path) -> str:
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    document = dict(pairs)
+    keys = [normal(key) for key, _ in pairs]
+    document = dict(zip(keys, (_normal(value) for _, value in pairs), strict=True))
     if len(document) < len(pairs):
-        keys = [key for key, _ in pairs]
         raise ValueError(f"a key twice: {next(key for key in keys if keys.count(key) > 1)!r}")
     return document
+
+
+def _normal(value: Any) -> Any:
+    """Return a value of a JSON document with its texts in normal form; objects in it have been through this already."""
+    if isinstance(value, str):
+        return normal(value)
+    return [_normal(each) for each in value] if isinstance(value, list) else value

@@ -3,79 +3,298 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from medsaga.data.dicom.reading import is_dicom
 from medsaga.data.dicom.series import Series, choose_series, find_series
 from medsaga.data.formats import is_image, stem
-from medsaga.data.layouts.nnunet import grouped_inputs
-from medsaga.data.layouts.shared import image_files, joint_header
-from medsaga.data.sources import place_of
+from medsaga.data.labels import listed
+from medsaga.data.layouts import layout_of
+from medsaga.data.layouts.nnunet import channel_groups, complete
+from medsaga.data.layouts.shared import collecting, image_files, joint_header, subfolders, visible_entries
+from medsaga.data.names import normal
+from medsaga.data.sources import place_of, read_header
+from medsaga.data.strays import MOST_STRAYS, are_stray, is_picture, pictures_among_volumes
 from medsaga.data.types import Item, Source
 from medsaga.errors import InputError
 
+_MOST_CHANNELS = 8
+"""More files of a name and a number than this are frames sooner than channels."""
 
-def find_inputs(path: Path, *, channels: Sequence[str] | None = None, series: str | None = None) -> list[Item]:
+
+def find_inputs(
+    path: Path,
+    *,
+    channels: Sequence[str] | None = None,
+    series: str | None = None,
+    problems: list[InputError] | None = None,
+    warn: Callable[[str], None] | None = None,
+) -> list[Item]:
     """Return the images to predict on, without masks and sorted by name.
 
     Files that are all named ``CASE_0000``, ``CASE_0001`` and so on, as many for each case, are the channels of
-    their cases, as in nnU-Net. In a folder without files of the other formats DICOM is looked for, in subfolders too:
-    the series of one examination are one image, of which a model with several channels takes those whose descriptions
-    name its channels; each examination is an image of its own.
+    their cases, as in nnU-Net. DICOM is looked for in a folder and its subfolders: the series of one examination are
+    one image, of which a model with several channels takes those whose descriptions name its channels; each
+    examination is an image of its own.
+
+    Where a folder holds DICOM and images of other formats, a few stray files of one kind are left out, such as the
+    logo on a hospital's CD. Where neither kind is stray, the user has to choose; naming a series chooses DICOM.
 
     Args:
         path: a file or a folder; subfolders are entered for DICOM alone.
         channels: names of the channels that the model takes; files are grouped only into images of so many.
         series: which DICOM series of each examination is meant; see `medsaga.data.dicom.series.choose_series`.
+        problems: where given, what is wrong with a single image of a folder goes on this list and the others are
+            returned: there may be none.
+        warn: called with a sentence about what is left out.
 
     Raises:
-        InputError: there is no image, a header cannot be read, two images would share a name, or an examination has
-            several series and none is chosen.
+        InputError: there is no image, a header cannot be read (without ``problems``), two images would share a name, a
+            channel of a case is missing, an examination has several series and none is chosen, or it is open which
+            images are meant.
     """
     if path.is_file() and (path.suffix.lower() == ".dcm" or (not is_image(path) and is_dicom(path))):
         return [_input(_without_suffix(path), _chosen(find_series(path), None, None))]
     if not path.is_dir():
         return [_input(stem(path), (path,))]
-    if not any(each.is_file() and is_image(each) for each in path.iterdir()):
-        examinations = _examinations(path)
-        if examinations:
-            return _distinct([_input(name, _chosen(found, channels, series)) for name, found in examinations])
-    paths = image_files(path)
-    groups = grouped_inputs(paths)
-    if groups is not None:
-        items = [_input(name, files) for name, files in sorted(groups.items())]
-        if channels is None or all(item.header.channels == len(channels) for item in items):
-            return items
-    return _distinct([_input(stem(file), (file,)) for file in paths])
+    before = len(problems or ())
+    found, strays = _dicom_or_others(path, problems, wants_dicom=series is not None)
+    is_damaged = len(problems or ()) > before
+    if found or (is_damaged and not any(map(is_image, visible_entries(path)))):
+        examinations = [(name, _chosen(each, channels, series)) for name, each in _examinations(path, found)]
+        items = _inputs(examinations, problems)
+    else:
+        paths = image_files(path)
+        strays += pictures_among_volumes(paths)
+        items = _of_files([each for each in paths if each not in strays], channels, problems)
+    if strays and warn is not None:
+        warn(f"left out, because the images in {path} are of another kind: {listed(strays)}")
+    return _distinct(items)
 
 
-def _examinations(root: Path) -> list[tuple[str, list[Series]]]:
+def find_all_inputs(
+    paths: Sequence[Path],
+    *,
+    channels: Sequence[str] | None = None,
+    series: str | None = None,
+    problems: list[InputError] | None = None,
+    warn: Callable[[str], None] | None = None,
+) -> list[Item]:
+    """Return the images to predict on in several files and folders, as a shell makes them of ``*.png``.
+
+    Files are what they would be in a folder of just these: the channels of a case, or the slices of a DICOM series,
+    are one image.
+
+    Args:
+        paths: one or more files or folders, in any order.
+        channels: see `find_inputs`.
+        series: see `find_inputs`.
+        problems: see `find_inputs`.
+        warn: see `find_inputs`.
+
+    Raises:
+        InputError: as `find_inputs`, and where a file or folder does not exist.
+    """
+    if len(paths) == 1:
+        return find_inputs(paths[0], channels=channels, series=series, problems=problems, warn=warn)
+    for path in paths:
+        if not path.exists():
+            raise InputError(
+                path, expected="an image or a folder", found="no such file or folder", do="Check its name."
+            )
+    files = sorted({path for path in paths if path.is_file()})
+    dicom = {path for path in files if path.suffix.lower() == ".dcm" or (not is_image(path) and is_dicom(path))}
+    images = [path for path in files if path not in dicom]
+    items = _of_files(images, channels, problems) if images else []
+    items += _inputs([(name, _chosen(found, channels, series)) for name, found in _studies(dicom)], problems)
+    for folder in sorted({path for path in paths if path.is_dir()}):
+        items += find_inputs(folder, channels=channels, series=series, problems=problems, warn=warn)
+    return _distinct(items)
+
+
+def images_folder(path: Path) -> Path:
+    """Return the folder of the images of a dataset, where ``path`` is one; else ``path`` itself.
+
+    Raises:
+        InputError: the dataset has several such folders.
+    """
+    if not path.is_dir() or any(each.is_file() and is_image(each) for each in path.iterdir()):
+        return path
+    if not layout_of(path):
+        return path
+    folders = [path / name for name in ("images", "imagesTr", "imagesTs") if (path / name).is_dir()]
+    if len(folders) > 1:
+        raise InputError(
+            path,
+            expected="a folder of images",
+            found=f"a dataset with {' and '.join(folder.name for folder in folders)}",
+            do=f"Name one of them, such as {folders[-1]}.",
+        )
+    return folders[0] if folders else path
+
+
+def _dicom_or_others(
+    root: Path, problems: list[InputError] | None, *, wants_dicom: bool
+) -> tuple[list[Series], list[Path]]:
+    """Return the DICOM series of a folder, none where images of other formats are meant, and the files left out."""
+    entries = visible_entries(root)
+    others = sorted(each for each in entries if each.is_file() and is_image(each))
+    # Nothing else is opened: a folder of ten thousand pictures is listed once.
+    found = find_series(root, problems) if len(others) < len(entries) else []
+    if not found or not others or wants_dicom:
+        if not found and others:
+            _require_no_volumes_below(root, others)
+        return found, others if found else []
+    dicom = sum(each.images for each in found)
+    if all(map(is_picture, others)):
+        if are_stray(len(others), dicom):
+            return found, others
+        are_meant = are_stray(dicom, len(others))
+    else:
+        # A volume in a file is no logo, and a series counts as much as a volume.
+        are_meant = are_stray(len(found), len(others))
+    if are_meant:
+        return [], [file for each in found for file in each.files]
+    where = _shared_folder(found)
+    inside = f"in {where.relative_to(root)}" if where != root else "of the same folder"
+    raise InputError(
+        root,
+        expected="images of one kind",
+        found=f"{listed((each.name for each in others), 4)}, and {dicom} DICOM images {inside}",
+        do="Name the file or the folder that is meant, move one kind away, or choose a DICOM series with --series.",
+    )
+
+
+def _require_no_volumes_below(root: Path, others: Sequence[Path]) -> None:
+    """Raise InputError where a picture or two lie beside folders with more volumes, which would not be entered."""
+    if len(others) > MOST_STRAYS or not all(map(is_picture, others)):
+        return
+    folders = [folder for folder in subfolders(root) if any(map(_is_volume, visible_entries(folder)))]
+    volumes = sum(_is_volume(file) for folder in folders for file in visible_entries(folder))
+    if volumes > len(others):
+        raise InputError(
+            root,
+            expected="images of one kind",
+            found=f"{listed((each.name for each in others), 4)}, and {volumes} volumes in the folders "
+            f"{listed((each.name for each in folders), 4)}",
+            do="Name the file or the folder that is meant.",
+        )
+
+
+def _is_volume(file: Path) -> bool:
+    return is_image(file) and not is_picture(file)
+
+
+def _of_files(paths: Sequence[Path], channels: Sequence[str] | None, problems: list[InputError] | None) -> list[Item]:
+    """Return the images in some files, each of them an image or, named like that, a channel of one."""
+    grouped = _grouped(paths, channels, problems)
+    return _inputs([(stem(file), (file,)) for file in paths], problems) if grouped is None else grouped
+
+
+def _grouped(
+    paths: Sequence[Path], channels: Sequence[str] | None, problems: list[InputError] | None
+) -> list[Item] | None:
+    """Return ``CASE_0000`` files as images of several channels; None where they are images of their own.
+
+    Raises:
+        InputError: they can only be channels, and one is missing, or a file is named in another way.
+    """
+    groups, misnamed = channel_groups(paths)
+    if not groups:
+        return None
+    count = len(channels) if channels is not None else _usual_count(groups)
+    if not misnamed and len({len(files) for files in groups.values()}) == 1:
+        ordered = {name: [files[channel] for channel in sorted(files)] for name, files in groups.items()}
+        if all(sorted(files) == list(range(len(files))) for files in groups.values()):
+            wrong: list[InputError] | None = None if problems is None else []
+            items = _inputs([(name, tuple(files)) for name, files in sorted(ordered.items())], wrong)
+            if channels is None or all(item.header.channels == count for item in items):
+                if problems is not None:
+                    problems += wrong or []
+                return items
+    highest = max(max(files) for files in groups.values())
+    # Images of one channel in each file are of no use to a model that takes several.
+    if count > 1 and highest < count:
+        for problem in misnamed:
+            if read_header(Path(problem.where)).channels != count:
+                raise problem
+        for name, files in sorted(groups.items()):
+            complete(name, files, groups, channels)
+    return None
+
+
+def _usual_count(groups: Mapping[str, Mapping[int, Path]]) -> int:
+    """Return how many channels most cases have; 1 where it cannot be told from frames of a video."""
+    usual, times = Counter(tuple(sorted(files)) for files in groups.values()).most_common(1)[0]
+    is_telling = 2 * times > len(groups) > 1 and usual == tuple(range(len(usual))) and len(usual) <= _MOST_CHANNELS
+    return len(usual) if is_telling else 1
+
+
+def _inputs(named: Sequence[tuple[str, tuple[Source, ...]]], problems: list[InputError] | None) -> list[Item]:
+    """Return the images of names; where one cannot be read, that goes on the list, if there is one."""
+    if problems is None:
+        return [_input(name, sources) for name, sources in named]
+    items = []
+    for name, sources in named:
+        with collecting(problems):
+            items.append(_input(name, sources))
+    return items
+
+
+def _studies(files: set[Path]) -> list[tuple[str, list[Series]]]:
+    """Return the DICOM series that are made of some files, by examination, each with a name.
+
+    Raises:
+        InputError: they are only a part of a series.
+    """
+    by_study: dict[str, list[Series]] = {}
+    for folder in sorted({path.parent for path in files}):
+        for each in find_series(folder):
+            given = files & set(each.files)
+            if given and len(given) < len(each.files):
+                raise InputError(
+                    folder,
+                    expected="all files of a DICOM series",
+                    found=f"{len(given)} of {len(each.files)}",
+                    do="Name the folder instead of its files.",
+                )
+            if given:
+                by_study.setdefault(each.study, []).append(each)
+    if len(by_study) == 1:
+        return [(found[0].root.resolve().name, found) for found in by_study.values()]
+    return [(_name(found[0].root, found), found) for found in by_study.values()]
+
+
+def _examinations(root: Path, found: Sequence[Series]) -> list[tuple[str, list[Series]]]:
     """Return the DICOM series below a folder by examination, each with a name made of folders or files."""
     by_study: dict[str, list[Series]] = {}
-    for each in find_series(root):
+    for each in found:
         by_study.setdefault(each.study, []).append(each)
     if len(by_study) == 1:
-        return [(root.resolve().name, found) for found in by_study.values()]
-    return [(_name(root, found), found) for found in by_study.values()]
+        return [(normal(root.resolve().name), series) for series in by_study.values()]
+    return [(_name(root, series), series) for series in by_study.values()]
 
 
 def _name(root: Path, found: Sequence[Series]) -> str:
     """Return the folders from ``root`` to all files of an examination, joined; the file's name for a single file."""
     files = [file.relative_to(root) for each in found for file in each.files]
     if len(files) == 1:
-        return "_".join((*files[0].parent.parts, _without_suffix(files[0])))
-    shared: list[str] = []
-    for parts in zip(*(file.parent.parts for file in files), strict=False):
-        if len(set(parts)) > 1:
-            break
-        shared.append(parts[0])
-    return "_".join(shared) or root.resolve().name
+        return normal("_".join((*files[0].parent.parts, _without_suffix(files[0]))))
+    return normal("_".join(_shared_folder(found).relative_to(root).parts) or root.resolve().name)
+
+
+def _shared_folder(found: Sequence[Series]) -> Path:
+    """Return the deepest folder that all files of some series lie below."""
+    folders = {file.parent for each in found for file in each.files}
+    return Path(os.path.commonpath(folders))
 
 
 def _without_suffix(path: Path) -> str:
     # Names in DICOM often are UIDs: only what is a suffix goes.
-    return path.stem if path.suffix.lower() == ".dcm" else stem(path) if is_image(path) else path.name
+    return normal(path.stem if path.suffix.lower() == ".dcm" else stem(path) if is_image(path) else path.name)
 
 
 def _chosen(found: list[Series], channels: Sequence[str] | None, wanted: str | None) -> tuple[Source, ...]:

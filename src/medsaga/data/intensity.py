@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from medsaga.data.items import read_item, read_mask
 from medsaga.data.sources import place_of
-from medsaga.data.types import Array, Dataset, Item
+from medsaga.data.types import Array, Dataset, Item, outer_pieces
 from medsaga.errors import InputError
+
+if TYPE_CHECKING:
+    # What reads the settings of a run needs no decoders.
+    from medsaga.data.survey import ItemSurvey
 
 REQUESTS = ("auto", "identity", "window", "percentile")
 """What ``--intensity`` accepts."""
@@ -27,10 +30,7 @@ REQUESTS = ("auto", "identity", "window", "percentile")
 _PERCENTILES = (0.5, 99.5)
 _NARROWEST_CT_WINDOW = 400
 """HU. Narrower than the usual soft-tissue window, the noise of a scan would fill the range."""
-_AIR_BELOW = -500
-"""HU. A volume with a minimum this low, in whole numbers, holds air; no other modality looks like that."""
 _SAMPLE = 1_000_000
-_BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -69,24 +69,24 @@ class Intensity:
 
 
 def choose_intensity(
-    dataset: Dataset, items: Sequence[Item], requested: str, window: tuple[float, float] | None
+    dataset: Dataset, found: Sequence[ItemSurvey], requested: str, window: tuple[float, float] | None
 ) -> tuple[Intensity, ...]:
     """Settle the mapping of every channel on the training items.
 
     Args:
-        dataset: gives the channels' names and the labels.
-        items: the training items; decoded one at a time, and only where their values decide.
-        requested: one of `REQUESTS`. ``auto`` keeps uint8 images as they are, gives CT a window, and everything else
-            percentiles of each image. CT is a channel of that name, or whole numbers that reach -500 in every item;
-            its window is the 0.5 to 99.5 percentile of the labelled voxels, at least 400 HU wide. Where the dataset
-            fixes the range of its values, that is the window, for ``auto`` and for ``window``.
+        dataset: gives the channels' names, and all items, which must be mappable, too.
+        found: what was found in the training items.
+        requested: one of `REQUESTS`. ``auto`` keeps uint8 images as they are if all of the dataset are, gives CT a
+            window, and everything else percentiles of each image. CT is a channel of that name, or whole numbers that
+            reach -500 in every item; its window is the 0.5 to 99.5 percentile of the labelled voxels, at least 400 HU
+            wide. Where the dataset fixes the range of its values, that is the window, for ``auto`` and for ``window``.
         window: lower and upper end in the file's units, for all channels; None to find it.
 
     Raises:
         InputError: unknown or contradictory requests, ``identity`` for images that are not uint8, or a window that
-            cannot be found because the channel is no CT or nothing is labelled.
+            cannot be found because the channel is no CT or nothing is labelled, or that does not suit an 8-bit image.
     """
-    assert items, "no items to settle the intensities on"
+    assert found, "no items to settle the intensities on"
     if requested not in REQUESTS:
         choices = ", ".join(REQUESTS)
         raise InputError("--intensity", expected=f"one of {choices}", found=repr(requested), do="Choose one of them.")
@@ -102,14 +102,37 @@ def choose_intensity(
         return (Intensity("window", *window),) * channels
     if dataset.value_range is not None and requested in ("auto", "window"):
         return (Intensity("window", *dataset.value_range),) * channels
-    other = next((item for item in items if item.header.dtype != np.uint8), None)
-    if requested == "identity" and other is not None:
-        raise _not_uint8(place_of(other.images[0]).name, other.header.dtype)
-    if requested == "identity" or (requested == "auto" and other is None):
-        return (Intensity("identity", 0.0, 255.0),) * channels
+    chosen = (Intensity("identity", 0.0, 255.0),) * channels
+    if requested == "identity":
+        require_mappable(chosen, dataset.items)
+        return chosen
+    deep = any(item.header.dtype != np.uint8 for item in dataset.items)
+    if requested == "auto" and not deep:
+        return chosen
     if requested == "percentile":
         return (Intensity("percentile"),) * channels
-    return _windows_of_ct(dataset, items, requested)
+    chosen = _windows_of_ct(dataset, found, requested)
+    grey = next((item for item in dataset.items if item.header.dtype == np.uint8), None)
+    if requested == "auto" and deep and grey is not None and any(each.kind == "window" for each in chosen):
+        raise InputError(
+            place_of(grey.images[0]),
+            expected="HU, as the training images hold, for which a window was found",
+            found="an image of 8 bits",
+            do="Export it as the others, or train with --intensity percentile.",
+        )
+    return chosen
+
+
+def is_named_ct(channel: str) -> bool:
+    """Whether the name of a channel says that it is CT."""
+    return re.search(r"(?<![a-z])ct(?![a-z])", channel.lower()) is not None
+
+
+def require_mappable(intensities: Sequence[Intensity], items: Sequence[Item]) -> None:
+    """Raise an InputError that names the first of some images which the mapping cannot take, by their headers."""
+    if any(each.kind == "identity" for each in intensities):
+        for item in items:
+            require_uint8(item.header.dtype, place_of(item.images[0]))
 
 
 def apply(intensity: Intensity, channel: Array, where: str | Path = "image") -> npt.NDArray[np.uint8]:
@@ -129,14 +152,14 @@ def apply(intensity: Intensity, channel: Array, where: str | Path = "image") -> 
     if intensity.kind == "identity":
         require_uint8(channel.dtype, where)
         return channel.astype(np.uint8, copy=False)
-    for piece in _blocks(channel):
+    for piece in outer_pieces(channel):
         require_finite(channel[piece], where)
     if intensity.kind == "window":
         low, high = intensity.low, intensity.high
     else:
         low, high = _percentiles(channel, intensity)
     result = np.empty_like(channel, dtype=np.uint8)
-    for piece in _blocks(channel):
+    for piece in outer_pieces(channel):
         result[piece] = rescaled(channel[piece], low, high)
     return result
 
@@ -203,19 +226,12 @@ def require_uint8(dtype: np.dtype, where: str | Path) -> None:
         raise _not_uint8(where, dtype)
 
 
-def _windows_of_ct(dataset: Dataset, items: Sequence[Item], requested: str) -> tuple[Intensity, ...]:
+def _windows_of_ct(dataset: Dataset, found: Sequence[ItemSurvey], requested: str) -> tuple[Intensity, ...]:
     """Windows for the channels that are CT, percentiles for the others (an error if windows were requested)."""
-    named = [re.search(r"(?<![a-z])ct(?![a-z])", name.lower()) is not None for name in dataset.channels]
-    is_ct = [True] * len(named)
-    foreground: list[list[Array]] = [[] for _ in named]
-    for item in items:
-        if not any(is_ct):
-            break
-        labelled = read_mask(item) > 0
-        for n, channel in enumerate(read_item(item)):
-            is_ct[n] = is_ct[n] and (named[n] or _looks_like_ct(channel))
-            if is_ct[n]:
-                foreground[n].append(_some(channel[labelled]))
+    is_ct = [
+        is_named_ct(name) or all(each.channels[n].looks_like_ct for each in found)
+        for n, name in enumerate(dataset.channels)
+    ]
     if requested == "window" and not all(is_ct):
         raise InputError(
             "--intensity window",
@@ -224,15 +240,9 @@ def _windows_of_ct(dataset: Dataset, items: Sequence[Item], requested: str) -> t
             do="Give the window with --window LOW HIGH, or use --intensity percentile.",
         )
     return tuple(
-        _ct_window(np.concatenate(values)) if ct else Intensity("percentile")
-        for ct, values in zip(is_ct, foreground, strict=True)
+        _ct_window(np.concatenate([each.channels[n].foreground for each in found])) if ct else Intensity("percentile")
+        for n, ct in enumerate(is_ct)
     )
-
-
-def _looks_like_ct(channel: Array) -> bool:
-    if channel.min() > _AIR_BELOW:
-        return False
-    return channel.dtype.kind != "f" or all((channel[p] == np.rint(channel[p])).all() for p in _blocks(channel))
 
 
 def _ct_window(foreground: Array) -> Intensity:
@@ -246,22 +256,6 @@ def _ct_window(foreground: Array) -> Intensity:
     low, high = (float(end) for end in np.percentile(foreground.astype(np.float64), _PERCENTILES))
     centre, half = round((low + high) / 2), math.ceil(max(high - low, _NARROWEST_CT_WINDOW) / 2)
     return Intensity("window", float(centre - half), float(centre + half))
-
-
-def _some(values: Array) -> Array:
-    """At most 100,000 of the values, so that all training items together stay small and none outweighs the rest."""
-    limit = _SAMPLE // 10
-    if values.size <= limit:
-        return values
-    return np.random.default_rng(0).choice(values, limit, replace=False)
-
-
-def _blocks(array: Array) -> Iterator[tuple[slice, ...]]:
-    """Indices of pieces of about a million values, cut along the axis that is outermost in memory."""
-    axis = int(np.argmax(np.abs(array.strides)))
-    step = max(1, _BLOCK * array.shape[axis] // max(1, array.size))
-    for start in range(0, array.shape[axis], step):
-        yield (*[slice(None)] * axis, slice(start, start + step))
 
 
 def _not_uint8(where: str | Path, dtype: np.dtype) -> InputError:

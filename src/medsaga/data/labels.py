@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from medsaga.data.types import Labels
+from medsaga.data.types import Labels, outer_pieces
 from medsaga.errors import InputError
 
 MOST_LABELS = 255
@@ -17,17 +18,21 @@ MOST_INFERRED_LABELS = 64
 """Beyond this, masks without a ``dataset.json`` are grey images or have smoothed edges more often than labels."""
 HIGHEST_VALUE = 65535
 """The highest value that a 16-bit PNG holds."""
-_CHUNK = 2**20
 _FORM = 'an object such as {"background": 0, "liver": 1}'
 
 
 def values_in(labels: Labels) -> frozenset[int]:
     """Return the distinct values of a label map, in little memory however large it is."""
-    flat = labels.ravel(order="K")
-    values: set[int] = set()
-    for start in range(0, flat.size, _CHUNK):
-        values.update(np.unique(flat[start : start + _CHUNK]).tolist())
-    return frozenset(values)
+    return frozenset(counts_of(labels))
+
+
+def counts_of(labels: Labels) -> dict[int, int]:
+    """Return the values of a label map, ascending, with how often each occurs, in little memory however large it is."""
+    counted: Counter[int] = Counter()
+    for piece in outer_pieces(labels):
+        values, counts = np.unique(labels[piece], return_counts=True)
+        counted.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
+    return dict(sorted(counted.items()))
 
 
 def parse_labels(where: Path, document: Mapping[str, Any]) -> dict[str, int]:
@@ -50,23 +55,9 @@ def parse_labels(where: Path, document: Mapping[str, Any]) -> dict[str, int]:
     return labels
 
 
-def inferred_labels(where: Path, values: Iterable[int]) -> dict[str, int]:
-    """Return ``background`` and ``label_V`` for each other value V that was found in the masks under ``where``.
-
-    Raises:
-        InputError: a value is out of range, or there are too many to be labels.
-    """
-    labels = {"background": 0, **{f"label_{value}": value for value in sorted(values) if value != 0}}
-    if len(labels) > MOST_INFERRED_LABELS:
-        raise InputError(
-            where,
-            expected=f"masks with at most {MOST_INFERRED_LABELS} different values, or a dataset.json that names them",
-            found=f"{len(labels)} values",
-            do="Save masks without smoothing or compression; if every value is meant, name it in dataset.json.",
-        )
-    for name, value in labels.items():
-        _check_label(where, name, value)
-    return labels
+def inferred_labels(values: Iterable[int]) -> dict[str, int]:
+    """Return ``background`` and ``label_V`` for each other value V; `medsaga.data.plausibility` says if they can be."""
+    return {"background": 0, **{f"label_{value}": value for value in sorted(values) if value != 0}}
 
 
 def unknown_labels(where: Path, found: frozenset[int], labels: Mapping[str, int]) -> InputError | None:
@@ -76,9 +67,14 @@ def unknown_labels(where: Path, found: frozenset[int], labels: Mapping[str, int]
         return None
     named = ", ".join(f"{value} ({name})" for name, value in list(labels.items())[:12])
     do = "Correct the mask, or add the value to the labels in dataset.json."
+    if len(labels) == 2:
+        do = f"{do} If any value but 0 means {list(labels)[1]}, use --binary."
     if found == {0, 255} and len(labels) == 2:
         name = list(labels)[1]
-        do = f'Divide the masks by 255, or write "{name}": 255 in dataset.json if all masks are like this.'
+        do = (
+            f'Divide the masks by 255, or write "{name}": 255 in dataset.json if all masks are like this, or use '
+            f"--binary, which takes any value but 0 as {name}."
+        )
     return InputError(where, expected=f"the labels {named}", found=f"the values {listed(unknown)}", do=do)
 
 
@@ -118,7 +114,9 @@ def _check_label(where: Path, name: str, value: object) -> None:
             where,
             expected=f"label values that are integers from 0 to {HIGHEST_VALUE}",
             found=f"{_shown(value)} for {name!r}",
-            do="Give each label the integer that stands for it in the masks.",
+            do="Write the integers without quotation marks."
+            if isinstance(value, str) and value.isdecimal()
+            else "Give each label the integer that stands for it in the masks.",
         )
 
 

@@ -68,13 +68,18 @@ def unletterbox(maps: torch.Tensor, content: Content, size: int, shape: tuple[in
     points = torch.stack(torch.broadcast_tensors(xs[None, :], ys[:, None]), dim=-1)
     points = points.expand(len(maps), -1, -1, -1)
     inside = maps[..., :rows, :columns]
-    return F.grid_sample(inside, points, mode="bilinear", padding_mode="border", align_corners=False)
+    return F.grid_sample(inside, points, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
 def _coordinates(pixels: int, extent: float, cropped: int, like: torch.Tensor) -> torch.Tensor:
-    """Centres of ``pixels`` equal parts of ``extent`` map pixels, in grid_sample's units of a ``cropped`` map."""
-    centres = (torch.arange(pixels, dtype=torch.float64) + 0.5) * (extent / pixels)
-    return (2 * centres / cropped - 1).to(like)
+    """Centres of ``pixels`` equal parts of ``extent`` map pixels, in grid_sample's units of a ``cropped`` map.
+
+    None lies further out than the centre of the map's first or last pixel, so that nothing from beyond the map enters:
+    grid_sample's own border padding does not exist on MPS, nor does float64, so that it is left before the move.
+    """
+    centres = (np.arange(pixels) + 0.5) * (extent / pixels)
+    places = (2 * centres / cropped - 1).clip(1 / cropped - 1, 1 - 1 / cropped)
+    return torch.from_numpy(places).to(like.dtype).to(like.device)
 
 
 def _place(

@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from medsaga.data.dicom.series import Series
 from medsaga.data.dicom.terminology import Terminology
-from medsaga.data.formats import format_of, nifti, raster, suffix_of
+from medsaga.data.formats import format_of, labels_suffix, nifti, raster, suffix_of
 from medsaga.data.sources import geometry_of
 from medsaga.data.types import Item, Labels, Source
 from medsaga.errors import InputError
@@ -64,7 +65,7 @@ def kind_of(item: Item, asked: str, out: Path | None) -> str:
         raise InputError("--format", expected=f"one of {', '.join(KINDS)}", found=repr(asked), do="Choose one of them.")
     source = item.images[0]
     own = not isinstance(source, Series)
-    kind = _by_suffix(source, out) if asked == "auto" and out is not None else asked
+    kind = _by_suffix(item, out) if asked == "auto" and out is not None else asked
     if kind == "auto" and not own:
         kind = "seg"
     flat = item.header.grid.affine is None
@@ -95,7 +96,7 @@ def suffix_for(kind: str, source: Source) -> str:
     if kind != "auto":
         return SUFFIXES[kind][0]
     assert isinstance(source, Path), "a series has no format of its own"
-    return format_of(source).LABELS_SUFFIX
+    return labels_suffix(source)
 
 
 def write_labels(path: Path, labels: Labels, item: Item, kind: str, meaning: Meaning) -> None:
@@ -114,30 +115,37 @@ def write_labels(path: Path, labels: Labels, item: Item, kind: str, meaning: Mea
     _WRITERS[kind](path, labels, item, meaning)
 
 
-def write_probabilities(path: Path, probabilities: npt.NDArray[np.float32], item: Item) -> Path:
-    """Write ``(classes, *shape)`` float32 beside a label map, and return the file.
+def probabilities_suffix(item: Item) -> str:
+    """Return the suffix of the file with the probabilities of an image."""
+    return _of_probabilities(item).PROBABILITIES_SUFFIX
+
+
+def write_probabilities(path: Path, probabilities: npt.NDArray[np.float32], item: Item) -> None:
+    """Write ``(classes, *shape)`` float32 beside a label map.
 
     Args:
-        path: the file without a suffix.
+        path: the file; it ends in `probabilities_suffix`.
         probabilities: summing to 1 over the classes.
         item: the image.
     """
-    source, grid = item.images[0], item.header.grid
+    source = item.images[0]
+    like = source if isinstance(source, Path) else item.header.grid
+    _of_probabilities(item).write_probabilities(path, probabilities, like)
+
+
+def _of_probabilities(item: Item) -> Any:
+    source = item.images[0]
     if isinstance(source, Path):
-        chosen = format_of(source)
-        path = path.with_name(path.name + chosen.PROBABILITIES_SUFFIX)
-        chosen.write_probabilities(path, probabilities, source)
-        return path
-    module = raster if grid.affine is None else nifti
-    path = path.with_name(path.name + module.PROBABILITIES_SUFFIX)
-    module.write_probabilities(path, probabilities, grid)
-    return path
+        return format_of(source)
+    return raster if item.header.grid.affine is None else nifti
 
 
-def _by_suffix(source: Source, out: Path) -> str:
+def _by_suffix(item: Item, out: Path) -> str:
     """Return the kind that a file name asks for."""
-    suffix = suffix_of(out)
-    if isinstance(source, Path) and suffix in format_of(source).SUFFIXES:
+    source, suffix = item.images[0], suffix_of(out)
+    # A stack of slices shares its format with pictures, which hold one.
+    is_too_flat = suffix in SUFFIXES["png"] and item.header.grid.affine is not None
+    if isinstance(source, Path) and suffix in format_of(source).SUFFIXES and not is_too_flat:
         return "auto"
     for kind, suffixes in SUFFIXES.items():
         if out.name.lower().endswith(suffixes):

@@ -41,11 +41,12 @@ _READ_AHEAD = 2
 Batch = tuple[torch.Tensor, torch.Tensor]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Samples:
     """Slices, letterboxed to the model's square, with their labels.
 
-    A slice that is cut into tiles is as many samples; those of one tile are stored like those of an item.
+    A slice that is cut into tiles is as many samples; those of one tile are stored like those of an item. The files are
+    in use until `close`.
 
     Attributes:
         images: ``(n, channels, size, size)`` uint8, memory-mapped.
@@ -67,6 +68,13 @@ class Samples:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def close(self) -> None:
+        """Let go of the files, so that they can be removed: Windows keeps what is mapped. Nothing can be loaded then.
+
+        A mapping ends with the last array that looks into it, so nobody keeps parts of ``images`` and ``labels``.
+        """
+        self.images, self.labels = self.images[:0].copy(), self.labels[:0].copy()
 
     def batch(self, indices: Sequence[int] | npt.NDArray[np.int64]) -> Batch:
         """Load samples.
@@ -328,6 +336,7 @@ def _key(
                 [[stamp(path) for path in files_of(source)] for source in (*item.images, *item.masks)],
                 list(item.structures),
                 list(item.names),
+                item.binary,
             ]
             for item in items
         ],
@@ -359,11 +368,5 @@ def _take_place(building: Path, place: Path) -> None:
 
 def require_room(folder: Path, needed: int) -> None:
     """Raise InputError unless so many bytes fit on the disk: a memory map on a full one ends the process."""
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise InputError(
-            folder,
-            expected=f"{needed / 2**20:,.0f} MiB of free disk for the prepared images",
-            found=f"{free / 2**20:,.0f} MiB",
-            do="Make room, write the run elsewhere, or choose a smaller --image-size.",
-        )
+    do = "Make room, write the run elsewhere, or choose a smaller --image-size."
+    files.require_room(folder, needed, "the prepared images", do)

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from medsaga.data.names import normal
 from medsaga.data.types import Dataset
 from medsaga.errors import InputError
 
@@ -40,7 +42,7 @@ class Split:
     @classmethod
     def from_json(cls, document: Mapping[str, Sequence[str]]) -> Split:
         """Return the split that `to_json` described."""
-        return cls(*(tuple(document[group]) for group in ("train", "validation", "test")))
+        return cls(*(tuple(map(normal, document[group])) for group in ("train", "validation", "test")))
 
 
 def split_cases(
@@ -129,7 +131,7 @@ def pool_and_test(dataset: Dataset, fold: int) -> tuple[tuple[str, ...], tuple[s
     if not 0 <= fold < len(folds):
         found = str(fold)
         raise InputError("--fold", expected=f"0 to {len(folds) - 1}, as {path} has", found=found, do="Choose one.")
-    pool, test = (tuple(dict.fromkeys(folds[fold][key])) for key in ("train", "val"))
+    pool, test = (tuple(dict.fromkeys(map(normal, folds[fold][key]))) for key in ("train", "val"))
     known = set(dataset.cases)
     unknown = [case for case in (*pool, *test) if case not in known]
     if unknown:
@@ -175,7 +177,7 @@ def _drawn(pool: Iterable[str], seed: int, labels_of: Mapping[str, frozenset[int
     to a dataset leaves the order of the others as it was. While labels are missing, the case that adds most of
     them comes first.
     """
-    waiting = sorted(pool, key=lambda case: hashlib.sha256(f"{seed}/{case}".encode()).digest())
+    waiting = sorted(pool, key=lambda case: hashlib.sha256(os.fsencode(f"{seed}/{case}")).digest())
     drawn: list[str] = []
     missing = frozenset[int]().union(*(labels_of.get(case, frozenset()) for case in waiting))
     while missing:

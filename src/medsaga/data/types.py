@@ -6,6 +6,7 @@ in which its file stores them. A label map is the same without the channels. Spa
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,6 +24,7 @@ Block = tuple[int, int, Array]
 """A piece of a volume: its first channel, its first k, and ``(channels, i, j, slices)`` of it."""
 Labels = npt.NDArray[np.integer]
 """A label map, ``(*shape)``: integer label values as in the file, or class indices where a docstring says so."""
+_PIECE = 2**20
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,23 +35,39 @@ class Grid:
         shape: spatial shape, ``(height, width)`` or ``(i, j, k)``.
         spacing: size of a voxel along each axis of ``shape`` in mm; None where the file does not say.
         affine: (4, 4) float64, voxel index to mm in RAS+ world coordinates; None for 2-D images.
+        other_affine: a second one that the file gives, by which other programs place it: of a NIfTI file, the
+            qform beside the sform. A mask fits an image where one of its affines is one of the image's.
     """
 
     shape: tuple[int, ...]
     spacing: tuple[float, ...] | None = None
     affine: npt.NDArray[np.float64] | None = None
+    other_affine: npt.NDArray[np.float64] | None = None
+
+    @property
+    def affines(self) -> tuple[npt.NDArray[np.float64], ...]:
+        """The affine and the other one, as far as there are any."""
+        return tuple(each for each in (self.affine, self.other_affine) if each is not None)
 
     def same_space(self, other: Grid, tolerance_mm: float = 1e-2) -> bool:
-        """Whether both grids put every voxel at the same place, within ``tolerance_mm``."""
+        """Whether both grids put every voxel at the same place, within ``tolerance_mm``.
+
+        Where one of them knows no size of its voxels, it knows no place: then the same directions are enough.
+        """
         if self.shape != other.shape:
             return False
         if self.affine is None or other.affine is None:
             return True
+        if (self.spacing is None) != (other.spacing is None):
+            mine, theirs = (each[:3, :3] / np.linalg.norm(each[:3, :3], axis=0) for each in (self.affine, other.affine))
+            return bool(np.allclose(mine, theirs, atol=1e-3))
         corner = np.array([*self.shape, 1.0])
-        return bool(
-            np.allclose(self.affine[:3, 3], other.affine[:3, 3], atol=tolerance_mm)
-            and np.allclose((self.affine @ corner)[:3], (other.affine @ corner)[:3], atol=tolerance_mm)
-            and np.allclose(self.affine[:3, :3], other.affine[:3, :3], atol=tolerance_mm)
+        return any(
+            np.allclose(mine[:3, 3], theirs[:3, 3], atol=tolerance_mm)
+            and np.allclose((mine @ corner)[:3], (theirs @ corner)[:3], atol=tolerance_mm)
+            and np.allclose(mine[:3, :3], theirs[:3, :3], atol=tolerance_mm)
+            for mine in self.affines
+            for theirs in other.affines
         )
 
 
@@ -75,8 +93,9 @@ class Item:
         header: grid and channels of the whole image.
         structures: the label value of each of ``masks``, ascending, where each is the binary mask of a structure;
             empty where the one file is the label map.
-        names: name and label value of every label, where the mask calls its structures by names (DICOM); empty where
+        names: name and label value of every label, where the mask calls its structures by names; empty where
             it holds label values.
+        binary: whether every label map is to be read as background (0) and foreground (1), whatever its values are.
     """
 
     name: str
@@ -86,6 +105,7 @@ class Item:
     header: Header
     structures: tuple[int, ...] = ()
     names: tuple[tuple[str, int], ...] = ()
+    binary: bool = False
 
 
 @dataclass(frozen=True)
@@ -100,8 +120,10 @@ class Dataset:
         channels: one name per image channel, as ``dataset.json`` gives them, else ``channel_0`` and so on.
         items: sorted by name.
         problems: what is wrong with the folder, one message each; empty when it can be used.
+        warnings: what the user should know though the data can be used, one message each.
         test: the cases that the layout itself keeps for the test, sorted; empty where it keeps none.
         value_range: lowest and highest value of all images, where the layout fixes them; None where it does not.
+        inferred: whether nothing but the values in the masks tells the labels.
     """
 
     root: Path
@@ -110,8 +132,10 @@ class Dataset:
     channels: tuple[str, ...]
     items: tuple[Item, ...]
     problems: tuple[InputError, ...] = field(default=())
+    warnings: tuple[str, ...] = ()
     test: tuple[str, ...] = ()
     value_range: tuple[float, float] | None = None
+    inferred: bool = False
 
     @property
     def cases(self) -> tuple[str, ...]:
@@ -127,6 +151,14 @@ class Dataset:
         """The items of the given cases, sorted by name."""
         wanted = set(cases)
         return tuple(item for item in self.items if item.case in wanted)
+
+
+def outer_pieces(array: Array) -> Iterator[tuple[slice, ...]]:
+    """Yield the indices of pieces of about a million values, cut along the axis that is outermost in memory."""
+    axis = int(np.argmax(np.abs(array.strides)))
+    step = max(1, _PIECE * array.shape[axis] // max(1, array.size))
+    for start in range(0, array.shape[axis], step):
+        yield (*[slice(None)] * axis, slice(start, start + step))
 
 
 def to_class_indices(labels: Labels, values: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:

@@ -135,7 +135,7 @@ def read_to_file(item: Item, view: SliceView) -> SliceFile:
 def _fill(slices: SliceFile, sources: Sequence[Source], firsts: Sequence[int]) -> np.dtype | None:
     """Write all sources; return a dtype as soon as that of ``slices`` turns out to be too narrow."""
     for source, first_channel in zip(sources, firsts, strict=True):
-        for channel, k, voxels in _blocks(source):
+        for channel, k, voxels in blocks_of(source):
             wanted = np.result_type(slices.dtype, voxels.dtype)
             if wanted != slices.dtype:
                 return wanted
@@ -143,7 +143,12 @@ def _fill(slices: SliceFile, sources: Sequence[Source], firsts: Sequence[int]) -
     return None
 
 
-def _blocks(source: Source) -> Iterator[Block]:
+def blocks_of(source: Source) -> Iterator[Block]:
+    """Yield a volume in pieces: those of its file or series, or all of it where its format knows no pieces.
+
+    Raises:
+        InputError: it cannot be read; damage at the end of a file is found at the end.
+    """
     if isinstance(source, Series):
         yield from _series_blocks(source)
         return

@@ -16,7 +16,10 @@ from rich.console import Console
 from medsaga import files, run_folder
 from medsaga.config import RunConfig, read_config
 from medsaga.data.dataset import check_items, raise_problems, read_dataset, select_channels
+from medsaga.data.intensity import require_mappable
 from medsaga.data.items import read_mask
+from medsaga.data.known import recognise
+from medsaga.data.labels import listed
 from medsaga.data.slices import most_labelled
 from medsaga.data.splits import Split
 from medsaga.data.types import Dataset, Item, Labels, to_class_indices
@@ -35,13 +38,15 @@ def evaluate_run(
     *,
     data: Path | None = None,
     dataset: Dataset | None = None,
+    segmenter: Segmenter | None = None,
     device: str = "auto",
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Score a run's model on its test cases, or on all cases of another dataset.
 
     On its own test cases ``result.json`` and ``report.html`` are written into the run folder. On ``data`` nothing is
-    written: the run's result stays that of its own split.
+    written: the run's result stays that of its own split. Cases that the run has seen are left out, by the content of
+    their images, and named; where ``data`` hold nothing but cases of the run, its test cases alone are scored.
 
     A run that was trained on every case has nothing to be tested on: its Dice is None.
 
@@ -49,35 +54,45 @@ def evaluate_run(
         run: the run folder.
         data: another dataset with the same labels.
         dataset: the run's own, if it has just been read and checked.
-        device: auto, cpu, cuda, cuda:N or mps.
+        segmenter: the run's model, if it is in memory; else it is loaded.
+        device: where the model is loaded: auto, cpu, cuda, cuda:N or mps.
         console: where progress is shown; stderr by default.
 
     Returns:
         the content of ``result.json``: Dice and HD95 per label and per case, the protocol, the cost of the training.
+        On ``data`` also ``cases_skipped_trained_on``, the names of the cases that were left out.
 
     Raises:
-        InputError: the run or the data cannot be used, the labels differ.
+        InputError: the run or the data cannot be used, the labels differ, or the run has seen all cases of ``data``.
     """
     console = console or Console(stderr=True)
     config = read_config(run / run_folder.CONFIG)
-    segmenter = Segmenter.load(run, device)
+    if data is None:
+        files.require_writable(run, "Copy the run to another place, or make room for its report.")
+    segmenter = segmenter or Segmenter.load(run, device)
     known_to_be_good = dataset is not None
     if dataset is None:
-        dataset = read_dataset(Path(config.data) if data is None else data)
+        dataset = read_dataset(_own_data(config, run) if data is None else data, binary=config.settings.binary)
         raise_problems(dataset.problems)
         dataset = select_channels(dataset, config.settings.channels)
         _check_labels(config, dataset)
     split = Split.from_json(files.read_json(run / run_folder.SPLIT))
-    items = dataset.items_of(split.test) if data is None else dataset.items
+    skipped: tuple[str, ...] = ()
+    if data is None:
+        items = dataset.items_of(split.test)
+    else:
+        items, skipped = _not_seen(run, split, dataset, console)
     if not known_to_be_good:
         raise_problems(check_items(dataclasses.replace(dataset, items=items)))
+        require_mappable(config.intensities, items)
     if not items:
         console.print("no case was held out, so there is nothing to test on; score other cases with --data")
     scored = _score(segmenter, dataset, items, console)
     result = {**summarise(scored, config.settings.protocol), **_cost(run)}
     result["cases_trained_on"] = len(split.train)
-    if data is None:
-        files.write_json(run / run_folder.RESULT, result)
+    if data is not None:
+        result["cases_skipped_trained_on"] = list(skipped)
+    else:
         write_report(
             run / run_folder.REPORT,
             settings=dataclasses.asdict(config.settings),
@@ -86,7 +101,55 @@ def evaluate_run(
             examples=_examples(segmenter, dataset, items, result),
             manifest=files.read_json(run / run_folder.MANIFEST),
         )
+        # Last: it says that the run is complete.
+        files.write_json(run / run_folder.RESULT, result)
     return result
+
+
+def _own_data(config: RunConfig, run: Path) -> Path:
+    root = Path(config.data)
+    if not root.exists():
+        raise InputError(
+            root,
+            expected="the data that the run was trained on",
+            found="nothing of this name",
+            do=f"If they have moved, say where they are: medsaga evaluate {run} --data FOLDER.",
+        )
+    return root
+
+
+def _not_seen(run: Path, split: Split, dataset: Dataset, console: Console) -> tuple[tuple[Item, ...], tuple[str, ...]]:
+    """Return the items to score of a dataset that may hold cases of the run, and the cases that are left out.
+
+    Raises:
+        InputError: nothing is left.
+    """
+    path = run / run_folder.DIGESTS
+    met = recognise(dataset.items, split, files.read_json(path) if path.exists() else None)
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    if met.by_name:
+        say("this run has no record of its images: cases are compared by their names only")
+    left = tuple(case for case in dataset.cases if case not in met.seen)
+    if not left:
+        raise InputError(
+            dataset.root,
+            expected="a case that the run has not seen",
+            found=f"{len(met.seen)}, all of which it was trained on or chosen by",
+            do="Name other data: on these the scores would say nothing.",
+        )
+    if met.seen:
+        say(f"not scored, because the run was trained on them or chosen by them: {listed(met.seen, len(met.seen))}")
+    if met.namesakes:
+        say(
+            f"scored as new, because they share only the name with cases that the run has seen: {listed(met.namesakes)}"
+        )
+    if met.held_out and set(left) == {*met.held_out, *met.unused} and met.seen:
+        say(f"these are the run's own data: scoring its test cases, {len(met.held_out)}")
+        left = met.held_out
+    return dataset.items_of(left), met.seen
 
 
 def _check_labels(config: RunConfig, dataset: Dataset) -> None:
@@ -170,6 +233,7 @@ def _cost(run: Path) -> dict[str, Any]:
         "skipped_steps",
         "predicted_peak_memory_bytes",
         "peak_memory_bytes",
+        "device_peak_memory_bytes",
         "memory_breakdown",
     )
     for line in lines:

@@ -124,7 +124,7 @@ def quantise_linears(module: nn.Module) -> int:
 
 @torch.no_grad()
 def store(weight: Int8Weight, values: Tensor, generator: torch.Generator | None) -> None:
-    """Write values into an int8 weight, in its own memory, with new scales.
+    """Write values into an int8 weight, in its own memory, with new scales; all of them, or none if memory runs out.
 
     Args:
         weight: what is written; its version is counted up, as by any operation in place.
@@ -134,9 +134,11 @@ def store(weight: Int8Weight, values: Tensor, generator: torch.Generator | None)
     """
     assert values.shape == weight.shape, f"{tuple(values.shape)} into {tuple(weight.shape)}"
     rows = values.shape[0] if values.is_meta else _rows_per_chunk(values)
-    parts = zip(weight.codes.split(rows), weight.scales.split(rows), values.split(rows), strict=True)
-    for codes, scales, chunk in parts:
+    new_codes, new_scales = torch.empty_like(weight.codes), torch.empty_like(weight.scales)
+    for codes, scales, chunk in zip(new_codes.split(rows), new_scales.split(rows), values.split(rows), strict=True):
         _quantise_rows(codes, scales, chunk, generator)
+    weight.codes.copy_(new_codes)
+    weight.scales.copy_(new_scales)
     torch.autograd.graph.increment_version(weight)
 
 

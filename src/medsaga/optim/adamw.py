@@ -10,18 +10,18 @@ from medsaga.optim.rounding import write_weight
 
 def adamw_direction(
     gradient: Tensor,  # (64, 3072), or any shape
-    exp_avg: Tensor,  # the same, updated in place
-    exp_avg_sq: Tensor,  # the same, updated in place
+    exp_avg: Tensor,  # the same
+    exp_avg_sq: Tensor,  # the same
     step: int,  # 1 at the first update
     betas: tuple[float, float],
     eps: float,
-) -> Tensor:  # the same
-    """Update Adam's moments and return the direction M^ / (sqrt(V^) + eps), as ``torch.optim.AdamW`` computes it."""
+) -> tuple[Tensor, Tensor, Tensor]:  # the same
+    """Return Adam's direction M^ / (sqrt(V^) + eps), as ``torch.optim.AdamW`` computes it, and the moments after it."""
     beta1, beta2 = betas
-    exp_avg.lerp_(gradient, 1 - beta1)
-    exp_avg_sq.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+    exp_avg = exp_avg.lerp(gradient, 1 - beta1)
+    exp_avg_sq = exp_avg_sq.mul(beta2).addcmul_(gradient, gradient, value=1 - beta2)
     denominator = exp_avg_sq.sqrt().div_((1 - beta2**step) ** 0.5).add_(eps)
-    return torch.div(exp_avg, denominator, out=denominator).div_(1 - beta1**step)
+    return torch.div(exp_avg, denominator, out=denominator).div_(1 - beta1**step), exp_avg, exp_avg_sq
 
 
 def update_weight(

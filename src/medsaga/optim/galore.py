@@ -150,9 +150,14 @@ class GaLoreAdamW(GatheringOptimizer):
             whether bases were made; not when ``gradient_norm()`` is not finite.
         """
         if finite := math.isfinite(value_of(self.gradient_norm(), otherwise=1.0)):
-            for group, weight in self._weights():
-                if weight in self._arrived:
-                    self._refresh_from_sketches(weight, self._arrived[weight], group)
+            # All bases or, if memory runs out, none: with some, there would be no second calibration.
+            made = {
+                weight: self._from_sketches(weight, self._arrived[weight], group)
+                for group, weight in self._weights()
+                if weight in self._arrived
+            }
+            for weight, bases in made.items():
+                self.state[weight].update(bases)
         self.zero_grad()
         return finite
 
@@ -223,50 +228,59 @@ class GaLoreAdamW(GatheringOptimizer):
 
     def _step_projected(self, weight: Tensor, group: dict[str, Any]) -> None:
         """Update one projected weight, and change its basis when that is due."""
-        arrived = self._arrived.pop(weight, Arrived())
+        arrived = self._arrived.setdefault(weight, Arrived())
         if weight.grad is not None:  # exact refresh: the basis comes before the update
             gradient = as_matrix(weight.grad).to(precision_of(weight))
-            weight.grad = None
             rank = min(group["rank"], *gradient.shape)
             bases = exact_bases(gradient, rank, projected_sides(*matrix_shape(weight.shape), group["projection"]))
-            self._change_bases(weight, *bases, group)
-            arrived.low_rank = project(gradient, *bases)
+            low_rank = project(gradient, *bases)
+            self.state[weight].update(self._with_bases(weight, *bases, group))
+            # From here on, what is left to do is as if the gradient had been projected on arrival.
+            arrived.low_rank, weight.grad = low_rank, None
         if arrived.low_rank is not None:
-            self._move(weight, arrived.low_rank.mul_(self._factor), group)
-        self._refresh_from_sketches(weight, arrived, group)
+            self._move(weight, arrived.low_rank * self._factor, group)
+            arrived.low_rank = None
+        self.state[weight].update(self._from_sketches(weight, arrived, group))
+        del self._arrived[weight]
 
     def _move(self, weight: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         """Update one weight by AdamW's direction for its gradient, full or low-rank."""
         state, storage = self.state[weight], _storage(group)
-        state["step"] = state.get("step", 0) + 1
-        generator = keyed_generator(weight.device, group["seed"], self._places[weight], state["step"], "update")
+        step = state.get("step", 0) + 1
+        generator = keyed_generator(weight.device, group["seed"], self._places[weight], step, "update")
         exp_avg, exp_avg_sq = (
             torch.zeros_like(gradient) if moment is None else moment for moment in storage.read_moments(state, weight)
         )
-        direction = adamw_direction(gradient, exp_avg, exp_avg_sq, state["step"], group["betas"], group["eps"])
-        storage.write_moments(state, exp_avg, exp_avg_sq, generator)
+        direction, exp_avg, exp_avg_sq = adamw_direction(
+            gradient, exp_avg, exp_avg_sq, step, group["betas"], group["eps"]
+        )
+        stored = storage.stored_moments(exp_avg, exp_avg_sq, generator)
+        del exp_avg, exp_avg_sq
         scale = 1.0
         if group["rank"] is not None:
             direction = project_back(direction, *self._bases(weight, group))
             scale = group["scale"]
         update_weight(weight, direction, group["lr"], scale, group["weight_decay"], generator)
+        state.update(stored, step=step)
 
     def _bases(self, weight: Tensor, group: dict[str, Any]) -> tuple[Tensor | None, Tensor | None]:
         """The left and the right basis of one weight, on its device."""
         state, storage = self.state[weight], _storage(group)
         return storage.read(state, "basis_left", weight), storage.read(state, "basis_right", weight)
 
-    def _refresh_from_sketches(self, weight: Tensor, arrived: Arrived, group: dict[str, Any]) -> None:
-        """Make the next bases of one weight from its sketches, if it has any."""
+    def _from_sketches(self, weight: Tensor, arrived: Arrived, group: dict[str, Any]) -> dict[str, Tensor]:
+        """What changes in the state of one weight with the bases of its sketches; nothing where it has none."""
         rank = min(group["rank"], *matrix_shape(weight.shape))
         left = None if arrived.sketch_left is None else sketch_basis(arrived.sketch_left, rank)
         right = None if arrived.sketch_right is None else sketch_basis(arrived.sketch_right, rank)
-        if left is not None or right is not None:
-            self._change_bases(weight, left, right, group)
+        return {} if left is None and right is None else self._with_bases(weight, left, right, group)
 
-    def _change_bases(self, weight: Tensor, left: Tensor | None, right: Tensor | None, group: dict[str, Any]) -> None:
-        """Give one weight new bases, and carry its moments over."""
+    def _with_bases(
+        self, weight: Tensor, left: Tensor | None, right: Tensor | None, group: dict[str, Any]
+    ) -> dict[str, Tensor]:
+        """What changes in the state of one weight with new bases: these, and the moments in them."""
         state, storage = self.state[weight], _storage(group)
+        stored: dict[str, Tensor] = {}
         if "exp_avg" in state and group["moments"] == "rotate":
             generator = keyed_generator(weight.device, group["seed"], self._places[weight], state["step"], "rotate")
             old_left, old_right = self._bases(weight, group)
@@ -276,11 +290,11 @@ class GaLoreAdamW(GatheringOptimizer):
             assert exp_avg is not None
             assert exp_avg_sq is not None
             rotated = rotate_moments(exp_avg, exp_avg_sq, change_left, change_right, state["step"], group["betas"])
-            storage.write_moments(state, *rotated, generator)
-        if left is not None:
-            storage.write(state, "basis_left", left)
-        if right is not None:
-            storage.write(state, "basis_right", right)
+            stored = storage.stored_moments(*rotated, generator)
+        for name, basis in (("basis_left", left), ("basis_right", right)):
+            if basis is not None:
+                stored |= storage.stored(name, basis)
+        return stored
 
 
 def _add_sketches(arrived: Arrived, gradient: Tensor, group: dict[str, Any], key: tuple[int, int]) -> None:

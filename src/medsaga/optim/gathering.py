@@ -10,6 +10,7 @@ optimizer.step()
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -24,11 +25,18 @@ class GatheringOptimizer(torch.optim.Optimizer):
 
     State is plain tensors and numbers; ``load_state_dict`` restores it to the same bits, whatever the type of the
     weights. Settings of a group that every optimizer has: ``lr``, ``weight_decay``, ``state_on_host``, ``seed``.
+
+    The update of one weight happens as a whole or not at all: what it needs is allocated before anything changes. When
+    memory runs out in ``step()``, calling it again goes on with the weight at which it stopped.
+
+    Attributes:
+        updated: weights that a ``step()`` which has not come to its end has been through.
     """
 
     def __init__(self, params: Iterable[Any], defaults: dict[str, Any]) -> None:
         self._places: dict[Tensor, int] = {}
         self._factor: Tensor | float = 1.0
+        self.updated = 0
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -86,13 +94,16 @@ class GatheringOptimizer(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Update every weight whose gradient has arrived."""
         assert closure is None, "what the optimizer steps on has arrived before"
-        for group, weight in self._weights():
+        for group, weight in itertools.islice(self._weights(), self.updated, None):
             self._update(weight, group)
+            self.updated += 1
+        self.updated = 0
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop all that has arrived."""
         super().zero_grad(set_to_none)
         self._factor = 1.0
+        self.updated = 0
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the state as it was saved, and drop what has arrived."""
@@ -110,7 +121,7 @@ class GatheringOptimizer(torch.optim.Optimizer):
         """Leave the weights as any other weights: nothing happens any more when a gradient arrives."""
 
     def _update(self, weight: Tensor, group: dict[str, Any]) -> None:
-        """Update one weight, if its gradient has arrived."""
+        """Update one weight, if its gradient has arrived; as a whole, or not at all if memory runs out."""
         raise NotImplementedError
 
     def _weights(self) -> Iterator[tuple[dict[str, Any], Tensor]]:

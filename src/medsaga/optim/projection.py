@@ -73,10 +73,17 @@ def exact_bases(
 
     Each basis has its own memory: a slice of the SVD's factor would keep the whole factor alive.
     """
-    u, _, vh = torch.linalg.svd(gradient, full_matrices=False)
+    u, _, vh = _svd(gradient)
     left = u[:, :rank].clone(memory_format=torch.contiguous_format) if sides[0] else None
     right = vh[:rank].T.clone(memory_format=torch.contiguous_format) if sides[1] else None
     return left, right
+
+
+def _svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the thin SVD, on the matrix's device; MPS has none, so that there it is computed on the CPU."""
+    there = matrix.cpu() if matrix.device.type == "mps" else matrix
+    u, values, vh = torch.linalg.svd(there, full_matrices=False)
+    return u.to(matrix.device), values.to(matrix.device), vh.to(matrix.device)
 
 
 def sketch_width(rank: int, size: int) -> int:
@@ -105,7 +112,7 @@ def sketch_basis(
     rank: int,
 ) -> Tensor:  # (768, 64)
     """Return the leading left singular vectors of a sketch Y = G Omega, in their own memory (Halko et al., 2011)."""
-    u = torch.linalg.svd(sketch, full_matrices=False)[0]
+    u = _svd(sketch)[0]
     return u[:, :rank].clone(memory_format=torch.contiguous_format)
 
 

@@ -46,12 +46,13 @@ class MomentumSGD(GatheringOptimizer):
         if weight.grad is None:
             return
         state, storage = self.state[weight], Storage(32, group["state_on_host"])
-        state["step"] = state.get("step", 0) + 1
+        step = state.get("step", 0) + 1
         precise = weight.to(precision_of(weight))
         gradient = weight.grad.to(precise.dtype) * self._factor
         gradient.add_(precise, alpha=group["weight_decay"])
         momentum = storage.read(state, "momentum", weight)
-        momentum = gradient.clone() if momentum is None else momentum.mul_(group["momentum"]).add_(gradient)
-        storage.write(state, "momentum", momentum)
-        generator = keyed_generator(weight.device, group["seed"], self._places[weight], state["step"])
+        momentum = gradient.clone() if momentum is None else momentum.mul(group["momentum"]).add_(gradient)
+        stored = storage.stored("momentum", momentum)
+        generator = keyed_generator(weight.device, group["seed"], self._places[weight], step)
         write_weight(weight, torch.add(precise, momentum, alpha=-group["lr"]), generator)
+        state.update(stored, step=step)

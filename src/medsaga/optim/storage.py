@@ -45,21 +45,20 @@ class Storage:
         """Return ``exp_avg`` and ``exp_avg_sq``."""
         return self.read(state, "exp_avg", weight), self.read(state, "exp_avg_sq", weight)
 
-    def write_moments(
-        self, state: dict[str, Any], exp_avg: Tensor, exp_avg_sq: Tensor, generator: torch.Generator
-    ) -> None:
-        """Put both moments into the state, rounded at random: rounded to the nearest, they would not decay."""
-        self.write(state, "exp_avg", exp_avg, generator)
-        self.write(state, "exp_avg_sq", exp_avg_sq, generator)
+    def stored_moments(self, exp_avg: Tensor, exp_avg_sq: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        """Return what a state has of both moments, rounded at random: rounded to the nearest, they would not decay."""
+        return self.stored("exp_avg", exp_avg, generator) | self.stored("exp_avg_sq", exp_avg_sq, generator)
 
-    def write(self, state: dict[str, Any], name: str, value: Tensor, generator: torch.Generator | None = None) -> None:
-        """Put a tensor into the state; in 8 bits it is rounded, stochastically with a generator."""
+    def stored(self, name: str, value: Tensor, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """Return what a state has of a tensor; in 8 bits it is rounded, stochastically with a generator.
+
+        It is for the caller to put into the state, when all else that is needed has been allocated.
+        """
         home = torch.device("cpu") if self.on_host and not value.is_meta else value.device
         if self.bits == 8 and value.numel() >= LEAST_QUANTISED:
             codes, scales = quantise(value, KINDS[name], generator)
-            state[name], state[_scales(name)] = codes.to(home), scales.to(home)
-        else:
-            state[name] = value.to(home)
+            return {name: codes.to(home), _scales(name): scales.to(home)}
+        return {name: value.to(home)}
 
 
 def precision_of(tensor: Tensor) -> torch.dtype:

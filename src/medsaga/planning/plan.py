@@ -8,18 +8,13 @@ encoder's blocks) is spent first, and taken back at the end as far as the memory
 from __future__ import annotations
 
 import bisect
-import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from medsaga.config import ResolvedSettings, Settings, flag, parse_bytes
+from medsaga.config import Precision, ResolvedSettings, Settings, flag, parse_bytes
 from medsaga.errors import InputError
-from medsaga.methods import method_named
-from medsaga.planning.predict import MemoryPrediction, predict_memory
-from medsaga.presets import DeviceDefaults, fill_in
-from medsaga.recipes import with_recipe
+from medsaga.methods.base import Method
 
 USABLE = 0.9
 """Share of a budget that tensors may take: the allocator's rounding and the GPU's own context take the rest."""
@@ -40,58 +35,42 @@ PRECISIONS: dict[str, tuple[dict[str, Any], ...]] = {
 """From the most exact to the leanest, by the most exact one that suits the device."""
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Settings that fit, and the memory that they take."""
-
-    settings: ResolvedSettings
-    prediction: MemoryPrediction
-
-
-def useful_sizes(settings: Settings, side: int | None = None) -> list[int]:
-    """Return image sizes, ascending, that suit the model, up to its own size.
-
-    Args:
-        settings: with the names of a method and of an architecture.
-        side: longer side of the images in pixels; what would only enlarge them further is left out.
-    """
-    assert settings.method is not None
-    assert settings.model is not None
-    sizes = method_named(settings.method).image_sizes(settings.model)
-    enough = next((at_least for at_least in sizes if side is not None and at_least >= side), sizes[-1])
-    return [at_most for at_most in sizes if at_most <= enough]
-
-
-def plan(settings: Settings, *, sizes: Sequence[int], classes: int, in_channels: int, defaults: DeviceDefaults) -> Plan:
+def plan(
+    settings: Settings,
+    complete: Callable[..., ResolvedSettings],
+    method: Method,
+    *,
+    peak: Callable[[ResolvedSettings], int],
+    sizes: Sequence[int],
+    precision: Precision,
+) -> ResolvedSettings:
     """Choose what the user has left open, so that training and inference fit the budget of the settings.
 
     Args:
-        settings: with a budget.
+        settings: with a budget, and with the recipe's values.
+        complete: makes complete settings of these with an ``image_size`` and other changes, given by name.
+        method: of the run.
+        peak: returns the memory of a run in bytes.
         sizes: image sizes that make sense, ascending; not used when the settings name one.
-        classes: number of classes, background included.
-        in_channels: channels of the model's input.
-        defaults: what suits the device.
+        precision: the most exact one that suits the device.
+
+    Returns:
+        complete settings that fit.
 
     Raises:
         InputError: nothing fits; the message names the smallest budget that would do.
     """
     assert settings.budget is not None
     budget = parse_bytes(settings.budget)
-    settings = with_recipe(settings)
 
     def resolved(**changes: Any) -> ResolvedSettings:
-        return fill_in(dataclasses.replace(settings, **changes), image_size=sizes[-1], defaults=defaults)
-
-    def peak(candidate: ResolvedSettings) -> int:
-        prediction = predict_memory(candidate, classes=classes, in_channels=in_channels)
-        return max(prediction.peak_bytes, prediction.inference_bytes)
+        return complete(**{"image_size": sizes[-1], **changes})
 
     def fits(**changes: Any) -> bool:
         return peak(resolved(**changes)) <= USABLE * budget
 
-    method = method_named(resolved().method)
     ranks = _open(settings, [{"rank": rank} for rank in method.ranks]) or [{}]
-    precisions = [how for how in PRECISIONS[defaults.precision] if method.trains_sam or how["precision"] != "int8"]
+    precisions = [how for how in PRECISIONS[precision] if method.trains_sam or how["precision"] != "int8"]
     precisions = _open(settings, precisions)
     speeds = _speeds(settings, resolved().batch_size)
     sizes = [settings.image_size] if settings.image_size else sizes
@@ -101,8 +80,7 @@ def plan(settings: Settings, *, sizes: Sequence[int], classes: int, in_channels:
         raise _too_little(least, peak(least))
     speed = _first(speeds, lambda speed: fits(**quality, **speed))
     assert speed is not None, "the slowest way fits"
-    chosen = resolved(**quality, **speed)
-    return Plan(chosen, predict_memory(chosen, classes=classes, in_channels=in_channels))
+    return resolved(**quality, **speed)
 
 
 def _best_quality(

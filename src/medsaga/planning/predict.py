@@ -17,6 +17,7 @@ from torch import Tensor
 from medsaga.config import ResolvedSettings
 from medsaga.data.augment import AUGMENTATIONS
 from medsaga.data.letterbox import unletterbox
+from medsaga.device import kind_of_device
 from medsaga.inference import BATCH_SIZE
 from medsaga.memory.tracker import ELSEWHERE, TensorTracker
 from medsaga.methods import build_model, method_named, new_optimizer
@@ -37,7 +38,8 @@ class MemoryPrediction:
     Attributes:
         peak_bytes: of a training step with all its state.
         breakdown: the same by category.
-        inference_bytes: of segmenting as many images at a time as training takes, at most 8.
+        inference_bytes: of segmenting as many images at a time as training takes, at most 8, on the same device; the
+            test at the end of a run takes as much.
     """
 
     peak_bytes: int
@@ -67,9 +69,10 @@ def _predict(settings: ResolvedSettings, classes: int, in_channels: int) -> Memo
         if method_named(settings.method).trained_part is not None:
             embedding = _follow_embedding(model, settings)
             training = max(training, embedding, key=lambda tracker: tracker.peak_bytes)
-        # A model file holds no int8 codes.
+        # A model file holds no int8 codes, and a CPU computes in float32.
         model = _build(settings, classes, in_channels)
-        cast_parameters(model, WEIGHT_TYPES[settings.precision])
+        on_cpu = kind_of_device(settings.device) == "cpu"
+        cast_parameters(model, torch.float32 if on_cpu else WEIGHT_TYPES[settings.precision])
         inference = _follow_inference(model, min(BATCH_SIZE, settings.micro_batch_size))
     return MemoryPrediction(training.peak_bytes, training.breakdown, inference.peak_bytes)
 
@@ -105,11 +108,12 @@ class _GaLoreOnMeta(GaLoreAdamW):
             written = [value for value in self.state[weight].values() if isinstance(value, Tensor)]
             self.tracker.assign(written, ELSEWHERE)
 
-    def _refresh_from_sketches(self, weight: Tensor, arrived: Arrived, group: dict[str, Any]) -> None:
+    def _from_sketches(self, weight: Tensor, arrived: Arrived, group: dict[str, Any]) -> dict[str, Tensor]:
         def refresh(weight: Tensor, group: dict[str, Any]) -> None:
-            GaLoreAdamW._refresh_from_sketches(self, weight, arrived, group)
+            self.state[weight].update(GaLoreAdamW._from_sketches(self, weight, arrived, group))
 
         self._once("refresh", weight, group, refresh)
+        return {}
 
     def _once(self, what: str, weight: Tensor, group: dict[str, Any], work: Callable[..., None]) -> None:
         state = tuple(self.state[weight])
@@ -144,6 +148,7 @@ def _follow_training(model: SegmentationModel, settings: ResolvedSettings) -> Te
                 micro_batch_size=settings.micro_batch_size,
                 dice_weight=settings.dice_weight,
                 loss_resolution=settings.loss_resolution,
+                dice_form=settings.dice_form,
                 scale=scale,
                 meter=meter,
             )

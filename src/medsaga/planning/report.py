@@ -10,10 +10,8 @@ from rich.table import Table
 from medsaga.config import Settings, flag, parse_bytes
 from medsaga.device import planned_defaults
 from medsaga.errors import InputError
-from medsaga.planning.plan import Plan, plan, useful_sizes
 from medsaga.planning.predict import predict_memory
-from medsaga.presets import fill_in
-from medsaga.training.settle import settled
+from medsaga.planning.resolve import Facts, resolve
 
 SHOWN = (
     "model",
@@ -47,18 +45,12 @@ def memory_document(settings: Settings, *, classes: int, in_channels: int) -> di
     for name, number, least in (("classes", classes, 2), ("in_channels", in_channels, 1)):
         if number < least:
             raise InputError(flag(name), expected=f"at least {least}", found=str(number), do="Give a larger number.")
-    settings = settled(settings)
-    defaults = planned_defaults(settings.device)
-    document: dict[str, Any] = {}
-    if settings.budget is None:
-        resolved = fill_in(settings, defaults=defaults)
-        chosen = Plan(resolved, predict_memory(resolved, classes=classes, in_channels=in_channels))
-    else:
-        sizes = useful_sizes(settings)
-        chosen = plan(settings, sizes=sizes, classes=classes, in_channels=in_channels, defaults=defaults)
-        document["budget_bytes"] = parse_bytes(settings.budget)
-    shown = {name: getattr(chosen.settings, name) for name in SHOWN}
-    return {**dataclasses.asdict(chosen.prediction), **document, "settings": shown}
+    facts = Facts(device=planned_defaults(settings.device), classes=classes, channels=in_channels)
+    resolved = resolve(settings, facts)
+    prediction = predict_memory(resolved, classes=classes, in_channels=in_channels)
+    document = {} if resolved.budget is None else {"budget_bytes": parse_bytes(resolved.budget)}
+    shown = {name: getattr(resolved, name) for name in SHOWN}
+    return {**dataclasses.asdict(prediction), **document, "settings": shown}
 
 
 def memory_tables(document: dict[str, Any]) -> list[Table]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import tomllib
 from functools import cache
 from importlib import resources
@@ -11,6 +10,11 @@ from typing import Any
 
 from medsaga.config import Settings
 from medsaga.errors import InputError
+
+NOT_OF_A_RECIPE = frozenset(
+    {"recipe", "budget", "device", "shots", "test_cases", "seed", "fold", "validation_cases", "channels"}
+)
+"""Settings of the data, the split and the machine, which belong to a run and not to a publication."""
 
 
 def recipe_names() -> list[str]:
@@ -37,7 +41,7 @@ def read_recipe(name: str) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, TypeError) as error:
         expected = f"{', '.join(recipe_names())}, or a TOML file of settings"
         raise InputError(f"--recipe {name}", expected=expected, found=str(error), do="Correct the name.") from None
-    given_elsewhere = {"recipe", "budget", "device"} & values.keys()
+    given_elsewhere = NOT_OF_A_RECIPE & values.keys()
     if given_elsewhere:
         raise InputError(
             f"--recipe {name}",
@@ -46,24 +50,3 @@ def read_recipe(name: str) -> dict[str, Any]:
             do="Give these on the command line.",
         )
     return values
-
-
-def with_recipe(settings: Settings) -> Settings:
-    """Return settings in which the recipe has filled in what the user has left at its default.
-
-    Raises:
-        InputError: the recipe cannot be read, or is for another method than the user's.
-    """
-    if settings.recipe is None:
-        return settings
-    values = read_recipe(settings.recipe)
-    if settings.method not in (None, values.get("method", settings.method)):
-        raise InputError(
-            "--method",
-            expected=f"{values['method']}, which --recipe {settings.recipe} is for",
-            found=str(settings.method),
-            do="Leave one of the two out.",
-        )
-    defaults = {option.name: option.default for option in dataclasses.fields(Settings)}
-    open_ones = {name: value for name, value in values.items() if getattr(settings, name) == defaults[name]}
-    return dataclasses.replace(settings, **open_ones)

@@ -76,7 +76,7 @@ class Looker:
         sure = Confidence(self.model.classes)
         for images, content in self._batches(item):
             encoded, logits = self.model.encoded_and_logits(images.float(), decode=self.classes)
-            means = _inside(encoded, content, self.model.image_size).double().mean(dim=(2, 3)).cpu().numpy()
+            means = _inside(encoded, content, self.model.image_size).cpu().double().mean(dim=(2, 3)).numpy()
             sums = means.sum(axis=0) if sums is None else sums + means.sum(axis=0)
             parts += len(means)
             if logits is not None:

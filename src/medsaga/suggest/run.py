@@ -16,8 +16,11 @@ from medsaga.config import RunConfig, Settings
 from medsaga.data.dataset import raise_problems, read_dataset, select_channels
 from medsaga.data.inputs import find_inputs
 from medsaga.data.intensity import Intensity
+from medsaga.data.items import as_grey
+from medsaga.data.known import recognise
 from medsaga.data.labels import listed
-from medsaga.data.layouts import LAYOUTS
+from medsaga.data.layouts import layout_of
+from medsaga.data.layouts.shared import collecting
 from medsaga.data.slices import common_axis
 from medsaga.data.sources import place_of
 from medsaga.data.splits import Split
@@ -29,11 +32,11 @@ from medsaga.models.encoders import ENCODERS
 from medsaga.models.sam import build_sam
 from medsaga.models.weights.loading import load_pretrained
 from medsaga.models.weights.registry import RANDOM, STARTER
+from medsaga.planning.resolve import choose_model
 from medsaga.progress import counting
 from medsaga.suggest.coverage import choose, standardised
 from medsaga.suggest.looking import Look, Looker
 from medsaga.training.continuing import datasets_of, joined
-from medsaga.training.settle import settled
 
 MOST_PIXELS = 448
 """Side of the square for weights that were made for larger ones: what an image is like shows at this size too."""
@@ -75,32 +78,47 @@ def suggest(
         ``uncertainty``, 1 minus the model's confidence, None without a run. Besides ``unlabelled`` and ``labelled``,
         the number of cases of both kinds, and ``looked_with``.
 
+    Images that cannot be read are named, and left out.
+
     Raises:
         InputError: there are too few cases, or the folder, the run or the weights cannot be used.
     """
     console = console or Console(stderr=True)
     folder, run = Path(folder), None if run is None else Path(run)
+
+    def warn(text: str) -> None:
+        console.print(text, markup=False, highlight=False)
+
     if run is not None and model is not None:
         raise InputError("--model", expected="no other model beside a run", found=model, do="Leave one of the two out.")
+    problems: list[InputError] = []
     if run is None:
         looked_with = model or STARTER
-        found = _found(folder, None, series)
+        found = _found(folder, None, series, problems, warn)
         looker = _pretrained(looked_with, found, choose_device(device))
         unlabelled, labelled = _divided(found, frozenset())
     else:
         looked_with = run.resolve().name
         segmenter = Segmenter.load(run, device)
-        found = _found(folder, segmenter.config, series)
+        found = _found(folder, segmenter.config, series, problems, warn)
         looker = _trained(segmenter)
         split = Split.from_json(files.read_json(run / run_folder.SPLIT))
         unlabelled, labelled = _divided(found, {*split.train, *split.validation, *split.test})
         if known := sorted(found.keys() - unlabelled.keys() - labelled.keys()):
             console.print(f"left out, because the run has cases of these names: {listed(known)}", markup=False)
+        if copies := _known_images(unlabelled, run, split):
+            unlabelled = {name: items for name, items in unlabelled.items() if name not in copies}
+            console.print(f"left out, because the run has their images: {listed(copies)}", markup=False)
         labelled |= _training_cases(segmenter.config, split, console)
     _check_count(folder, count, len(unlabelled))
-    looks = _looks(looker, unlabelled | labelled, counting(console, "looking at cases"))
+    looks = _looks(looker, unlabelled | labelled, problems, counting(console, "looking at cases"))
+    for problem in problems:
+        console.print(f"left out: {problem}", style="yellow", markup=False, highlight=False)
+    unlabelled = {name: items for name, items in unlabelled.items() if name in looks}
+    if not unlabelled:
+        raise problems[0]
     return {
-        "suggestions": _suggestions(unlabelled, looks, count),
+        "suggestions": _suggestions(unlabelled, looks, min(count, len(unlabelled))),
         "unlabelled": len(unlabelled),
         "labelled": len(labelled),
         "looked_with": looked_with,
@@ -142,21 +160,41 @@ def _suggestions(unlabelled: Cases, looks: dict[str, Look], count: int) -> list[
     ]
 
 
-def _looks(looker: Looker, cases: Cases, progress: Callable[[int, int], None]) -> dict[str, Look]:
+def _looks(
+    looker: Looker, cases: Cases, problems: list[InputError], progress: Callable[[int, int], None]
+) -> dict[str, Look]:
     looks = {}
     for done, (name, items) in enumerate(cases.items(), 1):
-        looks[name] = looker.look_at(items)
+        with collecting(problems):
+            looks[name] = looker.look_at(items)
         progress(done, len(cases))
     return looks
 
 
-def _found(folder: Path, config: RunConfig | None, series: str | None) -> Cases:
-    """Return all cases of a folder of images or a dataset, with the channels of the run, or all with the same."""
-    if any(layout.recognises(folder) for layout in LAYOUTS):
-        items: Sequence[Item] = _readable(folder, config.settings.channels if config else None).items
+def _found(
+    folder: Path,
+    config: RunConfig | None,
+    series: str | None,
+    problems: list[InputError],
+    warn: Callable[[str], None],
+) -> Cases:
+    """Return all cases of a folder of images or a dataset, with the channels of the run, or all with the same.
+
+    Images in a folder that cannot be read go on the list of problems.
+    """
+    channels = config.channels if config else None
+    if layout_of(folder):
+        dataset = _readable(folder, config.settings.channels if config else None)
+        for warning in dataset.warnings:
+            warn(warning)
+        items: Sequence[Item] = dataset.items
     else:
-        items = find_inputs(folder, channels=config.channels if config else None, series=series)
+        items = find_inputs(folder, channels=channels, series=series, problems=problems, warn=warn)
+        if not items:
+            raise problems[0]
     wanted = len(config.channels) if config else items[0].header.channels
+    if wanted == 1:
+        items = [as_grey(item) for item in items]
     for item in items:
         if item.header.channels != wanted:
             raise InputError(
@@ -179,6 +217,15 @@ def _by_case(items: Iterable[Item]) -> Cases:
     for item in items:
         cases[item.case].append(item)
     return dict(sorted(cases.items()))
+
+
+def _known_images(cases: Cases, run: Path, split: Split) -> tuple[str, ...]:
+    """Return the cases with an image of one that the run has used; none where it has no record of its images."""
+    path = run / run_folder.DIGESTS
+    if not path.exists():
+        return ()
+    met = recognise([item for items in cases.values() for item in items], split, files.read_json(path))
+    return (*met.seen, *met.held_out)
 
 
 def _divided(found: Cases, known: frozenset[str] | set[str]) -> tuple[Cases, Cases]:
@@ -214,7 +261,7 @@ def _trained(segmenter: Segmenter) -> Looker:
 
 def _pretrained(source: str, found: Cases, device: torch.device) -> Looker:
     """Return pre-trained weights as a looker at these cases; there are no masks yet to settle a CT window on."""
-    start = settled(Settings(model=source))
+    start = choose_model(Settings(model=source))
     if start.weights in (None, RANDOM):
         raise InputError(
             "--model",
@@ -222,7 +269,6 @@ def _pretrained(source: str, found: Cases, device: torch.device) -> Looker:
             found=source,
             do="Name weights, such as starter; see `medsaga weights list`.",
         )
-    assert start.model is not None
     assert start.weights is not None
     items = [item for items in found.values() for item in items]
     channels = items[0].header.channels

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,14 +10,14 @@ from rich.console import Console
 
 from medsaga.config import Settings
 from medsaga.data.dataset import (
-    check_items,
     fingerprint,
-    labels_of_cases,
     raise_problems,
     read_dataset,
     select_channels,
 )
+from medsaga.data.labels import listed
 from medsaga.data.splits import Split, split_cases
+from medsaga.data.survey import Survey, survey
 from medsaga.data.types import Dataset
 from medsaga.progress import counting
 
@@ -27,12 +28,12 @@ class CheckedData:
 
     Attributes:
         dataset: without problems, with the channels that the settings name.
-        labels_of_cases: label values of each case.
+        survey: what was found in the files.
         fingerprint: of all images and masks.
     """
 
     dataset: Dataset
-    labels_of_cases: dict[str, frozenset[int]]
+    survey: Survey
     fingerprint: str
 
 
@@ -42,11 +43,30 @@ def check_data(data: Path, settings: Settings, console: Console) -> CheckedData:
     Raises:
         InputError: the first problem.
     """
-    dataset = read_dataset(data)
+    dataset = read_dataset(data, binary=settings.binary)
     raise_problems(dataset.problems)
     dataset = select_channels(dataset, settings.channels)
-    raise_problems(check_items(dataset, counting(console, "checking images")))
-    return CheckedData(dataset, labels_of_cases(dataset), fingerprint(dataset))
+    found = survey(dataset, counting(console, "checking images"))
+    raise_problems(found.problems)
+    warn(console, (*dataset.warnings, *found.warnings))
+    return CheckedData(dataset, found, fingerprint(dataset))
+
+
+def unseen_labels(checked: CheckedData, split: Split) -> tuple[str, ...]:
+    """Return a warning for the labels that other cases hold and no training case does."""
+    values = checked.survey.labels_of_cases
+    trained = frozenset[int]().union(*(values.get(case, frozenset()) for case in split.train))
+    elsewhere = frozenset[int]().union(*values.values())
+    unseen = [name for name, value in checked.dataset.labels.items() if value in elsewhere - trained and value != 0]
+    if not unseen:
+        return ()
+    return (f"no training case holds {listed(unseen)}: the model cannot learn what it never sees",)
+
+
+def warn(console: Console, warnings: Sequence[str]) -> None:
+    """Print what the user should know of the data, each thing once."""
+    for warning in dict.fromkeys(warnings):
+        console.print(f"warning: {warning}", style="yellow", markup=False, highlight=False)
 
 
 def split_of(checked: CheckedData, settings: Settings) -> Split:
@@ -57,6 +77,6 @@ def split_of(checked: CheckedData, settings: Settings) -> Split:
         seed=settings.seed,
         validation=settings.validation_cases,
         fold=settings.fold,
-        labels_of=checked.labels_of_cases,
+        labels_of=checked.survey.labels_of_cases,
         test_cases=settings.test_cases,
     )

@@ -32,8 +32,11 @@ class Counters:
         skipped_in_a_row: those at the end.
         best_dice: best validation Dice so far; None before the first evaluation or without validation cases.
         evaluations_since_best: for early stopping.
-        peak_bytes: largest memory so far.
-        peak_breakdown: the same by category.
+        stopped_early: whether that has happened: no further step is made.
+        evaluated_step: step after which the last evaluation was.
+        peak_bytes: largest memory of all tensors so far.
+        peak_breakdown: the same by category; it adds up to ``peak_bytes``.
+        device_peak_bytes: largest memory so far by the accelerator's own count; None without one.
         micro_batch_size: images per backward pass now; fewer than the settings say when memory has run out.
         checkpoint_blocks: whether the encoder's blocks are computed again in backward, likewise.
         loss_scale: factor of the loss.
@@ -44,11 +47,35 @@ class Counters:
     skipped_in_a_row: int = 0
     best_dice: float | None = None
     evaluations_since_best: int = 0
+    stopped_early: bool = False
+    evaluated_step: int = 0
     peak_bytes: int = 0
     peak_breakdown: dict[str, int] = field(default_factory=dict)
+    device_peak_bytes: int | None = None
     micro_batch_size: int = 0
     checkpoint_blocks: bool = False
     loss_scale: LossScale = field(default_factory=LossScale)
+
+    def note_step(self, *, made: bool) -> None:
+        """Count a step that was made, or skipped."""
+        self.step += 1
+        self.skipped += not made
+        self.skipped_in_a_row = 0 if made else self.skipped_in_a_row + 1
+
+    def note_evaluation(self, dice: float | None, *, is_best: bool, patience: int | None) -> None:
+        """Count an evaluation.
+
+        Args:
+            dice: of the validation cases; None where there are none.
+            is_best: whether the weights are kept.
+            patience: evaluations without a better Dice that end the run.
+        """
+        self.evaluated_step = self.step
+        if is_best:
+            self.best_dice, self.evaluations_since_best = dice, 0
+            return
+        self.evaluations_since_best += 1
+        self.stopped_early = patience is not None and self.evaluations_since_best >= patience
 
 
 def save_state(run: Path, model: SegmentationModel, optimizer: GatheringOptimizer, counters: Counters) -> None:

@@ -11,33 +11,35 @@ from pathlib import Path
 
 from rich.console import Console
 
-from medsaga.config import ResolvedSettings, RunConfig, Settings, flag
+from medsaga.config import ResolvedSettings, RunConfig, Settings, flag, named
 from medsaga.data.dataset import (
-    check_items,
     fingerprint,
     raise_problems,
     read_dataset,
     select_channels,
 )
+from medsaga.data.intensity import require_mappable
+from medsaga.data.known import image_digests
 from medsaga.data.labels import listed
 from medsaga.data.layouts.shared import DESCRIPTION
-from medsaga.data.sources import files_of, place_of
+from medsaga.data.sources import place_of
 from medsaga.data.splits import Split
+from medsaga.data.survey import survey
 from medsaga.data.types import Dataset, Item
 from medsaga.errors import InputError
-from medsaga.files import sha256
 from medsaga.methods import method_named
 from medsaga.methods.base import unchanged
-from medsaga.presets import DeviceDefaults, fill_in
+from medsaga.planning.defaults import DeviceDefaults
+from medsaga.planning.resolve import Facts, resolve
 from medsaga.progress import counting
-from medsaga.training.settle import requested
+from medsaga.training.checked import warn
 
 MAY_CHANGE = frozenset(
     {
         *("steps", "batch_size", "micro_batch_size", "checkpointing", "precision", "state_bits", "state_on_host"),
         *("encoder_lr", "decoder_lr", "weight_decay", "optimizer", "warmup", "max_gradient_norm", "seed", "device"),
-        *("rank", "refresh_every", "galore", "augmentation", "dice_weight", "loss_resolution"),
-        *("evaluate_every", "patience", "protocol"),
+        *("rank", "refresh_every", "galore", "augmentation", "dice_weight", "dice_form"),
+        *("loss_resolution", "evaluate_every", "patience", "protocol"),
     }
 )
 """Settings of how a run is trained. The others say what the model is, how it sees images, and which cases are held out.
@@ -78,7 +80,7 @@ def inherited(before: ResolvedSettings, settings: Settings) -> ResolvedSettings:
     fixed = {option.name for option in dataclasses.fields(Settings)} - MAY_CHANGE
     if method_named(before.method).adapt is not unchanged:
         fixed.add("rank")  # it is the shape of what was added to the model
-    asked = requested(settings)
+    asked = named(settings)
     for name in sorted(fixed & asked.keys()):
         kept = getattr(before, name)
         if asked[name] != (list(kept) if isinstance(kept, tuple) else kept):
@@ -88,14 +90,15 @@ def inherited(before: ResolvedSettings, settings: Settings) -> ResolvedSettings:
                 found=str(asked[name]),
                 do="Leave it out, or start a new run.",
             )
-    device = DeviceDefaults(before.precision, before.state_bits)
-    # All that the recipe and the budget have to say is in the resolved settings.
+    # No data: axis and image size are kept, and all that the recipe and the budget have to say is in the settings.
+    facts = Facts(device=DeviceDefaults(before.precision, before.state_bits), classes=0, channels=0)
     kept = {option.name: getattr(before, option.name) for option in dataclasses.fields(Settings)}
     kept |= {"recipe": None, "budget": None}
-    derived = fill_in(Settings(**kept | dict.fromkeys(DERIVED)), defaults=device)
+    derived = resolve(Settings(**kept | dict.fromkeys(DERIVED)), facts)
     kept |= {name: None for name in DERIVED if getattr(derived, name) == getattr(before, name)}
-    named = {name: getattr(settings, name) for name in asked if name in MAY_CHANGE}
-    return fill_in(Settings(**kept | named | {"device": settings.device}), defaults=device)
+    changed = {name: getattr(settings, name) for name in asked if name in MAY_CHANGE}
+    after = resolve(Settings(**kept | changed | {"device": settings.device}), facts)
+    return dataclasses.replace(after, weights=before.weights)
 
 
 def datasets_of(config: RunConfig) -> list[Dataset]:
@@ -146,7 +149,10 @@ def joined_data(config: RunConfig, split: Split, console: Console) -> JoinedData
     for dataset in added:
         _check_not_held_out(dataset, first, held_out)
     dataset = joined(first, added, (*split.train, *split.validation, *split.test))
-    raise_problems(check_items(dataset, counting(console, "checking images")))
+    found = survey(dataset, counting(console, "checking images"))
+    raise_problems(found.problems)
+    require_mappable(config.intensities, dataset.items)
+    warn(console, (*(text for each in (first, *added) for text in each.warnings), *found.warnings))
     prints = [fingerprint(each) for each in (first, *added)]
     train = {*split.train, *(case for each in added for case in each.cases)}
     return JoinedData(
@@ -167,7 +173,7 @@ def _first(config: RunConfig) -> Dataset:
             do="Put the folder back, or train on the new cases alone, with --weights and the model.safetensors of the "
             "run.",
         )
-    dataset = read_dataset(root)
+    dataset = read_dataset(root, binary=config.settings.binary)
     raise_problems(dataset.problems)
     dataset = select_channels(dataset, config.settings.channels)
     _check_same_kind(dataset, config, "Restore its labels and channels.")
@@ -175,7 +181,7 @@ def _first(config: RunConfig) -> Dataset:
 
 
 def _added(root: Path, config: RunConfig) -> Dataset:
-    dataset = read_dataset(root)
+    dataset = read_dataset(root, binary=config.settings.binary)
     raise_problems(dataset.problems)
     if dataset.layout == "folder" and not (root / DESCRIPTION).exists():
         dataset = _named_as_in_run(dataset, config)
@@ -221,9 +227,9 @@ def _check_not_held_out(new: Dataset, first: Dataset, held_out: dict[str, tuple[
                 found=f"{listed(both)}, {'a ' if len(both) == 1 else ''}{use} case{'s' if len(both) > 1 else ''} of it",
                 do="Remove them; if they are other patients, rename them.",
             )
-        known = {digest: item for item in first.items_of(cases) for digest in _digests(item)}
+        known = {digest: item for item in first.items_of(cases) for digest in image_digests(item)}
         for item in new.items:
-            same = next((known[digest] for digest in _digests(item) if digest in known), None)
+            same = next((known[digest] for digest in image_digests(item) if digest in known), None)
             if same is not None:
                 raise InputError(
                     place_of(item.images[0]),
@@ -231,10 +237,6 @@ def _check_not_held_out(new: Dataset, first: Dataset, held_out: dict[str, tuple[
                     found=f"the image of {same.name}, of the {use} case {same.case!r}, under another name",
                     do="Remove it.",
                 )
-
-
-def _digests(item: Item) -> list[str]:
-    return [sha256(file) for source in item.images for file in files_of(source)]
 
 
 def _joint(fingerprints: Sequence[str]) -> str:

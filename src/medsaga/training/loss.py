@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from medsaga.config import LossResolution
+from medsaga.config import DiceForm, LossResolution
 
-SMOOTHING = 1.0
+SMOOTHING: dict[DiceForm, float] = {"linear": 1.0, "squared": 1e-5}
 """In pixels."""
 BAND_ELEMENTS = 2**19
 """Logits (images x classes x pixels) that exist at a time at the labels' resolution."""
@@ -31,43 +31,58 @@ def segmentation_loss(
     *,
     dice_weight: float,
     resolution: LossResolution,
+    dice_form: DiceForm = "linear",
 ) -> Tensor:
     """Return the two terms of a weighted sum of cross-entropy and Dice.
 
-    Dice is taken over all images of a batch together (arXiv 2304.13785, as MedSAGa keeps it), and, unlike there, over
-    the classes that occur in them: an image or batch without a class would push that class towards zero everywhere,
-    and small structures would be learned late or never. So it is no mean over images. A micro-batch therefore needs
+    Dice is taken over all images of a batch together, so that it is no mean over images. A micro-batch therefore needs
     to know the sums of the rest of its batch; its gradient is then exactly its share of the whole batch's.
+
+    With probabilities p and labels y, 0 or 1, of a class, the two forms of its Dice are
+
+    - `linear`, ours: (2 sum(p y) + 1) / (sum(p) + sum(y) + 1), averaged over the classes that occur in the batch. One
+      without a class would push that class towards zero everywhere, and small structures would be learned late or
+      never.
+    - `squared`, that of the public code of SAMed (arXiv 2304.13785, which MedSAGa keeps) and of DAE-Former
+      (arXiv 2212.13504): (2 sum(p y) + 1e-5) / (sum(p^2) + sum(y^2) + 1e-5), averaged over all classes. In both forms
+      the background is a class.
 
     Args:
         low_res_logits: (images, classes, height, width), floating point.
         labels: (images, H, W) uint8 class indices, H and W whole multiples of height and width.
-        sums_elsewhere: (3, classes), `dice_sums` of the rest of the batch; None when there is no rest.
+        sums_elsewhere: (3, classes), `dice_sums` of the rest of the batch, in the same form; None where it is all.
         dice_weight: share of Dice; cross-entropy has the rest. SAMed and MedSAGa have 0.8, DAE-Former 0.6.
         resolution: `image` upsamples the logits to the labels (bilinear, half-pixel centres, as inference does);
             `logits` samples the labels down to the logits (nearest neighbour), as SAMed and MedSAGa do.
+        dice_form: `linear` or `squared`.
 
     Returns:
         (2,) float32: the mean cross-entropy of these images' pixels and 1 - Dice of the whole batch, each times its
         weight.
     """
     target = _at(resolution, labels, low_res_logits)
-    cross_entropy, sums = _Sums.apply(low_res_logits, target)
+    cross_entropy, sums = _Sums.apply(low_res_logits, target, dice_form)
     intersection, predicted, true = sums + (0 if sums_elsewhere is None else sums_elsewhere)
-    dice = (2 * intersection + SMOOTHING) / (predicted + true + SMOOTHING)
-    present = (true > 0).to(dice.dtype)
-    mean_dice = (dice * present).sum() / present.sum()
+    smoothing = SMOOTHING[dice_form]
+    dice = (2 * intersection + smoothing) / (predicted + true + smoothing)
+    counted = (true > 0).to(dice.dtype) if dice_form == "linear" else torch.ones_like(dice)
+    mean_dice = (dice * counted).sum() / counted.sum()
     return torch.stack([(1 - dice_weight) * cross_entropy / target.numel(), dice_weight * (1 - mean_dice)])
 
 
-def dice_sums(low_res_logits: Tensor, labels: Tensor, *, resolution: LossResolution) -> Tensor:
-    """Return what Dice adds up over images: (3, classes) float32, intersections, predicted sizes and true sizes."""
-    sums: Tensor = _Sums.apply(low_res_logits, _at(resolution, labels, low_res_logits))[1]
+def dice_sums(
+    low_res_logits: Tensor, labels: Tensor, *, resolution: LossResolution, dice_form: DiceForm = "linear"
+) -> Tensor:
+    """Return what Dice adds up over images: (3, classes) float32, intersections, predicted sizes and true sizes.
+
+    The predicted size of a class is the sum of its probabilities; in the squared form, of their squares.
+    """
+    sums: Tensor = _Sums.apply(low_res_logits, _at(resolution, labels, low_res_logits), dice_form)[1]
     return sums
 
 
 def hard_dice_sums(low_res_logits: Tensor, labels: Tensor) -> Tensor:
-    """Return `dice_sums` of the predicted labels, as (3, classes) int64: each pixel counts for its likeliest class.
+    """Return `dice_sums` of the predicted labels, (3, classes) int64: each pixel counts for its likeliest class.
 
     Always at the labels' resolution: this is about what comes out of a model, not about how it was trained.
     """
@@ -96,24 +111,28 @@ class _Sums(torch.autograd.Function):
     """The cross-entropy of all pixels added up, and `dice_sums`, at the labels' resolution; keeps its inputs only."""
 
     @staticmethod
-    def forward(ctx: Any, low_res_logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, low_res_logits: Tensor, labels: Tensor, dice_form: DiceForm) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(low_res_logits, labels)
+        ctx.dice_form = dice_form
         bands = _Bands(low_res_logits, labels)
-        parts = [_band_sums(*bands.at(rows)) for rows in bands]
+        parts = [_band_sums(*bands.at(rows), dice_form) for rows in bands]
         return torch.stack([part[0] for part in parts]).sum(), torch.stack([part[1] for part in parts]).sum(0)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_cross_entropy: Tensor, grad_sums: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad_cross_entropy: Tensor, grad_sums: Tensor) -> tuple[Tensor, None, None]:
         low_res_logits, labels = ctx.saved_tensors
         bands = _Bands(low_res_logits, labels)
         gradient = torch.zeros_like(low_res_logits, dtype=torch.float32)
         for rows in bands:
-            bands.add_adjoint(gradient, rows, _band_gradient(*bands.at(rows), grad_cross_entropy, grad_sums))
-        return gradient.to(low_res_logits.dtype), None
+            # No name for what is added: it would keep a band while the next one is computed.
+            bands.add_adjoint(
+                gradient, rows, _band_gradient(*bands.at(rows), grad_cross_entropy, grad_sums, ctx.dice_form)
+            )
+        return gradient.to(low_res_logits.dtype), None, None
 
 
-def _band_sums(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+def _band_sums(logits: Tensor, target: Tensor, dice_form: DiceForm) -> tuple[Tensor, Tensor]:
     """What a band adds to the sums, from its logits and its labels as in `_Bands.at`; overwrites the logits."""
     pixels = (0, 2, 3)
     log_probabilities = logits.log_softmax(1)
@@ -122,11 +141,14 @@ def _band_sums(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     one_hot = torch.eq(target.to(logits.dtype), classes[:, None, None], out=logits)
     true = one_hot.sum(pixels)
     probabilities = log_probabilities.exp_()
-    predicted = probabilities.sum(pixels)
-    return cross_entropy, torch.stack([probabilities.mul_(one_hot).sum(pixels), predicted, true])
+    intersection = one_hot.mul_(probabilities).sum(pixels)
+    predicted = (probabilities.square_() if dice_form == "squared" else probabilities).sum(pixels)
+    return cross_entropy, torch.stack([intersection, predicted, true])
 
 
-def _band_gradient(logits: Tensor, target: Tensor, grad_cross_entropy: Tensor, grad_sums: Tensor) -> Tensor:
+def _band_gradient(
+    logits: Tensor, target: Tensor, grad_cross_entropy: Tensor, grad_sums: Tensor, dice_form: DiceForm
+) -> Tensor:
     """The gradient of `_band_sums` with respect to the logits, in whose memory it is written.
 
     With g = dL/dp, that of the softmax p is p (g - <p, g>); that of the cross-entropy is p - onehot.
@@ -134,8 +156,12 @@ def _band_gradient(logits: Tensor, target: Tensor, grad_cross_entropy: Tensor, g
     probabilities = logits.softmax(1)
     of_true, of_predicted = grad_sums[0], grad_sums[1, :, None, None]
     extra = probabilities.gather(1, target) * of_true[target]
-    mean = torch.mul(probabilities, of_predicted, out=logits).sum(1, keepdim=True) + extra
-    gradient = torch.mul(probabilities, of_predicted + grad_cross_entropy, out=logits)
+    if dice_form == "squared":
+        gradient = torch.mul(probabilities, 2 * of_predicted, out=logits).mul_(probabilities)
+        mean = gradient.sum(1, keepdim=True) + extra - grad_cross_entropy
+    else:
+        mean = torch.mul(probabilities, of_predicted, out=logits).sum(1, keepdim=True) + extra
+        gradient = torch.mul(probabilities, of_predicted + grad_cross_entropy, out=logits)
     gradient.addcmul_(probabilities, mean, value=-1)
     return gradient.scatter_add_(1, target, extra - grad_cross_entropy)
 

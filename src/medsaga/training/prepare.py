@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import platform
 import shutil
@@ -14,24 +15,29 @@ import torch
 from rich.console import Console
 
 from medsaga import files, run_folder
-from medsaga.config import RunConfig, Settings, flag, read_config
+from medsaga.config import ResolvedSettings, RunConfig, Settings, flag, named, read_config
+from medsaga.data.intensity import choose_intensity
+from medsaga.data.known import Digests, digests_of_cases, images_on_both_sides
 from medsaga.data.samples import Samples, build_samples
 from medsaga.data.splits import Split
 from medsaga.data.types import Dataset, Item
-from medsaga.device import choose_device
+from medsaga.device import choose_device, defaults_for
 from medsaga.errors import InputError
 from medsaga.methods import build_model, loading, method_named
 from medsaga.models.base import SegmentationModel
 from medsaga.models.precision import set_precision
 from medsaga.models.weights.loading import load_model, load_pretrained
 from medsaga.models.weights.registry import RANDOM
+from medsaga.planning.resolve import Facts, choose_model, find_weights, resolve
 from medsaga.progress import counting
-from medsaga.training.checked import CheckedData, check_data, split_of
+from medsaga.training.checked import CheckedData, check_data, split_of, unseen_labels, warn
 from medsaga.training.class_tokens import start_class_tokens
 from medsaga.training.continuing import inherited, joined_data
-from medsaga.training.settle import check_same, find_weights, requested, resolved, settled, with_named_weights
 
 PACKAGES = ("torch", "nibabel", "numpy", "pillow", "safetensors", "scipy")
+
+
+_OR_RESUME = "Choose another --out, or continue that run with --resume."
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,10 @@ class Run:
     train: Samples
     monitor: Samples
     device: torch.device
+
+    def remove_cache(self) -> None:
+        """Remove the prepared images from the run folder."""
+        shutil.rmtree(self.folder / run_folder.CACHE, ignore_errors=True)
 
 
 @dataclass(frozen=True)
@@ -95,15 +105,15 @@ def new_run(data: Path, out: Path, settings: Settings, console: Console, checked
     Raises:
         InputError: the data, the settings or the weights cannot be used; nothing has been written.
     """
-    _check_free(out)
-    asked, settings = requested(settings), settled(settings)
-    find_weights(settings)
+    files.require_new(out, "a run folder", _OR_RESUME)
+    find_weights(choose_model(settings))
     device = choose_device(settings.device)
     checked = checked or check_data(data, settings, console)
     split = split_of(checked, settings)
-    config = resolved(settings, checked.dataset, split, device)
+    warn(console, unseen_labels(checked, split))
+    config = _config(settings, checked, split, device)
     model, model_info = _new_model(config, console)
-    manifest = _manifest(checked.fingerprint, config, device, model_info) | {"requested": asked}
+    manifest = _manifest(checked.fingerprint, config, device, model_info) | {"requested": named(settings)}
     return _begun(Prepared(out, config, split, checked.dataset, model, model_info, device), manifest, console)
 
 
@@ -121,8 +131,8 @@ def continued_run(before: Path, data: Path, out: Path, settings: Settings, conso
     Raises:
         InputError: the run, its data, the new data or the settings cannot be used; nothing has been written.
     """
-    _check_free(out)
-    config = with_named_weights(read_config(before / run_folder.CONFIG))
+    files.require_new(out, "a run folder", _OR_RESUME)
+    config = _with_named_weights(read_config(before / run_folder.CONFIG))
     config = dataclasses.replace(
         config, settings=inherited(config.settings, settings), added=(*config.added, str(data.resolve()))
     )
@@ -139,9 +149,30 @@ def continued_run(before: Path, data: Path, out: Path, settings: Settings, conso
     model, model_info = _model_of(before, config)
     continues = {"run": str(before.resolve()), "data_fingerprint": earlier}
     manifest = _manifest(joined.fingerprint, config, device, model_info)
-    manifest |= {"requested": requested(settings), "continues": continues}
+    manifest |= {"requested": named(settings), "continues": continues}
     prepared = Prepared(out, config, joined.split, joined.dataset, model, model_info, device)
     return _begun(prepared, manifest, console)
+
+
+def require_same(out: Path, settings: Settings, before: Path | None = None) -> None:
+    """Raise InputError unless a folder is a run that was begun with these settings.
+
+    Args:
+        out: the run folder.
+        settings: none, or those that the run began with.
+        before: the run that it continues, if it does.
+    """
+    config = _with_named_weights(read_config(out / run_folder.CONFIG))
+    manifest = files.read_json(out / run_folder.MANIFEST)
+    continued = manifest.get("continues", {}).get("run")
+    if continued != (None if before is None else str(before.resolve())):
+        raise InputError(
+            "--continue",
+            expected=f"the run that {out} continues, {continued}" if continued else f"none: {out} continues no other",
+            found="none" if before is None else str(before),
+            do="Give the command that the run began with, and --resume.",
+        )
+    _check_same(named(settings), manifest.get("requested", {}), config.settings)
 
 
 def resumed_run(data: Path, out: Path, settings: Settings, console: Console, before: Path | None = None) -> Run:
@@ -157,18 +188,12 @@ def resumed_run(data: Path, out: Path, settings: Settings, console: Console, bef
     Raises:
         InputError: the folder is no run, its data have changed, or ``settings`` ask for something else than it has.
     """
-    config = with_named_weights(read_config(out / run_folder.CONFIG))
-    manifest = files.read_json(out / run_folder.MANIFEST)
-    continued = manifest.get("continues", {}).get("run")
-    if continued != (None if before is None else str(before.resolve())):
-        raise InputError(
-            "--continue",
-            expected=f"the run that {out} continues, {continued}" if continued else f"none: {out} continues no other",
-            found="none" if before is None else str(before),
-            do="Give the command that the run began with, and --resume.",
-        )
-    check_same(requested(settings), manifest.get("requested", {}), config.settings)
+    require_same(out, settings, before)
+    files.require_writable(out)
+    files.remove_temporary(out)
+    config = _with_named_weights(read_config(out / run_folder.CONFIG))
     config = dataclasses.replace(config, settings=dataclasses.replace(config.settings, device=settings.device))
+    manifest = files.read_json(out / run_folder.MANIFEST)
     device = choose_device(settings.device)
     split = Split.from_json(files.read_json(out / run_folder.SPLIT))
     dataset, fingerprint = _data_again(data, config, split, console)
@@ -188,7 +213,7 @@ def resumed_run(data: Path, out: Path, settings: Settings, console: Console, bef
     begun_with = manifest.get("model", {}).get("sha256")
     if model_info and model_info.get("sha256") != begun_with:
         raise InputError(
-            flag("weights") if before is None else before,
+            flag("model") if before is None else before,
             expected=f"{config.settings.weights if before is None else run_folder.MODEL} as the run began with, "
             f"SHA-256 {begun_with}",
             found=str(model_info.get("sha256")),
@@ -197,14 +222,44 @@ def resumed_run(data: Path, out: Path, settings: Settings, console: Console, bef
     return _with_samples(Prepared(out, config, split, dataset, model, model_info, device), console)
 
 
-def _check_free(out: Path) -> None:
-    if out.exists():
-        raise InputError(
-            out,
-            expected="a run folder that does not exist yet",
-            found="one that does",
-            do="Choose another --out, or continue that run with --resume.",
-        )
+def _config(settings: Settings, checked: CheckedData, split: Split, device: torch.device) -> RunConfig:
+    """Return the configuration of a new run, in which nothing is left open."""
+    dataset, items = checked.dataset, checked.dataset.items_of(split.train)
+    facts = Facts(
+        device=defaults_for(device),
+        classes=len(dataset.labels),
+        channels=len(dataset.channels),
+        grids=[item.header.grid for item in items],
+    )
+    resolved = resolve(settings, facts)
+    return RunConfig(
+        data=str(dataset.root.resolve()),
+        labels=dataset.labels,
+        channels=dataset.channels,
+        intensities=choose_intensity(dataset, checked.survey.of(items), resolved.intensity, resolved.window),
+        settings=resolved,
+    )
+
+
+def _with_named_weights(config: RunConfig) -> RunConfig:
+    """Say what a run without weights starts from: before ``starter`` existed, no name meant random ones."""
+    settings = config.settings
+    if settings.weights is not None or not method_named(settings.method).trains_sam:
+        return config
+    settings = dataclasses.replace(settings, weights=RANDOM, random_weights=True)
+    return dataclasses.replace(config, settings=settings)
+
+
+def _check_same(asked: dict[str, Any], before: dict[str, Any], kept: ResolvedSettings) -> None:
+    """Raise InputError unless every setting is as it was asked for when the run began, or as it was resolved then."""
+    for name, value in asked.items():
+        if value not in (before.get(name), getattr(kept, name)):
+            raise InputError(
+                flag(name),
+                expected=f"the run's own setting, {before.get(name, getattr(kept, name))}, with --resume",
+                found=str(value),
+                do="Leave it out, or start a new run.",
+            )
 
 
 def _data_again(data: Path, config: RunConfig, split: Split, console: Console) -> tuple[Dataset, str]:
@@ -231,7 +286,7 @@ def _new_model(config: RunConfig, console: Console) -> tuple[SegmentationModel, 
     if method_named(settings.method).trains_sam:
         console.print(
             f"[yellow]{settings.model} starts from random weights; expect a floor, not SAM's accuracy."
-            " Name pre-trained weights with --weights.[/yellow]"
+            " Name pre-trained weights with --model.[/yellow]"
         )
     return _adapted(model, config), {"architecture": settings.model, "weights": "random"}
 
@@ -263,17 +318,43 @@ def _manifest(
 
 
 def _begun(prepared: Prepared, manifest: dict[str, Any], console: Console) -> Run:
-    """Make the run folder; what goes wrong after that takes it away again."""
-    out = prepared.folder
-    out.mkdir(parents=True)
+    """Make the run folder; what goes wrong after that takes it away again.
+
+    It gets its name when all is in it that resuming needs: a process that is killed leaves a run, or none.
+    """
+    out, tensors = prepared.folder, (*prepared.model.parameters(), *prepared.model.buffers())
+    files.require_room(out, 2 * sum(tensor.nbytes for tensor in tensors), "the model and the state of the run")
+    digests = digests_of_cases(prepared.dataset.items)
+    for fitted, tested in images_on_both_sides(prepared.split, digests):
+        console.print(
+            f"the same image is in {fitted!r}, which is trained on, and in the test case {tested!r}: the result will "
+            "look better than it is. Remove one of the two, or give both the same case",
+            style="yellow",
+            markup=False,
+        )
+    starting = out.with_name(f".{out.name}.starting")
+    shutil.rmtree(starting, ignore_errors=True)
+    starting.mkdir(parents=True)
     try:
-        prepared.config.write(out / run_folder.CONFIG)
-        files.write_json(out / run_folder.SPLIT, prepared.split.to_json())
-        files.write_json(out / run_folder.MANIFEST, manifest)
+        prepared.config.write(starting / run_folder.CONFIG)
+        files.write_json(starting / run_folder.SPLIT, prepared.split.to_json())
+        files.write_json(starting / run_folder.DIGESTS, _with_earlier(digests, manifest))
+        files.write_json(starting / run_folder.MANIFEST, manifest)
+        starting.rename(out)
         return _with_samples(prepared, console)
     except BaseException:
-        shutil.rmtree(out)
+        for folder in (starting, out):
+            shutil.rmtree(folder, ignore_errors=True)
         raise
+
+
+def _with_earlier(digests: Digests, manifest: dict[str, Any]) -> Digests:
+    """Add the images of the run that is continued: those that new ones have replaced were trained on all the same."""
+    earlier = Path(manifest.get("continues", {}).get("run", "")) / run_folder.DIGESTS
+    if "continues" not in manifest or not earlier.exists():
+        return digests
+    before: Digests = files.read_json(earlier)
+    return {case: sorted({*digests.get(case, ()), *before.get(case, ())}) for case in sorted({*digests, *before})}
 
 
 def _with_samples(prepared: Prepared, console: Console) -> Run:
@@ -294,10 +375,16 @@ def _with_samples(prepared: Prepared, console: Console) -> Run:
             progress=counting(console, f"preparing {name} images"),
         )
 
-    train = samples("train", dataset.items_of(split.train))
-    train.check_labelled()
-    monitor = samples("validation", dataset.items_of(split.validation)) if split.validation else train
-    model.to(prepared.device)
-    if prepared.model_info.get("episodic"):
-        start_class_tokens(model, train)
+    # What goes wrong lets go of the files, so that the folder can be removed.
+    with contextlib.ExitStack() as opened:
+        train = opened.enter_context(contextlib.closing(samples("train", dataset.items_of(split.train))))
+        train.check_labelled()
+        monitor = train
+        if split.validation:
+            validation = samples("validation", dataset.items_of(split.validation))
+            monitor = opened.enter_context(contextlib.closing(validation))
+        model.to(prepared.device)
+        if prepared.model_info.get("episodic"):
+            start_class_tokens(model, train)
+        opened.pop_all()
     return Run(prepared.folder, config, split, dataset, model, train, monitor, prepared.device)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from medsaga.config import LossResolution
+from medsaga.config import DiceForm, LossResolution
 from medsaga.data.augment import Augmentation, augment
 from medsaga.memory.meta import value_of
 from medsaga.memory.tracker import ELSEWHERE, TensorTracker
@@ -111,6 +111,7 @@ def gather(
     micro_batch_size: int,
     dice_weight: float,
     loss_resolution: LossResolution,
+    dice_form: DiceForm,
     scale: LossScale,
     meter: StepMeter | None = None,
 ) -> float:
@@ -125,6 +126,7 @@ def gather(
         "micro_batch_size": micro_batch_size,
         "dice_weight": dice_weight,
         "loss_resolution": loss_resolution,
+        "dice_form": dice_form,
         "scale": scale,
         "meter": meter,
     }
@@ -141,6 +143,7 @@ def backward(
     micro_batch_size: int,
     dice_weight: float,
     loss_resolution: LossResolution,
+    dice_form: DiceForm,
     scale: LossScale,
     meter: StepMeter | None = None,
 ) -> float:
@@ -155,6 +158,7 @@ def backward(
         micro_batch_size: images per backward pass.
         dice_weight: share of Dice in the loss.
         loss_resolution: where the loss is taken; see `medsaga.training.loss`.
+        dice_form: how Dice is computed; see there.
         scale: factor of the gradient.
         meter: tells the tracker the phase, while memory is measured.
 
@@ -171,7 +175,8 @@ def backward(
             meter.phase("temporary")
         with torch.no_grad():
             for part in parts:
-                sums.append(dice_sums(*_through(model, batch, part), resolution=loss_resolution))
+                logits, labels = _through(model, batch, part)
+                sums.append(dice_sums(logits, labels, resolution=loss_resolution, dice_form=dice_form))
     total = torch.zeros(2, device=device)
     for number, part in enumerate(parts):
         if meter:
@@ -179,7 +184,11 @@ def backward(
         elsewhere = sum(sums[:number] + sums[number + 1 :], torch.zeros(3, 1, device=device))
         share = (part.stop - part.start) / len(batch)
         cross_entropy, dice = segmentation_loss(
-            *_through(model, batch, part), elsewhere, dice_weight=dice_weight, resolution=loss_resolution
+            *_through(model, batch, part),
+            elsewhere,
+            dice_weight=dice_weight,
+            resolution=loss_resolution,
+            dice_form=dice_form,
         )
         if meter:
             meter.phase("temporary")
@@ -195,6 +204,12 @@ def _through(model: SegmentationModel, batch: Batch, rows: slice) -> tuple[Tenso
     return model(images), labels
 
 
+def clip(optimizer: GatheringOptimizer, *, max_gradient_norm: float, scale: LossScale) -> bool:
+    """Undo the scale of the loss in the gathered gradient and clip it; return whether it is finite."""
+    optimizer.scale_gradients(1 / scale.value)
+    return math.isfinite(value_of(optimizer.clip_gradients(max_gradient_norm), otherwise=1.0))
+
+
 def update(optimizer: GatheringOptimizer, *, max_gradient_norm: float, scale: LossScale) -> bool:
     """Clip the gathered gradient and make the step; skip it when the gradient is not finite.
 
@@ -202,9 +217,7 @@ def update(optimizer: GatheringOptimizer, *, max_gradient_norm: float, scale: Lo
         whether the step was made. In a step that follows a failed calibration, bases are made and no weight moves.
     """
     ready = not optimizer.needs_calibration()
-    optimizer.scale_gradients(1 / scale.value)
-    norm = optimizer.clip_gradients(max_gradient_norm)
-    if finite := math.isfinite(value_of(norm, otherwise=1.0)):
+    if finite := clip(optimizer, max_gradient_norm=max_gradient_norm, scale=scale):
         optimizer.step()
     optimizer.zero_grad()
     scale.adapt(finite=finite)

@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from medsaga.data.dicom.reading import guarded, uid
 from medsaga.data.dicom.sources import source_header
+from medsaga.data.names import normal
 from medsaga.errors import InputError
 
 if TYPE_CHECKING:
@@ -176,13 +177,13 @@ def require_same_patient(path: Path, document: Dataset, frames_of_reference: Ite
 
 def printable(words: str) -> str:
     """Return a name in one line of printable characters, cut to 60."""
-    shown = "".join(each if each.isprintable() else " " for each in words)
+    shown = "".join(each if each.isprintable() else " " for each in normal(words))
     return " ".join(shown.split())[:_MOST_LABEL_CHARACTERS].strip()
 
 
 def as_key(name: str) -> str:
     """Return what is compared of a name: letters and digits, whatever their case and what stands between them."""
-    return " ".join(re.findall(r"[^\W_]+", name.casefold()))
+    return " ".join(re.findall(r"[^\W_]+", normal(name).casefold()))
 
 
 def merged_labels(

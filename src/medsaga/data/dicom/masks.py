@@ -6,11 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from medsaga.data.dicom import segmentation, structures
-from medsaga.data.dicom.documents import as_key
 from medsaga.data.dicom.geometry import Geometry
 from medsaga.data.dicom.reading import is_dicom, read_header, uid
 from medsaga.data.types import Labels
-from medsaga.errors import InputError
 
 SUFFIX = ".dcm"
 
@@ -18,6 +16,15 @@ SUFFIX = ".dcm"
 def is_mask(path: Path) -> bool:
     """Whether a file is to be read as a DICOM mask: by its suffix, or by DICOM's mark in it."""
     return path.suffix.lower() == SUFFIX or is_dicom(path)
+
+
+def outlines(path: Path) -> bool:
+    """Whether a file is a segmentation or a structure set, by its class.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    return _storage_class(path) in (*segmentation.STORAGE_CLASSES, *structures.STORAGE_CLASSES)
 
 
 def names_in(path: Path) -> tuple[str, ...]:
@@ -28,22 +35,6 @@ def names_in(path: Path) -> tuple[str, ...]:
     """
     of = structures.structures_of if _is_structure_set(path) else segmentation.segments_of
     return tuple(of(path))
-
-
-def require_some(path: Path, wanted: Mapping[str, int]) -> None:
-    """Require that a mask outlines at least one of the labels.
-
-    Raises:
-        InputError: it does not, or cannot be read.
-    """
-    names, labels = names_in(path), [name for name, value in wanted.items() if value]
-    if not {as_key(name) for name in names} & {as_key(name) for name in wanted}:
-        raise InputError(
-            path,
-            expected=f"one of the labels {', '.join(labels)}" if labels else "at least one segment or structure",
-            found=", ".join(names[:8]) or "no segment",
-            do="Name the labels in dataset.json as the segments are called.",
-        )
 
 
 def read_mask(path: Path, geometry: Geometry, wanted: Mapping[str, int]) -> tuple[Labels, tuple[str, ...]]:
@@ -66,5 +57,9 @@ def read_mask(path: Path, geometry: Geometry, wanted: Mapping[str, int]) -> tupl
 
 
 def _is_structure_set(path: Path) -> bool:
+    return _storage_class(path) in structures.STORAGE_CLASSES
+
+
+def _storage_class(path: Path) -> str:
     header = read_header(path, ("SOPClassUID",), until=0x00080018)
-    return uid(path, header, "SOPClassUID") in structures.STORAGE_CLASSES
+    return uid(path, header, "SOPClassUID")

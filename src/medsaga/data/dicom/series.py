@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from medsaga.data.dicom import reading
+from medsaga.data.names import is_hidden, normal
 from medsaga.errors import InputError
 
 _MOST_FILES = 100_000
@@ -69,25 +70,40 @@ class _Found:
     size: tuple[int, int]
 
 
-def find_series(root: Path) -> list[Series]:
+def find_series(root: Path, problems: list[InputError] | None = None) -> list[Series]:
     """Find the image series in a file, a folder, or an export of any depth; headers are read, no pixels.
 
-    Files that are no DICOM are passed over, and so are directories of media (DICOMDIR), segmentations, structure
-    sets, reports and presentation states. Symbolic links are followed only within ``root``.
+    Hidden files and those that are no DICOM are passed over, and so are directories of media (DICOMDIR),
+    segmentations, structure sets, reports and presentation states. Symbolic links are followed only within ``root``.
+
+    Args:
+        root: the file or folder.
+        problems: where given, damaged files go on this list, and the series with files in their folders are left out,
+            because nobody can tell which of these they belong to.
 
     Returns:
         Largest first; empty where there is none.
 
     Raises:
-        InputError: there is no such file or folder, it holds more than 100,000 files, or a file is damaged DICOM.
+        InputError: there is no such file or folder, it holds more than 100,000 files, or a file is damaged DICOM
+            (without ``problems``).
     """
     found: dict[tuple[str, Path | None], list[_Found]] = {}
+    damaged = set()
     for path in _files(root):
-        image = _image(path)
+        try:
+            image = _image(path)
+        except InputError as problem:
+            if problems is None:
+                raise
+            problems.append(problem.with_traceback(None))
+            damaged.add(path.parent)
+            continue
         if image is not None:
             # Images without a UID can only be kept together by their folder.
             found.setdefault((image.uid, None if image.uid else path.parent), []).append(image)
-    series = [_series(root, images) for images in found.values()]
+    whole = [images for images in found.values() if not damaged & {image.file.parent for image in images}]
+    series = [_series(root, images) for images in whole]
     return sorted(series, key=lambda each: (-each.images, -each.rows * each.columns, each.modality, each.uid))
 
 
@@ -116,7 +132,7 @@ def choose_series(found: list[Series], wanted: str | None = None, *, do: str = C
         fitting = [found[int(wanted[:9]) - 1]]
     else:
         fitting = [each for each in found if each.uid == wanted] or [
-            each for each in found if wanted.casefold() in each.description.casefold()
+            each for each in found if normal(wanted).casefold() in normal(each.description).casefold()
         ]
     if len(fitting) == 1:
         return fitting[0]
@@ -148,7 +164,8 @@ def _files(root: Path) -> Iterator[Path]:
     while folders:
         folder = folders.pop()
         try:
-            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+            every = sorted(os.scandir(folder), key=lambda entry: entry.name)
+            entries = [entry for entry in every if not is_hidden(entry.name)]
         except OSError:
             raise InputError(
                 folder, expected="a folder that can be read", found="no access to it", do="Check its permissions."

@@ -1,6 +1,6 @@
 """What structures are called in SNOMED CT, so that programs understand a segmentation and not only people.
 
-Codes and meanings are those of the DICOM standard, part 16.
+Codes and meanings are those of the DICOM standard, part 16, as pydicom has them.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from medsaga.data.names import normal
 from medsaga.errors import InputError
 from medsaga.files import read_json
 
@@ -25,6 +26,8 @@ class Code(NamedTuple):
 TISSUE = Code("85756007", "SCT", "Tissue")
 ANATOMY = Code("91723000", "SCT", "Anatomical Structure")
 MORPHOLOGY = Code("49755003", "SCT", "Morphologically Abnormal Structure")
+_TYPES = {"cid7192": ANATOMY, "cid7194": MORPHOLOGY, "cid8134": ANATOMY}
+"""The context groups of part 16 that hold the types of a category; the first that has a word counts."""
 _SIDES = {"left": Code("7771000", "SCT", "Left"), "right": Code("24028007", "SCT", "Right")}
 
 
@@ -40,43 +43,6 @@ class Terminology:
     side: Code | None = None
 
 
-def _anatomy(value: str, meaning: str) -> Terminology:
-    return Terminology(ANATOMY, Code(value, "SCT", meaning))
-
-
-def _morphology(value: str, meaning: str) -> Terminology:
-    return Terminology(MORPHOLOGY, Code(value, "SCT", meaning))
-
-
-_KNOWN = {
-    "adrenal gland": _anatomy("23451007", "Adrenal gland"),
-    "aorta": _anatomy("15825003", "Aorta"),
-    "bladder": _anatomy("89837001", "Bladder"),
-    "bone": _anatomy("272673000", "Bone"),
-    "brain": _anatomy("12738006", "Brain"),
-    "colon": _anatomy("71854001", "Colon"),
-    "duodenum": _anatomy("38848004", "Duodenum"),
-    "esophagus": _anatomy("32849002", "Esophagus"),
-    "gallbladder": _anatomy("28231008", "Gallbladder"),
-    "heart": _anatomy("80891009", "Heart"),
-    "inferior vena cava": _anatomy("64131007", "Inferior vena cava"),
-    "kidney": _anatomy("64033007", "Kidney"),
-    "liver": _anatomy("10200004", "Liver"),
-    "lung": _anatomy("39607008", "Lung"),
-    "pancreas": _anatomy("15776009", "Pancreas"),
-    "portal vein": _anatomy("32764006", "Portal vein"),
-    "prostate": _anatomy("41216001", "Prostate"),
-    "spinal cord": _anatomy("2748008", "Spinal cord"),
-    "spleen": _anatomy("78961009", "Spleen"),
-    "stomach": _anatomy("69695003", "Stomach"),
-    "trachea": _anatomy("44567001", "Trachea"),
-    "uterus": _anatomy("35039007", "Uterus"),
-    "cyst": _morphology("367643001", "Cyst"),
-    "edema": _morphology("79654002", "Edema"),
-    "lesion": _morphology("52988006", "Lesion"),
-    "necrosis": _morphology("6574001", "Necrosis"),
-    "neoplasm": _morphology("108369006", "Neoplasm"),
-}
 _SYNONYMS = {
     "adrenal": "adrenal gland",
     "gall bladder": "gallbladder",
@@ -111,7 +77,7 @@ def read_codes(path: Path) -> dict[str, Terminology]:
                 found=f"something else for {name!r}",
                 do="Give value, coding scheme and meaning of each code as three texts.",
             )
-        codes[name] = Terminology(parts.get("category") or ANATOMY, parts["type"] or TISSUE, parts.get("side"))
+        codes[normal(name)] = Terminology(parts.get("category") or ANATOMY, parts["type"] or TISSUE, parts.get("side"))
     return codes
 
 
@@ -122,14 +88,21 @@ def _code(value: object) -> Code | None:
 
 
 def terminology_of(name: str) -> Terminology:
-    """Return what a label name means, unspecified tissue where it is not known.
+    """Return what a label name means, unspecified tissue where the standard has no such word.
 
     Case and punctuation do not matter, and ``left`` or ``right`` may stand anywhere: ``kidney_left``.
     """
+    from pydicom.sr.codedict import codes
+
     words = re.findall(r"[^\W_]+", name.casefold())
     sides = [word for word in words if word in _SIDES]
     structure = " ".join(word for word in words if word not in _SIDES)
-    known = _KNOWN.get(_SYNONYMS.get(structure, structure))
-    if known is None or len(sides) > 1:
+    keyword = _SYNONYMS.get(structure, structure).title().replace(" ", "")
+    if len(sides) > 1 or not keyword.isidentifier():
         return Terminology()
-    return Terminology(known.category, known.type, _SIDES[sides[0]] if sides else None)
+    for group, category in _TYPES.items():
+        code = getattr(getattr(codes, group), keyword, None)
+        if code is not None:
+            found = Code(code.value, code.scheme_designator, code.meaning)
+            return Terminology(category, found, _SIDES[sides[0]] if sides else None)
+    return Terminology()

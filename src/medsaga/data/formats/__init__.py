@@ -7,7 +7,7 @@ comes out of a format as an `InputError` that names the file.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medsaga.data.formats import arrays, itk, nifti, raster
+from medsaga.data.names import is_hidden, normal
 from medsaga.data.types import Array, Block, Header, Labels
 from medsaga.errors import InputError
 
@@ -53,13 +54,24 @@ class PiecewiseFormat(Format, Protocol):
         """Yield the volume of `read_image` in pieces of about ``most_bytes``, at least a slice."""
 
 
+@runtime_checkable
+class NamedFormat(Format, Protocol):
+    """A format whose masks may name what they outline. Then the names count: the values differ from file to file."""
+
+    def segment_names(self, path: Path) -> tuple[str, ...]:
+        """Return the names in a mask, in its order; none where it holds nothing but values."""
+
+    def read_segments(self, path: Path, wanted: Mapping[str, int]) -> tuple[Labels, tuple[str, ...]]:
+        """Return the label map, ``(*shape)``, in the values that ``wanted`` gives to the names, and warnings."""
+
+
 FORMATS: tuple[Format, ...] = (raster, nifti, itk, arrays)
 SUFFIXES: tuple[str, ...] = tuple(suffix for each in FORMATS for suffix in each.SUFFIXES)
 
 
 def suffix_of(path: Path) -> str | None:
     """Return the known suffix of a file in lower case, ``.nii.gz`` whole; None when no format knows it."""
-    name = path.name.lower()
+    name = path.name.rstrip().lower()
     return next((suffix for suffix in sorted(SUFFIXES, key=len, reverse=True) if name.endswith(suffix)), None)
 
 
@@ -81,12 +93,20 @@ def format_of(path: Path) -> Format:
     )
 
 
+def labels_suffix(image: Path) -> str:
+    """Return the suffix that the label map of an image gets when the user names none."""
+    form = format_of(image)
+    # Of a stack of slices PNG would hold one.
+    is_stack = form is raster and len(raster.read_header(image).grid.shape) == 3
+    return raster.PROBABILITIES_SUFFIX if is_stack else form.LABELS_SUFFIX
+
+
 def stem(path: Path) -> str:
-    """Return the name of a file without its known suffix: ``case.01.nii.gz`` gives ``case.01``."""
+    """Return the name of a file without its known suffix, ``case.01`` of ``case.01.nii.gz``; see `normal`."""
     suffix = suffix_of(path)
-    return path.stem if suffix is None else path.name[: -len(suffix)]
+    return normal(path.stem if suffix is None else path.name.rstrip()[: -len(suffix)])
 
 
 def is_image(path: Path) -> bool:
-    """Whether a format knows the suffix and the file is not hidden (``._scan.png`` is macOS's litter)."""
-    return not path.name.startswith(".") and suffix_of(path) is not None
+    """Whether a format knows the suffix and the file is not hidden."""
+    return not is_hidden(path.name) and suffix_of(path) is not None

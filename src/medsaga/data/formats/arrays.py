@@ -33,7 +33,7 @@ IMAGE, LABEL, PROBABILITIES = "image", "label", "probabilities"
 
 _MOST_INFLATION = 1100
 """Deflate makes data at most 1032 times smaller; a file that claims more than this is damaged."""
-_AS_STORED = np.array([[0, 0, -1, 0], [0, -1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1]], dtype=np.float64)
+AS_STORED = np.array([[0, 0, -1, 0], [0, -1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1]], dtype=np.float64)
 """Slices upwards, rows backwards, columns to the left: what an axial view then shows is what is stored."""
 
 
@@ -56,7 +56,7 @@ def read_header(path: Path) -> Header:
     """
     with _opened(path, IMAGE) as stored:
         shape, dtype = stored.shape, stored.dtype
-    affine = _AS_STORED.copy() if len(shape) == 3 else None
+    affine = AS_STORED.copy() if len(shape) == 3 else None
     return Header(Grid(shape, None, affine), 1, np.dtype(np.float32) if dtype.kind == "f" else dtype.newbyteorder("="))
 
 

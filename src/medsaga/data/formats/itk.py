@@ -9,8 +9,9 @@ Headers and voxels are read here and not by ITK, which reads a truncated ``.mha`
 from __future__ import annotations
 
 import math
+import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import IO, Any, cast
@@ -21,6 +22,7 @@ import numpy.typing as npt
 from medsaga.data.formats import itk_metaimage, itk_nrrd
 from medsaga.data.formats.integral import as_integers
 from medsaga.data.formats.itk_fields import LPS_TO_RAS, MM_PER_UNIT, Content, Stored, by, detached
+from medsaga.data.formats.itk_segments import labels_of_segments, segments_of
 from medsaga.data.types import Array, Block, Header, Labels
 from medsaga.errors import InputError
 from medsaga.files import replacing
@@ -36,6 +38,8 @@ _CHUNK_BYTES = 2**22
 _MOST_TRAILING_BYTES = 2**24
 _GZIP_OR_ZLIB, _GZIP, _ZLIB = 47, 31, 15
 """zlib's ``wbits``; the first finds out which of the two it is."""
+_META_START = re.compile(rb"\s*(ObjectType|NDims|Comment)\s*=")
+"""What a MetaImage begins with, whatever its name; an NRRD file begins with its magic number."""
 _FLOAT32 = np.dtype(np.float32)
 
 
@@ -109,6 +113,32 @@ def read_labels(path: Path) -> Labels:
     return cast(Labels, labels)
 
 
+def segment_names(path: Path) -> tuple[str, ...]:
+    """Return the names of the segments in a segmentation, in its order; none where the file names no segments.
+
+    Raises:
+        InputError: as `read_header`, or the segments are described wrongly.
+    """
+    return tuple(segment.name for segment in segments_of(path, _read_stored(path)))
+
+
+def read_segments(path: Path, wanted: Mapping[str, int]) -> tuple[Labels, tuple[str, ...]]:
+    """Return the label map, ``(i, j, k)``, of a segmentation that names its segments, and warnings.
+
+    Args:
+        path: a file of which `segment_names` knows names.
+        wanted: label value of each name; what has another name is background.
+
+    Raises:
+        InputError: as `segment_names` and `read_labels`, or a voxel belongs to no segment.
+    """
+    stored = _read_stored(path)
+    layers = _read_voxels(path, stored)
+    if layers.dtype.kind == "f":
+        layers = as_integers(path, cast(npt.NDArray[np.floating[Any]], layers))
+    return labels_of_segments(path, layers, segments_of(path, stored), wanted)
+
+
 def write_labels(path: Path, labels: Labels, like: Path) -> None:
     """Write ``(i, j, k)`` labels >= 0 on the grid of ``like``, in the smallest unsigned type that holds them."""
     stored = _read_stored(like)
@@ -134,7 +164,10 @@ def _read_stored(path: Path) -> Stored:
     _require_attached(path)
     try:
         with path.open("rb") as handle:
-            stored = (itk_metaimage if _is_meta(path) else itk_nrrd).parse(path, handle)
+            head = handle.read(64)
+            handle.seek(0)
+            is_meta = _is_meta(path) if not head.startswith(b"NRRD") else False
+            stored = (itk_metaimage if is_meta or _META_START.match(head) else itk_nrrd).parse(path, handle)
     except OSError as error:
         raise _damaged(path, error) from error
     held = path.stat().st_size - stored.offset

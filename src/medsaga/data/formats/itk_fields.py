@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -42,6 +42,7 @@ class Stored:
         is_compressed: by deflate, as a gzip or a zlib stream.
         grid: (i, j, k); a 2-D image is a volume with one slice.
         unit: the name of the file's unit of length; ``grid`` is in mm.
+        notes: what the program that wrote the file noted in its header, by the name of the note (NRRD alone).
     """
 
     shape: tuple[int, ...]
@@ -51,6 +52,7 @@ class Stored:
     is_compressed: bool
     grid: Grid
     unit: str
+    notes: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def channels(self) -> int:

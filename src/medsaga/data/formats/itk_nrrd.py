@@ -7,6 +7,7 @@ be LPS (left, posterior, superior), as ITK and 3D Slicer do.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
@@ -58,17 +59,22 @@ def parse(path: Path, handle: IO[bytes]) -> Stored:
     Raises:
         InputError: it is damaged, or means something that is not supported.
     """
-    return _stored(_fields(path, handle))
+    notes: dict[str, str] = {}
+    return replace(_stored(_fields(path, handle, notes)), notes=notes)
 
 
-def _fields(path: Path, handle: IO[bytes]) -> Fields:
+def _fields(path: Path, handle: IO[bytes], notes: dict[str, str]) -> Fields:
     if not re.fullmatch(rb"NRRD000[1-9]\r?\n", handle.readline(16)):
         raise another_kind(path, "an NRRD header")
 
     def interpret(line: str) -> tuple[str, str] | None:
         name, _, text = line.partition(":")
-        # With ":=" it is a note of the writer's own, such as the names of a segmentation's segments.
-        if line.startswith("#") or text.startswith("="):
+        if line.startswith("#"):
+            return None
+        # A note of the writer's own, such as the name of a segment.
+        if text.startswith("="):
+            if notes.setdefault(name, text[1:]) != text[1:]:
+                raise another_kind(path, f"{name[:40]} once in the header")
             return None
         return name.replace(" ", "").lower(), text
 

@@ -37,8 +37,6 @@ PROBABILITIES_SUFFIX = ".nii.gz"
 
 _MOST_TRAILING_BYTES = 2**24
 _CHUNK_BYTES = 2**22
-_SCALED_LABEL_TOLERANCE = 1e-3
-"""Saving floating-point labels under an integer header stores them with a slope, a hair off their integers."""
 _GRID_FIELDS = (
     *("qform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
     *("sform_code", "srow_x", "srow_y", "srow_z", "xyzt_units"),
@@ -113,8 +111,7 @@ def read_labels(path: Path) -> Labels:
         )
     labels = _scaled(_read_voxels(path, stored).reshape(stored.shape[:3], order="F"), stored)
     if labels.dtype.kind == "f":
-        tolerance = _SCALED_LABEL_TOLERANCE if stored.is_scaled else 0.0
-        return as_integers(path, cast(npt.NDArray[np.floating[Any]], labels), tolerance)
+        return as_integers(path, cast(npt.NDArray[np.floating[Any]], labels))
     return cast(Labels, labels)
 
 
@@ -190,7 +187,7 @@ def _write(path: Path, voxels: Array, shape: tuple[int, ...], like: Stored) -> N
     header["vox_offset"] = int(header["sizeof_hdr"]) + 4
     header["scl_slope"], header["scl_inter"] = 1, 0
     with replacing(path) as temporary, temporary.open("wb") as raw:
-        if not is_gzip(path):
+        if not path.name.lower().endswith(".gz"):
             raw.writelines(_blocks(header, voxels))
             return
         # No name and no time in the gzip header: equal predictions are equal files.

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import gzip
+import html
 import math
+import re
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
 import numpy as np
+import numpy.typing as npt
 
 from medsaga.data.types import Grid
 from medsaga.errors import InputError
@@ -24,6 +27,9 @@ _MM_PER_UNIT = {1: 1e3, 2: 1.0, 3: 1e-3}
 _SPACES = frozenset(range(6))
 """The codes of what an affine leads to: unknown, scanner, aligned, Talairach, MNI, template."""
 _SPACING_LIMITS_MM = (1e-6, 1e4)
+_GZIP_MAGIC = b"\x1f\x8b"
+_MOST_EXTENSION_BYTES = 2**20
+_LABEL_IN_TABLE = re.compile(rb'<Label\s[^<>]{0,400}?\bKey="(\d{1,9})"[^<>]{0,400}>\s*(?:<!\[CDATA\[)?([^<>\]]{1,200})')
 RGB = np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])
 
 
@@ -60,20 +66,37 @@ def read_stored(path: Path) -> Stored:
     try:
         with opened(path) as handle:
             header = _parse(path, handle.read(max(_HEADER_BYTES)))
+        most = path.stat().st_size * (_MOST_INFLATION if is_gzip(path) else 1)
     except (OSError, EOFError, zlib.error) as error:
         raise damaged(path, error) from error
     shape = _shape(path, header)
     stored = Stored(header, shape, _dtype(path, header), *_offset_and_scaling(path, header))
-    file_bytes = path.stat().st_size
-    most = file_bytes * _MOST_INFLATION if is_gzip(path) else file_bytes
     if stored.offset + stored.size > most:
         raise InputError(
             path,
             expected=f"{stored.size:,} bytes of voxels, as its header says ({' x '.join(map(str, shape))})",
-            found=f"a file of {file_bytes:,} bytes, which cannot hold them",
+            found=f"a file of {path.stat().st_size:,} bytes, which cannot hold them",
             do="Copy or export the file again: it is truncated or its header is damaged.",
         )
     return stored
+
+
+def value_names(path: Path) -> dict[int, str]:
+    """Return the names that a label table in the header gives to values, as Workbench and TotalSegmentator write it.
+
+    They are a note: whoever renumbers the voxels and keeps the header keeps the table of the old numbers.
+
+    Raises:
+        InputError: as `read_stored`.
+    """
+    start, end = int(read_stored(path).header["sizeof_hdr"]), read_stored(path).offset
+    try:
+        with opened(path) as handle:
+            content = handle.read(min(end, _MOST_EXTENSION_BYTES))[start:]
+    except (OSError, EOFError, zlib.error) as error:
+        raise damaged(path, error) from error
+    found = _LABEL_IN_TABLE.findall(content) if content[:1] != b"\0" else []
+    return {int(value): html.unescape(name.decode("utf-8", errors="replace")).strip() for value, name in found}
 
 
 def stored_like(like: Path | Grid) -> Stored:
@@ -95,8 +118,9 @@ def stored_like(like: Path | Grid) -> Stored:
 
 
 def is_gzip(path: Path) -> bool:
-    """Whether a file is compressed, by its name."""
-    return path.name.lower().endswith(".gz")
+    """Whether a file is compressed, by its content: names are changed without compressing anything."""
+    with path.open("rb") as handle:
+        return handle.read(2) == _GZIP_MAGIC
 
 
 def opened(path: Path) -> IO[bytes]:
@@ -118,7 +142,7 @@ def _parse(path: Path, block: bytes) -> Any:
             if bytes(header["magic"]).startswith(_MAGIC[version]):
                 return header
     found = "an empty file" if not block else f"{len(block)} bytes" if len(block) < 348 else "another kind of file"
-    if block[:2] == b"\x1f\x8b":
+    if block[:2] == _GZIP_MAGIC:
         found = "gzip-compressed data"
     raise InputError(
         path,
@@ -221,7 +245,28 @@ def grid_of(path: Path, stored: Stored) -> Grid:
             raise _unusable_affine(path, f"a spacing of {' x '.join(f'{size:g}' for size in spacing)} mm")
         if abs(np.linalg.det(affine[:3, :3] / spacing)) < 1e-3:
             raise _unusable_affine(path, "axes that lie in one plane")
-    return Grid(stored.shape[:3], tuple(float(size) for size in spacing), affine)
+    other = _affine_of_itk(header, spacing, scale)
+    return Grid(stored.shape[:3], tuple(float(size) for size in spacing), affine, other)
+
+
+def _affine_of_itk(header: Any, spacing: npt.NDArray[np.float64], scale: float) -> npt.NDArray[np.float64] | None:
+    """Return where ITK, and what is built on it, may place the voxels instead, in mm.
+
+    That is the qform where there is an sform, too; without either, the first voxel lies at 0 and the axes are LPS.
+    """
+    from nibabel.spatialimages import HeaderDataError
+
+    if not (int(header["sform_code"]) or int(header["qform_code"])):
+        return np.diag([-spacing[0], -spacing[1], spacing[2], 1.0])
+    if not (int(header["sform_code"]) and int(header["qform_code"])):
+        return None
+    try:
+        with np.errstate(all="ignore"):
+            affine = np.array(header.get_qform(), dtype=np.float64)
+    except (HeaderDataError, ValueError):
+        return None
+    affine[:3] *= scale
+    return affine if np.isfinite(affine).all() and np.linalg.det(affine) != 0 else None
 
 
 def _unusable_affine(path: Path, found: str) -> InputError:

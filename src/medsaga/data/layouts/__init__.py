@@ -10,7 +10,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
-from medsaga.data.layouts import brats, dicom, folder, nnunet, transunet
+from medsaga.data.layouts import brats, decathlon, dicom, folder, nnunet, transunet
+from medsaga.data.layouts.shared import IMAGE_FOLDERS, MASK_FOLDERS, subfolders
+from medsaga.data.names import normal
 from medsaga.data.types import Dataset
 
 
@@ -27,5 +29,23 @@ class Layout(Protocol):
         """Find the items; what is wrong goes into the dataset's ``problems``."""
 
 
-LAYOUTS: tuple[Layout, ...] = (nnunet, dicom, folder, transunet, brats)
+LAYOUTS: tuple[Layout, ...] = (decathlon, nnunet, dicom, folder, transunet, brats)
 """In the order in which they are tried."""
+
+_PARTS = (*IMAGE_FOLDERS, *MASK_FOLDERS, "imagestr", "labelstr", "imagests", "train_npz", "test_vol_h5")
+_MOST_FOLDERS = 100
+
+
+def layout_of(root: Path) -> Layout | None:
+    """Return the first layout that recognises a folder."""
+    return next((layout for layout in LAYOUTS if layout.recognises(root)), None)
+
+
+def datasets_near(root: Path) -> list[Path]:
+    """Return the datasets in a folder that is none itself and in the folders in it, or the one that it is a part of."""
+    if normal(root.name).casefold() in _PARTS and layout_of(root.parent):
+        return [root.parent]
+    inside = subfolders(root)[:_MOST_FOLDERS]
+    return [folder for folder in inside if layout_of(folder)] or [
+        folder for each in inside for folder in subfolders(each)[:_MOST_FOLDERS] if layout_of(folder)
+    ]

@@ -19,7 +19,9 @@ from medsaga.data.layouts.shared import (
     joint_header,
     labels_or,
     subfolders,
+    without_strays,
 )
+from medsaga.data.names import normal
 from medsaga.data.types import Dataset, Item
 from medsaga.errors import InputError
 
@@ -47,14 +49,16 @@ def read(root: Path, *, masks_required: bool) -> Dataset:
     assert home is not None, "read only what is recognised"
     problems: list[InputError] = []
     labels = labels_or(home, LABELS, problems)
+    warnings: list[str] = []
     items = []
     for folder in _case_folders(home):
         with collecting(problems):
-            files = by_stem(image_files(folder), problems)
+            files = by_stem(without_strays(image_files(folder), warnings), problems)
             images = _modalities(folder, files)
             masks = _mask(folder, files, problems, required=masks_required)
-            items.append(Item(folder.name, folder.name, images, masks, joint_header(images)))
-    return checked(Dataset(home, "brats", labels, CHANNELS, tuple(items), tuple(problems)))
+            name = normal(folder.name)
+            items.append(Item(name, name, images, masks, joint_header(images)))
+    return checked(Dataset(home, "brats", labels, CHANNELS, tuple(items), tuple(problems), warnings=tuple(warnings)))
 
 
 def _home(root: Path) -> Path | None:
@@ -67,20 +71,21 @@ def _case_folders(folder: Path) -> list[Path]:
 
 
 def _modalities(folder: Path, files: Mapping[str, Path]) -> tuple[Path, ...]:
-    missing = [channel for channel in CHANNELS if f"{folder.name}_{channel}" not in files]
+    name = normal(folder.name)
+    missing = [channel for channel in CHANNELS if f"{name}_{channel}" not in files]
     if missing:
         raise InputError(
             folder,
             expected=f"the modalities {', '.join(CHANNELS)} of the case",
-            found=f"no {listed(f'{folder.name}_{channel}.nii[.gz]' for channel in missing)}",
+            found=f"no {listed(f'{name}_{channel}.nii[.gz]' for channel in missing)}",
             do="Download the case again, or remove its folder.",
         )
-    return tuple(files[f"{folder.name}_{channel}"] for channel in CHANNELS)
+    return tuple(files[f"{name}_{channel}"] for channel in CHANNELS)
 
 
 def _mask(folder: Path, files: Mapping[str, Path], problems: list[InputError], *, required: bool) -> tuple[Path, ...]:
     """Return the label map, which in one case of the public release is called ``W39_1998.09.19_Segm.nii``."""
-    named = files.get(f"{folder.name}_seg")
+    named = files.get(f"{normal(folder.name)}_seg")
     astray = [path for path in files.values() if stem(path).lower().endswith("_segm")]
     if named is not None:
         return (named,)

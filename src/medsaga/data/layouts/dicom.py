@@ -7,47 +7,56 @@ several: ``"series"`` for one channel, the names of the channels for several, ea
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from medsaga.data.descriptions import channel_names, read_description
-from medsaga.data.dicom.masks import is_mask, names_in
+from medsaga.data.dicom.masks import is_mask, outlines
 from medsaga.data.dicom.reading import is_dicom
 from medsaga.data.dicom.series import choose_series, find_series
 from medsaga.data.formats import is_image, stem
 from medsaga.data.labels import listed, parse_labels
+from medsaga.data.layouts.pairing import paired, pairing_problems
 from medsaga.data.layouts.shared import (
     BACKGROUND,
     DESCRIPTION,
     cases_of,
     checked,
     collecting,
+    images_folder,
     joint_header,
     labels_of_masks,
-    pairing_problems,
+    labels_of_named_masks,
+    masks_folder,
+    missing_masks,
+    names_for,
+    visible_entries,
 )
+from medsaga.data.names import is_hidden, normal
+from medsaga.data.strays import are_stray, is_picture
 from medsaga.data.types import Dataset, Item, Source
 from medsaga.errors import InputError
 
 EXPECTED = "images/CASE/ with DICOM series and masks/CASE.dcm"
 SERIES = "series"
 """The key of ``dataset.json`` that chooses among the series of a case."""
-_LOOKED_AT = 64
-"""Files of a folder that are looked at before it counts as one without DICOM."""
+_LOOKED_AT = 1000
+"""Files of a case that are looked at before it counts as one without DICOM."""
 
 
 def recognises(root: Path) -> bool:
-    """Whether ``images`` holds DICOM files, or folders with some, and no image of another format."""
-    entries = _entries(root / "images")
-    if any(entry.is_file() and is_image(entry) for entry in entries):
-        return False
-    return any(is_dicom(entry) if entry.is_file() else _has_dicom(entry) for entry in entries)
+    """Whether the folder of the images holds DICOM that is not stray among images of other formats."""
+    folder = images_folder(root)
+    count = len(entries_with_dicom(folder))
+    return count > 0 and not are_stray(count, len(_other_images(folder)))
 
 
 def read(root: Path, *, masks_required: bool) -> Dataset:
     """Find the cases, each of one item; see `medsaga.data.layouts.Layout`."""
     problems: list[InputError] = []
+    warnings: list[str] = []
     description: dict[str, Any] = {}
     channels = None
     if (root / DESCRIPTION).exists():
@@ -55,23 +64,62 @@ def read(root: Path, *, masks_required: bool) -> Dataset:
             description = read_description(root / DESCRIPTION)
             channels = channel_names(root / DESCRIPTION, description)
     wanted = _wanted(root / DESCRIPTION, description, channels, problems)
+    home = masks_folder(root, problems)
+    found = _masks(home, problems, required=masks_required)
     images: dict[str, tuple[Source, ...]] = {}
-    for entry in _entries(root / "images"):
+    for entry in _image_entries(images_folder(root), found, problems, warnings):
         with collecting(problems):
             images[_name(entry)] = series_of(entry, wanted, do=f'Choose one by "{SERIES}" in {DESCRIPTION}.')
-    masks = _masks(root / "masks", problems, required=masks_required)
+    masks = paired(images, found, home, warnings)
     labels = dict(BACKGROUND)
     with collecting(problems):
-        labels = _labels(root, description, masks, problems, required=masks_required)
+        labels = _labels(root, home, description, masks, problems, required=masks_required)
     cases = cases_of(root, images, problems)
     items = []
     for name, sources in sorted(images.items()):
         mask = (masks[name],) if name in masks else ()
-        named = tuple(labels.items()) if mask and is_mask(mask[0]) else ()
         with collecting(problems):
-            items.append(Item(name, cases[name], sources, mask, joint_header(sources), names=named))
-    problems += pairing_problems(images, masks, root / "masks", masks_required=masks_required)
-    return checked(Dataset(root, "dicom", labels, channels or (), tuple(items), tuple(problems)))
+            items.append(Item(name, cases[name], sources, mask, joint_header(sources), names=names_for(mask, labels)))
+    problems += pairing_problems(images, masks, home, masks_required=masks_required)
+    return checked(
+        Dataset(
+            root,
+            "dicom",
+            labels,
+            channels or (),
+            tuple(items),
+            tuple(problems),
+            warnings=tuple(warnings),
+            inferred="labels" not in description and not any(item.names for item in items),
+        )
+    )
+
+
+def _image_entries(
+    folder: Path, masks: Mapping[str, Path], problems: list[InputError], warnings: list[str]
+) -> list[Path]:
+    """Return the files and folders that should hold the images of a case each, without stray ones."""
+    others, dicom = _other_images(folder), entries_with_dicom(folder)
+    are_logos = all(is_picture(path) and stem(path) not in masks for path in others)
+    if others and are_logos and are_stray(len(others), sum(dicom.values())):
+        warnings += [f"{path}: left out, a picture among DICOM images" for path in others]
+    elif others:
+        problems.append(
+            InputError(
+                folder,
+                expected="images of one kind",
+                found=f"DICOM, and {listed((path.name for path in others), 3)}",
+                do="Move one of the two into a dataset of its own.",
+            )
+        )
+    entries = []
+    for entry in visible_entries(folder):
+        with collecting(problems):
+            if entry.is_file() and entry in dicom and not find_series(entry):
+                warnings.append(f"{entry}: left out, DICOM without an image")
+            elif entry.is_dir() or entry in dicom or entry.suffix.lower() == ".dcm":
+                entries.append(entry)
+    return entries
 
 
 def series_of(entry: Path, wanted: Sequence[str | None], *, do: str) -> tuple[Source, ...]:
@@ -114,6 +162,7 @@ def _wanted(
 
 def _labels(
     root: Path,
+    home: Path,
     description: Mapping[str, Any],
     masks: Mapping[str, Path],
     problems: list[InputError],
@@ -123,40 +172,26 @@ def _labels(
     """Return the labels: as ``dataset.json`` has them, else the names in DICOM masks or the values in others."""
     if "labels" in description:
         return parse_labels(root / DESCRIPTION, description)
-    named = [path for path in masks.values() if is_mask(path)]
-    if not named:
-        return labels_of_masks(root / "masks", masks.values(), problems, required=required)
-    other = next((path for path in masks.values() if path not in named), None)
-    if other is not None:
-        raise InputError(
-            root / DESCRIPTION,
-            expected=f"the value of each label, because {other.name} holds values and {named[0].name} names",
-            found="no labels",
-            do='Write "labels" there, such as {"background": 0, "liver": 1}.',
-        )
-    names: dict[str, str] = {}
-    for path in named:
-        with collecting(problems):
-            for name in names_in(path):
-                names.setdefault(name.casefold(), name)
-    numbered = {name: value for value, (_, name) in enumerate(sorted(names.items()), start=1)}
-    return parse_labels(root / "masks", {"labels": BACKGROUND | numbered}) if numbered else dict(BACKGROUND)
+    labels = labels_of_named_masks(root, masks.values(), problems)
+    return labels_of_masks(home, masks.values(), problems, required=required) if labels is None else labels
 
 
 def _masks(folder: Path, problems: list[InputError], *, required: bool) -> dict[str, Path]:
     masks: dict[str, Path] = {}
-    for entry in _entries(folder):
+    for entry in visible_entries(folder):
         path: Path | None = entry
         if entry.is_dir():
             with collecting(problems):
                 path = _only_mask(entry)
-        elif not (is_image(entry) or is_mask(entry)):
+        elif not (is_image(entry) or is_mask(entry)) or _is_directory(entry):
             path = None
         if path is not None and masks.setdefault(_name(entry), path) != path:
             found = f"also {masks[_name(entry)].name}"
             do = "Remove or rename one of them."
             problems.append(InputError(entry, expected="one mask per case", found=found, do=do))
-    if required and not masks:
+    if required and not folder.exists():
+        problems.append(missing_masks(folder))
+    elif required and not masks:
         problems.append(
             InputError(
                 folder,
@@ -170,7 +205,9 @@ def _masks(folder: Path, problems: list[InputError], *, required: bool) -> dict[
 
 def _only_mask(folder: Path) -> Path | None:
     """Return the DICOM mask in the folder of a case, as archives export it."""
-    found = [path for path in sorted(folder.rglob("*")) if path.is_file() and is_mask(path)]
+    found = [path for path in _files(folder) if is_mask(path) and not _is_directory(path)]
+    # Archives put reports, and the images themselves, beside it.
+    found = [path for path in found if outlines(path)] if len(found) > 1 else found
     if len(found) > 1:
         raise InputError(
             folder,
@@ -184,26 +221,37 @@ def _only_mask(folder: Path) -> Path | None:
 def _name(entry: Path) -> str:
     """Return the name of a case: of its folder, or of its file without the suffix."""
     if entry.is_dir():
-        return entry.name
-    return entry.name[:-4] if entry.suffix.lower() == ".dcm" else stem(entry)
+        return normal(entry.name)
+    return normal(entry.name[:-4]) if entry.suffix.lower() == ".dcm" else stem(entry)
 
 
-def _entries(folder: Path) -> list[Path]:
-    """Return what is in a folder and is not hidden, sorted; nothing where it cannot be listed."""
-    try:
-        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    except OSError:
-        return []
+def _is_directory(path: Path) -> bool:
+    """Whether a file is the table of contents of a medium."""
+    return path.name.upper() == "DICOMDIR"
 
 
-def _has_dicom(folder: Path) -> bool:
-    """Whether one of the first files below a folder is DICOM."""
-    looked_at = 0
-    for path in folder.rglob("*"):
-        if path.is_file():
-            looked_at += 1
-            if is_dicom(path):
-                return True
-            if looked_at == _LOOKED_AT:
-                break
-    return False
+def _files(folder: Path) -> Iterator[Path]:
+    """Yield the files below a folder that are not hidden, in the order of their names."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and not is_hidden(path.name):
+            yield path
+
+
+def _other_images(folder: Path) -> list[Path]:
+    """Return the images of other formats directly in a folder."""
+    return [entry for entry in visible_entries(folder) if entry.is_file() and is_image(entry)]
+
+
+def entries_with_dicom(folder: Path) -> dict[Path, int]:
+    """Return the files of DICOM in a folder, and the folders in it that hold some, each with the number of files.
+
+    Of a folder with very many files not all are looked at.
+    """
+    found = {}
+    for entry in visible_entries(folder):
+        files = (entry,) if entry.is_file() else entry.rglob("*")
+        others = (path for path in files if path.is_file() and not is_image(path))
+        count = sum(is_dicom(path) for path in itertools.islice(others, _LOOKED_AT))
+        if count:
+            found[entry] = count
+    return found

@@ -41,7 +41,8 @@ def fetch(name: str, console: Console, url: str | None = None) -> Path:
         the path of the file.
 
     Raises:
-        InputError: there are no such weights, or the address is neither https nor on this machine.
+        InputError: there are no such weights, the cache cannot be written to, or the address is neither https nor on
+            this machine.
         RunError: the file cannot be had, the disk is full, or what came is another file.
     """
     known = weights_named(name)
@@ -55,6 +56,7 @@ def fetch(name: str, console: Console, url: str | None = None) -> Path:
     url = url or known.url
     _check_address(url)
     partial = known.path.with_name(f"{known.file}.part")
+    files.require_writable(partial.parent, "Make room there; XDG_CACHE_HOME may name a folder on another disk.")
     try:
         partial.parent.mkdir(parents=True, exist_ok=True)
         _download(url, partial, known, console)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from medsaga import files
 from medsaga.errors import InputError
 from medsaga.models.weights.loading import Weights, read_weights, save_state
 from medsaga.models.weights.names import FREQUENCIES
@@ -57,8 +58,7 @@ def convert(source: str | Path, out: Path, *, half: bool = False) -> None:
     """
     if out.suffix != ".safetensors":
         raise InputError(out, expected="a name that ends in .safetensors", found=out.name, do="Choose another name.")
-    if out.exists():
-        raise InputError(out, expected="a file that does not exist yet", found="one that does", do="Choose another.")
+    files.require_new(out, "a file", "Choose another name.")
     weights = read_weights(source)
     state = _halved(source, weights) if half else weights.file.state
     save_state(

@@ -210,6 +210,26 @@ def load_model(path: Path, build: Callable[..., SegmentationModel] = build_sam) 
     return model
 
 
+@torch.no_grad()
+def load_in_place(path: Path, model: SegmentationModel) -> None:
+    """Give a model the weights that :func:`save_model` wrote of it, one tensor at a time, so that none is held twice.
+
+    It ends as :func:`load_model` would return it, in the types of the file; int8 weights become floating point.
+
+    Args:
+        path: of the file.
+        model: that the file was written of; its parameters no longer take gradients.
+    """
+    state, _ = read_safetensors(path)
+    for name in list(state):
+        owner, leaf = model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]
+        value = state.pop(name).clone().to(model.device)
+        if leaf in owner._parameters:
+            owner._parameters[leaf] = torch.nn.Parameter(value, requires_grad=False)
+        else:
+            owner._buffers[leaf] = value
+
+
 def _is_episodic(file: SourceFile) -> bool:
     try:
         facts = json.loads(file.metadata.get("medsaga", "{}"))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,13 +126,27 @@ def _download(hub_id: str) -> Path:
 def read_safetensors(path: Path) -> tuple[State, Mapping[str, str]]:
     """Return tensors and metadata of a safetensors file."""
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-        return load_file(path), metadata
+        with _in_utf_8(path) as name:
+            with safe_open(name, framework="pt") as file:
+                metadata = file.metadata() or {}
+            return load_file(name), metadata
     except (SafetensorError, OSError) as error:
         raise InputError(
             path, expected="a whole safetensors file", found=str(error), do="Copy or download it again."
         ) from None
+
+
+@contextlib.contextmanager
+def _in_utf_8(path: Path) -> Iterator[str]:
+    """Yield a name of a file that safetensors takes, which knows names in UTF-8 only."""
+    try:
+        os.fspath(path).encode("utf-8")
+    except UnicodeEncodeError:
+        # Only on systems with descriptors as files are there such names.
+        with path.open("rb") as file:
+            yield f"/dev/fd/{file.fileno()}"
+    else:
+        yield os.fspath(path)
 
 
 def _read_pickle(path: Path) -> State:

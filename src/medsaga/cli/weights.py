@@ -86,7 +86,7 @@ class Verify:
 
 @dataclass(kw_only=True)
 class Convert:
-    """Write weights as a safetensors file with SAM's official names, which --weights and --model take."""
+    """Write weights as a safetensors file with SAM's official names, which --model takes."""
 
     source: Positional[str]
     """Name of the weights, a file, a Hugging Face folder or hub id."""

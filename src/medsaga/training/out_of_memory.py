@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
 
 import torch
-from rich.console import Console
 
 from medsaga.config import ResolvedSettings
 from medsaga.errors import OutOfMemoryError
@@ -13,7 +13,8 @@ from medsaga.memory.tracker import is_out_of_memory, reset_device_peak
 from medsaga.models.base import SegmentationModel
 from medsaga.optim.gathering import GatheringOptimizer
 from medsaga.training.checkpoint import Counters
-from medsaga.training.step import Batch, StepMeter, gather, update
+from medsaga.training.interrupts import Interrupts
+from medsaga.training.step import Batch, StepMeter, clip, gather
 
 
 def step_within_memory(
@@ -24,12 +25,24 @@ def step_within_memory(
     settings: ResolvedSettings,
     counters: Counters,
     meter: StepMeter,
-    console: Console,
+    notice: Callable[[str], None],
+    interrupts: Interrupts,
 ) -> tuple[float, bool]:
     """Make one optimizer step; when memory runs out, start it again in smaller micro-batches.
 
-    No weight moves before the whole gradient has been gathered, so that nothing is lost or counted twice. The smaller
-    size is kept in ``counters`` for all steps to come.
+    No weight moves before the whole gradient has been accumulated, so that nothing is lost or counted twice. The
+    smaller size is kept in ``counters`` for all steps to come. When memory runs out in the update itself, the update
+    goes on with the weight at which it stopped.
+
+    Args:
+        model: in training mode.
+        optimizer: of its weights.
+        batch: of this step.
+        settings: of the run.
+        counters: where the run stands; afterwards, one step further.
+        meter: follows the memory.
+        notice: tells the user what has changed.
+        interrupts: keeps Ctrl-C out of the update.
 
     Returns:
         the loss of the batch, and whether the step was made (a gradient that is not finite skips it).
@@ -38,6 +51,7 @@ def step_within_memory(
         OutOfMemoryError: nothing is left that could be made smaller with the same result.
     """
     while True:
+        shortage = None
         with meter.measuring(model, optimizer, batch):
             try:
                 loss = gather(
@@ -47,30 +61,60 @@ def step_within_memory(
                     micro_batch_size=counters.micro_batch_size,
                     dice_weight=settings.dice_weight,
                     loss_resolution=settings.loss_resolution,
+                    dice_form=settings.dice_form,
                     scale=counters.loss_scale,
                     meter=meter,
                 )
-                shortage = None
+                finite = clip(optimizer, max_gradient_norm=settings.max_gradient_norm, scale=counters.loss_scale)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
                 shortage = str(error)
             if shortage is None:
-                made = update(optimizer, max_gradient_norm=settings.max_gradient_norm, scale=counters.loss_scale)
-                return loss, made
+                # After a failed calibration, the step makes bases and moves no weight.
+                ready = not optimizer.needs_calibration()
+                with interrupts.shielded():
+                    if finite:
+                        _update(optimizer, settings)
+                    optimizer.zero_grad()
+                    counters.loss_scale.adapt(finite=finite)
+                    counters.note_step(made=finite and ready)
+                return loss, finite and ready
         # Only here, after the except clause, are the tensors free that the error's traceback has held.
         optimizer.zero_grad()
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        _release()
         change = make_smaller(counters, settings)
         if change is None:
             raise OutOfMemoryError(f"{shortage}\n{next_smaller(settings)}")
         model.checkpoint_blocks = counters.checkpoint_blocks
-        console.print(f"out of memory in step {batch.step + 1}; going on with {change}: the same result, more time")
-        counters.peak_bytes = 0
+        notice(f"out of memory in step {batch.step + 1}; going on with {change}: the same result, more time")
+        counters.peak_bytes, counters.device_peak_bytes = 0, None
         reset_device_peak(model.device)
         meter.restart(batch.step)
+
+
+def _update(optimizer: GatheringOptimizer, settings: ResolvedSettings) -> None:
+    """Make the optimizer's step; when memory runs out in it, free what nothing uses and go on while that helps."""
+    updated = -1
+    while True:
+        try:
+            optimizer.step()
+            return
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            shortage = str(error)
+        if optimizer.updated == updated:
+            raise OutOfMemoryError(f"{shortage}\n{next_smaller(settings)}")
+        updated = optimizer.updated
+        _release()
+
+
+def _release() -> None:
+    """Give memory back that nothing uses any more."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def make_smaller(counters: Counters, settings: ResolvedSettings) -> str | None:

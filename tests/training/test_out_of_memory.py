@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import interrupt_in
+from resolved import resolved
 from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor
@@ -27,12 +28,12 @@ from medsaga.inference import Segmenter
 from medsaga.models.sam import KClassSam, build_sam
 from medsaga.optim.galore import GaLoreAdamW
 from medsaga.planning.predict import MemoryPrediction
-from medsaga.presets import DeviceDefaults, fill_in
 from medsaga.run_folder import read_metrics
-from medsaga.training import loop, loss, shrink, step
+from medsaga.training import loop, loss, out_of_memory, step
 from medsaga.training.checkpoint import Counters
+from medsaga.training.interrupts import Interrupts
 from medsaga.training.loop import train
-from medsaga.training.shrink import make_smaller, step_within_memory
+from medsaga.training.out_of_memory import make_smaller, step_within_memory
 from medsaga.training.step import Batch, StepMeter
 
 
@@ -122,7 +123,7 @@ def test_smaller_parts_have_a_smaller_peak(
 
 
 def test_the_accelerators_own_peak_starts_afresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = fill_in(Settings(batch_size=2), image_size=64, defaults=DeviceDefaults("fp32", 32))
+    settings = resolved(batch_size=2, image_size=64)
     model = build_sam("tiny", classes=2, image_size=64)
     meter = StepMeter(torch.device("cpu"), first=0, refresh_every=10)
     batch = Batch(torch.empty(2, 3, 64, 64), torch.empty(2, 64, 64), 0, 0, AUGMENTATIONS["none"])
@@ -135,8 +136,8 @@ def test_the_accelerators_own_peak_starts_afresh(monkeypatch: pytest.MonkeyPatch
             raise torch.OutOfMemoryError("CUDA out of memory")
         return 0.25
 
-    monkeypatch.setattr(shrink, "gather", gathered)
-    monkeypatch.setattr(shrink, "reset_device_peak", happened.append)
+    monkeypatch.setattr(out_of_memory, "gather", gathered)
+    monkeypatch.setattr(out_of_memory, "reset_device_peak", happened.append)
     done = step_within_memory(
         model,
         GaLoreAdamW(model.parameters()),
@@ -144,17 +145,19 @@ def test_the_accelerators_own_peak_starts_afresh(monkeypatch: pytest.MonkeyPatch
         settings=settings,
         counters=counters,
         meter=meter,
-        console=Console(quiet=True),
+        notice=happened.append,
+        interrupts=Interrupts(),
     )
     assert done == (0.25, True)
-    assert happened == [2, torch.device("cpu"), 1]
-    assert counters == Counters(micro_batch_size=1)
+    assert (happened[0], happened[2:]) == (2, [torch.device("cpu"), 1])
+    assert "out of memory in step 1" in happened[1]
+    assert counters == Counters(micro_batch_size=1, step=1)
 
 
 def test_in_the_middle_of_a_run_only_rounding_changes(
     toy: Path, tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = dataclasses.replace(settings, steps=5, weights="random")
+    settings = dataclasses.replace(settings, steps=5, random_weights=True)
     small, run, resumed = tmp_path / "small", tmp_path / "run", tmp_path / "resumed"
     train(toy, small, dataclasses.replace(settings, micro_batch_size=1))
     # Two passes in the first step, two micro-batches each: the tenth call is the second of step 4.
@@ -264,7 +267,7 @@ def test_errors_that_are_no_shortage_are_not_swallowed(
 
 @pytest.mark.parametrize(("batch_size", "sizes"), [(8, [4, 2, 1]), (12, [6, 3, 1]), (10, [5, 2, 1]), (7, [1]), (1, [])])
 def test_every_size_on_the_ladder_divides_the_batch(batch_size: int, sizes: list[int]) -> None:
-    settings = fill_in(Settings(batch_size=batch_size), image_size=64, defaults=DeviceDefaults("fp32", 32))
+    settings = resolved(batch_size=batch_size, image_size=64)
     counters = Counters(micro_batch_size=settings.micro_batch_size)
     for size in sizes:
         assert str(size) in str(make_smaller(counters, settings))
@@ -282,7 +285,7 @@ def test_every_size_on_the_ladder_divides_the_batch(batch_size: int, sizes: list
 def segmenter() -> Segmenter:
     """A model with random weights that was trained, so to speak, with eight images at a time."""
     torch.manual_seed(0)
-    settings = fill_in(Settings(batch_size=8), image_size=64, defaults=DeviceDefaults("fp32", 32))
+    settings = resolved(batch_size=8, image_size=64)
     config = RunConfig("data", {"background": 0, "organ": 1}, ("grey",), (Intensity("identity"),), settings)
     return Segmenter(build_sam("tiny", classes=2, image_size=64, in_channels=1), config, torch.device("cpu"))
 

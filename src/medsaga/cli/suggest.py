@@ -13,6 +13,8 @@ from rich.table import Table
 from rich.text import Text
 from tyro.conf import Positional
 
+from medsaga.cli.runs import run_meant
+
 
 @dataclass(kw_only=True)
 class Suggest:
@@ -26,7 +28,7 @@ class Suggest:
     n: int = 5
     """Number of cases to suggest."""
     model: str | None = None
-    """Weights of SAM to look with when there is no run, as `medsaga train --weights` takes them; default starter."""
+    """Weights of SAM to look with when there is no run, as `medsaga train --model` takes them; default starter."""
     series: str | None = None
     """Which DICOM series, where there are several: a part of its description, its number, its UID, or largest."""
     device: str = "auto"
@@ -55,7 +57,7 @@ class Suggest:
         *run, folder = self.folders
         document = suggest(
             folder,
-            run=run[0] if run else None,
+            run=run_meant(run[0], [folder], "medsaga suggest {run} {data}") if run else None,
             model=self.model,
             count=self.n,
             series=self.series,

@@ -1,0 +1,94 @@
+"""The verb `medsaga compare`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+from tyro.conf import Positional
+
+from medsaga.cli.printing import console
+from medsaga.cli.runs import require_data
+from medsaga.config import SharedSettings
+from medsaga.errors import InputError
+
+
+@dataclass(kw_only=True)
+class Compare:
+    """Train and test several methods on the same cases; write tables and a page. Goes on where it was stopped."""
+
+    data: Positional[Path]
+    """Dataset folder, in one of the layouts."""
+    out: Path
+    """Folder for the results."""
+    methods: str = "medsaga,samed,full,frozen,daeformer,unet"
+    """Methods of `medsaga train`, with commas between; the first is compared with all others."""
+    shots: str = "1,4,16"
+    """Numbers of labelled cases to train on, with commas between; all are tested on the same other cases."""
+    seeds: int = 3
+    """Number of seeds: they choose the cases, the initial weights and the batches."""
+    test_cases: int | None = None
+    """Number of cases to test on; by default all that no run trains on."""
+    published: bool = False
+    """Train each method by the recipe of its publication too; only --model, --random-weights and --steps override."""
+    retry: bool = False
+    """Run again what has failed."""
+    no_pictures: bool = False
+    """Show no test cases: for a page that leaves the hospital."""
+    keep_runs: bool = False
+    """Keep the run folders with their models."""
+    settings: Annotated[SharedSettings, tyro.conf.arg(name="")] = field(default_factory=SharedSettings)
+    json: bool = False
+    """Print all results as one JSON document."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+    def run(self) -> None:
+        """Do it.
+
+        Raises:
+            RunError: a run has failed unexpectedly; all results have been printed.
+        """
+        from medsaga.compare.grid import check_expected, compare
+        from medsaga.compare.tables import terminal_table
+
+        require_data(self.data, "Name the folder of the labelled cases.")
+        methods = [name.strip() for name in self.methods.split(",")]
+        shots = whole_numbers("--shots", self.shots)
+        cells = compare(
+            self.data,
+            self.out,
+            self.settings,
+            methods=methods,
+            shots=shots,
+            seeds=self.seeds,
+            test_cases=self.test_cases,
+            published=self.published,
+            retry=self.retry,
+            pictures=not self.no_pictures,
+            keep_runs=self.keep_runs,
+            console=console(),
+        )
+        if self.json:
+            print(json.dumps(cells, indent=2))
+        else:
+            Console().print(terminal_table(cells, methods))
+            console().print(f"page: {self.out / 'index.html'}")
+        check_expected(self.out, cells)
+
+
+def whole_numbers(flag: str, text: str) -> list[int]:
+    """Return the numbers of a list such as 1,4,16.
+
+    Raises:
+        InputError: it is none.
+    """
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        do = "Give numbers like that."
+        raise InputError(flag, expected="whole numbers such as 1,4,16", found=text, do=do) from None

@@ -1,0 +1,83 @@
+"""The verbs `medsaga info` and `medsaga evaluate`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+from tyro.conf import Positional
+
+from medsaga.cli.printing import console, print_result
+from medsaga.cli.runs import require_data, run_meant
+from medsaga.errors import InputError
+
+
+@dataclass(kw_only=True)
+class Info:
+    """Describe a dataset: cases, channels, labels, spacing, problems."""
+
+    data: Positional[Path]
+    """Dataset folder: nnU-Net layout, or images/ and masks/ (DICOM: images/CASE/ and masks/CASE.dcm)."""
+    binary: bool = False
+    """Read every mask as background and foreground, whatever its values are."""
+    json: bool = False
+    """Print one JSON document."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+    def run(self) -> None:
+        """Do it.
+
+        Raises:
+            InputError: the dataset has problems; they have been printed.
+        """
+        from medsaga.info import describe, info_table
+
+        require_data(
+            self.data, "Name the data it was trained on; what came of it is in {run}/report.html and {run}/result.json."
+        )
+        description, problems = describe(self.data, console(), binary=self.binary)
+        if self.json:
+            print(json.dumps(description, indent=2))
+        else:
+            Console().print(info_table(description))
+        if problems:
+            raise problems[0]
+
+
+@dataclass(kw_only=True)
+class Evaluate:
+    """Score a trained model on its held-out cases, or on another dataset."""
+
+    folder: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]
+    """Run folder."""
+    other: Annotated[Positional[Path | None], tyro.conf.arg(metavar="[DATA]")] = None
+    """Another dataset, with the same labels, or the run's own where it lies now; what the run has seen is left out."""
+    data: Path | None = None
+    """The same as DATA."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
+    json: bool = False
+    """Print the result as one JSON document."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+    def run(self) -> None:
+        """Do it.
+
+        Raises:
+            InputError: there are two datasets, or the run and the dataset are exchanged.
+        """
+        from medsaga.evaluation.run import evaluate_run
+
+        if self.other is not None and self.data is not None:
+            found = f"{self.other} and {self.data}"
+            raise InputError("evaluate", expected="one dataset", found=found, do="Leave one of them out.")
+        data = self.other or self.data
+        run = run_meant(self.folder, [data] if data else [], "medsaga evaluate {run} {data}")
+        result = evaluate_run(run, data=data, device=self.device, console=console())
+        print_result(result, as_json=self.json)

@@ -1,0 +1,41 @@
+"""The verb `medsaga memory`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+
+from medsaga.config import Settings
+
+
+@dataclass(kw_only=True)
+class Memory:
+    """Predict the memory of a training run, without a GPU and without data; with --budget, choose what fits.
+
+    Takes the options of `medsaga train`. The peak is that of all tensors; a GPU's own context comes on top.
+    """
+
+    settings: Annotated[Settings, tyro.conf.arg(name="")] = field(default_factory=Settings)
+    classes: int = 9
+    """Number of classes, background included."""
+    in_channels: int = 3
+    """Channels of the model's input; a single grey one takes what three take."""
+    json: bool = False
+    """Print one JSON document."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+    def run(self) -> None:
+        """Do it."""
+        from medsaga.planning.report import memory_document, memory_tables
+
+        document = memory_document(self.settings, classes=self.classes, in_channels=self.in_channels)
+        if self.json:
+            print(json.dumps(document, indent=2))
+            return
+        for table in memory_tables(document):
+            Console().print(table)

@@ -1,0 +1,89 @@
+"""The verb `medsaga predict`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from tyro.conf import Positional
+
+from medsaga.cli.printing import console
+from medsaga.cli.runs import run_meant
+from medsaga.errors import InputError
+
+
+@dataclass(kw_only=True)
+class Predict:
+    """Segment an image, a volume, a DICOM series, or a folder of them; label maps lie on the input's own grid.
+
+    Of several images the least confident are named: look at those first.
+    """
+
+    folder: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]
+    """Run folder."""
+    input: Annotated[Positional[tuple[Path, ...]], tyro.conf.arg(metavar="INPUT [INPUT ...]")]
+    """Image or volume files, DICOM series, or folders of them."""
+    out: Path
+    """Label map to write, its format given by the suffix; a folder when INPUT has several images."""
+    overwrite: bool = False
+    """Replace files that medsaga did not write, or that were changed since; inputs never are."""
+    format: str = "auto"
+    """auto (the input's own; of DICOM a segmentation object), seg, rtstruct, nifti, png or tiff."""
+    series: str | None = None
+    """Which DICOM series, where there are several: a part of its description, its number, its UID, or largest."""
+    probabilities: bool = False
+    """Write the probability of every class too."""
+    overlay: bool = False
+    """Write a picture of the label map on the image too."""
+    measure: bool = False
+    """Write measurements.csv too: volume, area, largest diameter, components of every class."""
+    tta: bool = False
+    """Average over the flips of each slice: often better, four times as long."""
+    largest_component: bool = False
+    """Keep the largest piece of every class only."""
+    fill_holes: bool = False
+    """Fill what a class encloses."""
+    min_size: float = 0.0
+    """Remove pieces smaller than this, in mm3 (2-D: mm2; without a spacing: voxels)."""
+    codes: Path | None = None
+    """JSON file with coded terminology of the labels, for DICOM."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+    def run(self) -> None:
+        """Do it.
+
+        Raises:
+            InputError: there is nothing to segment, or the run and the images are exchanged.
+        """
+        from medsaga.data.dicom.terminology import read_codes
+        from medsaga.postprocess import PostProcessing
+        from medsaga.predict import Wanted, predict_files
+
+        if not self.input:
+            do = "Name the images to segment, or their folder, behind the run folder."
+            raise InputError("predict", expected="RUN INPUT", found="RUN alone", do=do)
+        run = run_meant(self.folder, self.input, "medsaga predict {run} {data} --out OUT")
+        predict_files(
+            run,
+            self.input,
+            self.out,
+            Wanted(
+                format=self.format,
+                probabilities=self.probabilities,
+                overlay=self.overlay,
+                measure=self.measure,
+                post=PostProcessing(self.largest_component, self.fill_holes, self.min_size),
+                codes={} if self.codes is None else read_codes(self.codes),
+            ),
+            series=self.series,
+            tta=self.tta,
+            overwrite=self.overwrite,
+            device=self.device,
+            console=console(),
+            written=lambda path: print(path, flush=True),
+        )

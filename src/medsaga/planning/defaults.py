@@ -1,0 +1,66 @@
+"""The values of settings that neither the user nor a recipe gives.
+
+``benchmarks/starter`` has the sweep and the single runs that they were chosen by; they are the same for all data. A run
+has few steps when the cases are few, so that warm-up and the refresh of GaLore's subspace are tied to its length.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from medsaga.config import Precision
+
+METHOD = "medsaga"
+DEFAULTS: dict[str, Any] = {
+    "steps": 250,
+    "batch_size": 4,
+    "encoder_lr": 5e-4,
+    "decoder_lr": 5e-4,
+    "weight_decay": 0.1,
+    "optimizer": "adamw",
+    "dice_weight": 0.8,
+    "dice_form": "linear",
+    "loss_resolution": "image",
+    "max_gradient_norm": 1.0,
+    "rank": 64,
+    "galore": "default",
+    "augmentation": "fewshot",
+}
+"""For every model and method that has no value of its own."""
+MODEL_DEFAULTS: dict[str, dict[str, Any]] = {"tiny": {"encoder_lr": 2e-3, "decoder_lr": 2e-3}}
+"""For models that have values of their own: small ones learn faster at higher rates."""
+REFRESHES_PER_RUN = 20
+EVALUATIONS_PER_RUN = 10
+WARMUP_SHARE = 0.1
+RECOMPUTED = ("vit_b", "vit_l", "vit_h")
+"""Models whose blocks are computed again in backward unless the user says otherwise: activations outweigh them."""
+
+
+@dataclass(frozen=True)
+class DeviceDefaults:
+    """What suits the device of a run when neither the user nor the recipe says.
+
+    Attributes:
+        precision: of the weights.
+        state_bits: of the optimizer's state.
+    """
+
+    precision: Precision
+    state_bits: Literal[8, 32]
+
+
+def derived(merged: dict[str, Any]) -> dict[str, Any]:
+    """Return the values that follow from others of a run, where nothing else gives them.
+
+    Args:
+        merged: has ``model``, ``steps`` and ``batch_size``.
+    """
+    steps = merged["steps"]
+    return {
+        "refresh_every": max(1, steps // REFRESHES_PER_RUN),
+        "warmup": max(1, round(WARMUP_SHARE * steps)),
+        "evaluate_every": max(1, steps // EVALUATIONS_PER_RUN),
+        "micro_batch_size": merged["batch_size"],
+        "checkpointing": "blocks" if merged["model"] in RECOMPUTED else "none",
+    }

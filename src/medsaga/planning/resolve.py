@@ -1,0 +1,206 @@
+"""From what the user asks for to settings in which nothing is left open: `resolve`, once per run."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from medsaga.config import ResolvedSettings, Settings, named
+from medsaga.data.slices import common_axis, slice_view
+from medsaga.data.tiles import tile_shape
+from medsaga.data.types import Grid
+from medsaga.errors import InputError
+from medsaga.methods import method_named
+from medsaga.methods.base import Method
+from medsaga.models.weights.loading import detect_architecture
+from medsaga.models.weights.registry import RANDOM, STARTER, weights_named
+from medsaga.models.weights.sources import locate
+from medsaga.planning.defaults import DEFAULTS, METHOD, MODEL_DEFAULTS, DeviceDefaults, derived
+from medsaga.planning.plan import plan
+from medsaga.planning.predict import predict_memory
+from medsaga.recipes import read_recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What the settings of a run depend on beside the user's wishes.
+
+    Attributes:
+        device: what suits the device.
+        classes: number of classes, background included.
+        channels: of the images.
+        grids: of the images that are trained on; none where there are no data, as for a prediction of memory.
+    """
+
+    device: DeviceDefaults
+    classes: int
+    channels: int
+    grids: Sequence[Grid] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What the names in the settings stand for.
+
+    Attributes:
+        settings: with the values of the recipe where the user has named none.
+        method: what `medsaga.methods.METHODS` has under this name.
+        name: of the method.
+        model: key of the method's architectures.
+        weights: what the model starts from: a source of weights or ``random``; None where no published weights fit.
+    """
+
+    settings: Settings
+    method: Method
+    name: str
+    model: str
+    weights: str | None
+
+
+def choose_model(settings: Settings) -> Choice:
+    """Look up what the names in the settings stand for; the recipe and the header of a file of weights are read.
+
+    A model that weights come with the package for starts from them, another one from random weights, unless the name
+    of the model is that of weights.
+
+    Raises:
+        InputError: there is no such recipe, method or model, or they do not go together.
+    """
+    settings = _with_recipe(settings)
+    name = settings.method or METHOD
+    method = method_named(name)
+    model = settings.model or method.architectures[0]
+    if not method.trains_sam:
+        _require_scratch(settings, name, method, model)
+        return Choice(settings=settings, method=method, name=name, model=model, weights=None)
+    weights = STARTER if model == weights_named(STARTER).architecture else RANDOM
+    if model not in method.architectures:
+        if settings.random_weights:
+            raise InputError(
+                "--random-weights",
+                expected=f"an architecture beside it, --model {', '.join(method.architectures)}",
+                found=f"--model {model}",
+                do="Leave one of the two out.",
+            )
+        model, weights = detect_architecture(model), model
+    if settings.optimizer == "sgd" and method.ranks:
+        raise InputError("--optimizer", expected="adamw: GaLore is made for it", found="sgd", do="Leave it out.")
+    if settings.random_weights:
+        weights = RANDOM
+    return Choice(settings=settings, method=method, name=name, model=model, weights=weights)
+
+
+def find_weights(choice: Choice) -> None:
+    """Raise InputError if the weights of a choice are not at hand."""
+    if choice.weights not in (None, RANDOM):
+        locate(choice.weights)
+
+
+def resolve(settings: Settings, facts: Facts) -> ResolvedSettings:
+    """Return the settings with every open one filled in.
+
+    What the user names comes first, then the recipe, then the method's own values, then the model's, then those of the
+    device, then the common ones; what a memory budget has to choose comes last.
+
+    Args:
+        settings: what the user asks for.
+        facts: device and data of the run.
+
+    Raises:
+        InputError: as `choose_model`, or nothing fits the budget.
+    """
+    choice = choose_model(settings)
+    settings = choice.settings
+    sizes = choice.method.image_sizes(choice.model)
+    if facts.grids:
+        # One axis for the whole run: a volume with other spacing must not be cut another way at prediction.
+        axis: Any = common_axis(facts.grids, settings.axis)
+        settings = dataclasses.replace(settings, axis=axis)
+    complete = Completion(choice, settings, facts.device)
+    if settings.budget is None:
+        return complete(image_size=sizes[-1])
+    side = max((_side(grid, settings) for grid in facts.grids), default=None)
+    in_channels = facts.channels * (2 * settings.neighbours + 1)
+
+    def peak(candidate: ResolvedSettings) -> int:
+        prediction = predict_memory(candidate, classes=facts.classes, in_channels=in_channels)
+        return max(prediction.peak_bytes, prediction.inference_bytes)
+
+    return plan(
+        settings,
+        complete,
+        choice.method,
+        peak=peak,
+        sizes=useful_sizes(sizes, side),
+        precision=facts.device.precision,
+    )
+
+
+@dataclass(frozen=True)
+class Completion:
+    """Fills in what is open in the settings of a choice, but for what needs the data."""
+
+    choice: Choice
+    settings: Settings
+    device: DeviceDefaults
+
+    def __call__(self, *, image_size: int, **changes: Any) -> ResolvedSettings:
+        """Return complete settings.
+
+        Args:
+            image_size: side in pixels where neither the user nor the recipe names one.
+            changes: settings that take the place of open ones.
+        """
+        given = {k: v for k, v in dataclasses.asdict(self.settings).items() if v is not None} | changes
+        for name in ("precision", "checkpointing"):
+            if given[name] == "auto":
+                del given[name]
+        given |= {"method": self.choice.name, "model": self.choice.model, "weights": self.choice.weights}
+        given["random_weights"] = self.choice.weights == RANDOM
+        own = MODEL_DEFAULTS.get(self.choice.model, {})
+        merged = {"image_size": image_size, **DEFAULTS, **dataclasses.asdict(self.device), **own}
+        merged |= {**self.choice.method.defaults, **given}
+        merged = derived(merged) | merged
+        merged["warmup"] = min(merged["warmup"], merged["steps"])
+        return ResolvedSettings(**merged)
+
+
+def useful_sizes(sizes: Sequence[int], side: int | None) -> list[int]:
+    """Return the image sizes, ascending, that do more than enlarge the images.
+
+    Args:
+        sizes: that suit the model, ascending.
+        side: longer side of the images in pixels; None where it is not known.
+    """
+    enough = next((at_least for at_least in sizes if side is not None and at_least >= side), sizes[-1])
+    return [at_most for at_most in sizes if at_most <= enough]
+
+
+def _side(grid: Grid, settings: Settings) -> int:
+    return max(tile_shape(slice_view(grid, settings.axis).slice_shape, settings.tile))
+
+
+def _with_recipe(settings: Settings) -> Settings:
+    """Return settings in which the recipe has filled in what the user has left at its default."""
+    if settings.recipe is None:
+        return settings
+    values = read_recipe(settings.recipe)
+    if settings.method not in (None, values.get("method", settings.method)):
+        raise InputError(
+            "--method",
+            expected=f"{values['method']}, which --recipe {settings.recipe} is for",
+            found=str(settings.method),
+            do="Leave one of the two out.",
+        )
+    return dataclasses.replace(settings, **{k: v for k, v in values.items() if k not in named(settings)})
+
+
+def _require_scratch(settings: Settings, name: str, method: Method, model: str) -> None:
+    """Raise InputError if the settings ask for what only SAM has."""
+    if model not in method.architectures:
+        only = ", ".join(method.architectures)
+        raise InputError("--model", expected=f"{only} for {name}", found=model, do="Leave --model out.")
+    if settings.precision == "int8":
+        raise InputError("--precision", expected=f"fp32, bf16 or fp16 for {name}", found="int8", do="Leave it out.")

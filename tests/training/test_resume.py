@@ -1,0 +1,178 @@
+"""A run that is killed or interrupted goes on to where it would have ended."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from resolved import resolved
+from rich.console import Console
+
+from medsaga.config import Settings
+from medsaga.errors import Interrupted
+from medsaga.evaluation.run import evaluate_run
+from medsaga.files import read_json, remove_temporary, sha256
+from medsaga.memory.tracker import TensorTracker
+from medsaga.planning.predict import predict_memory
+from medsaga.run_folder import read_metrics
+from medsaga.training import loop, out_of_memory, step, trainer
+from medsaga.training.events import Event, Saved, Stepped, Stopped
+from medsaga.training.loop import fit, train
+from medsaga.training.prepare import new_run
+from medsaga.training.trainer import Trainer
+
+KILL = Path(__file__).parents[2] / "benchmarks" / "resume" / "kill.py"
+
+
+def test_killed_at_ten_random_moments_it_comes_to_the_same_bits(tmp_path: Path) -> None:
+    out = tmp_path / "killed.json"
+    command = [sys.executable, str(KILL), "--moments", "10", "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    killed = read_json(out)
+    assert killed["same"] == 10
+    assert killed["kills"] >= 5, "the others ended before they were killed"
+
+
+def test_a_stop_holds_when_the_run_was_killed_in_its_test(
+    toy: Path, tmp_path: Path, quick: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, settings = tmp_path / "run", dataclasses.replace(quick, steps=20, validation_cases=1, patience=2)
+
+    def interrupted(*_: Any, **__: Any) -> dict[str, Any]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainer, "monitor_dice", lambda *_, **__: 0.5)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "evaluate_run", interrupted)
+        with pytest.raises(Interrupted, match="its test is not"):
+            train(toy, run, settings)
+    model, lines = sha256(run / "model.safetensors"), read_metrics(run)
+    assert lines[-1] == {"kind": "stopped", "step": 6, "reason": "patience"}
+    (run / ".0123abcd.model.safetensors").write_bytes(b"half")
+    result = train(toy, run, settings, resume=True)
+    assert sha256(run / "model.safetensors") == model
+    assert read_metrics(run) == lines
+    assert not (run / ".0123abcd.model.safetensors").exists()
+    # Once it is complete, its result is what there is.
+    said = io.StringIO()
+    assert train(toy, run, settings, resume=True, console=Console(file=said, width=300)) == result
+    assert "the run is complete" in said.getvalue()
+
+
+def test_a_second_ctrl_c_drops_the_step_and_saves_the_one_before(
+    toy: Path, tmp_path: Path, quick: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(loop, "evaluate_run", lambda *_, **__: {})
+    train(toy, tmp_path / "whole", quick)
+    original, calls = step.gather, 0
+
+    def pressed_twice(*args: Any, **how: Any) -> float:
+        nonlocal calls
+        calls += 1
+        if calls == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+            loss = original(*args, **how)  # gradients have arrived when the second one comes
+            os.kill(os.getpid(), signal.SIGINT)
+            return loss
+        return original(*args, **how)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(out_of_memory, "gather", pressed_twice)
+        with pytest.raises(Interrupted, match="after step 3 of 6"):
+            train(toy, tmp_path / "run", quick)
+    assert "finishing step 4, then saving" in capsys.readouterr().err
+    train(toy, tmp_path / "run", quick, resume=True)
+    assert sha256(tmp_path / "run" / "model.safetensors") == sha256(tmp_path / "whole" / "model.safetensors")
+
+
+def test_only_what_a_killed_write_left_is_removed(tmp_path: Path) -> None:
+    for name in (".deadbeef.state.pt", ".gitignore", ".deadbee.state.pt", "state.pt"):
+        (tmp_path / name).touch()
+    remove_temporary(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".deadbee.state.pt", ".gitignore", "state.pt"]
+
+
+@pytest.fixture
+def begun(toy: Path, tmp_path: Path, quick: Settings) -> Any:
+    """A run that can start."""
+    return new_run(toy, tmp_path / "run", quick, Console(quiet=True))
+
+
+def _trainer(run: Any, events: list[Event]) -> Trainer:
+    return Trainer(
+        run.folder,
+        run.config.settings,
+        run.model,
+        train=run.train,
+        monitor=run.monitor,
+        chooses=False,
+        listeners=[events.append],
+    )
+
+
+def test_another_thread_may_cancel_and_the_rest_follows(begun: Any, toy: Path, quick: Settings, tmp_path: Path) -> None:
+    events: list[Event] = []
+    with _trainer(begun, events) as first:
+        canceller = threading.Thread(target=first.cancel)
+
+        def at_step_3(event: Event) -> None:
+            if isinstance(event, Stepped) and event.step == 3:
+                canceller.start()
+                canceller.join()
+
+        first.listeners.append(at_step_3)
+        worker = threading.Thread(target=first.run)
+        worker.start()
+        worker.join()
+    assert events[-1] == Stopped(step=3, reason="cancelled")
+    assert [event.step for event in events if isinstance(event, Saved)] == [2, 3]
+    fit(begun, Console(quiet=True))
+    train(toy, tmp_path / "whole", quick)
+    assert sha256(begun.folder / "model.safetensors") == sha256(tmp_path / "whole" / "model.safetensors")
+
+
+def test_steps_may_be_made_in_portions_and_weights_exchanged_between_them(begun: Any) -> None:
+    events: list[Event] = []
+    with _trainer(begun, events) as run:
+        assert run.run(steps=2) == Stopped(step=2, reason="paused")
+        weights = run.weights()
+        halved = {name: tensor / 2 if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
+        run.load_weights(halved)
+        name = next(iter(dict(run.model.named_parameters())))
+        assert torch.equal(dict(run.model.named_parameters())[name], weights[name] / 2)
+        run.step()
+        assert not torch.equal(dict(run.model.named_parameters())[name], weights[name] / 2)
+        assert run.run().reason == "finished"
+    assert [event.step for event in events if isinstance(event, Stepped)] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+def test_the_final_test_takes_no_more_than_the_plan(
+    precision: Any, toy: Path, tmp_path: Path, quick: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = dataclasses.replace(quick, steps=1, precision=precision, state_bits=8)
+    tracker, original = TensorTracker("cpu"), loop._test
+
+    def followed(run: Any, console: Console) -> Any:
+        tracker.assign([*run.model.parameters(), *run.model.buffers()], "weights")
+        with tracker:
+            return original(run, console)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_test", followed)
+        result = train(toy, tmp_path / "run", settings)
+    planned = resolved(settings, batch_size=2)
+    plan = predict_memory(planned, classes=3, in_channels=1)
+    assert plan.inference_bytes * 0.8 < tracker.peak_bytes <= 1.02 * max(plan.peak_bytes, plan.inference_bytes)
+    # The same bits as those of another process.
+    assert evaluate_run(tmp_path / "run")["cases"] == result["cases"]
