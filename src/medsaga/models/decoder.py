@@ -87,12 +87,13 @@ class MaskDecoder(nn.Module):
         Args:
             pixels: of :meth:`attend`.
             skips: what the encoder saw finer, ``(batch, channels / 8, 4 * h, 4 * w)`` and
-                ``(batch, channels / 4, 2 * h, 2 * w)``, added as in SAM 2 (arXiv 2408.00714); or none.
+                ``(batch, channels / 4, 2 * h, 2 * w)``, added as in SAM 2 (arXiv 2408.00714); or none. Either may be
+                folded into the channels of fewer pixels (``pixel_unshuffle``), and is then unfolded for the moment.
         """
         first, norm, activation, second, _ = self.output_upscaling
         pixels = first(pixels)
         if skips:
-            pixels = pixels + skips[1]
+            pixels = pixels + _unfolded(skips[1], pixels)
         pixels = activation(norm(pixels))
         if self.details is not None:
             # The norm leaves channels last in memory, and convolutions would copy every gradient back into their order.
@@ -100,7 +101,7 @@ class MaskDecoder(nn.Module):
             pixels = pixels + self.details.stride_4(pixels)
         pixels = second(pixels)
         if skips:
-            pixels = pixels + skips[0]
+            pixels = pixels + _unfolded(skips[0], pixels)
         pixels = activation(pixels)
         return pixels if self.details is None else pixels + self.details.stride_2(pixels)
 
@@ -209,6 +210,12 @@ class Mlp(nn.Module):
         """``(..., channels)`` to ``(..., out)``."""
         first, middle, last = self.layers
         return last(F.relu(middle(F.relu(first(tokens)))))
+
+
+def _unfolded(skip: Tensor, pixels: Tensor) -> Tensor:
+    """Give a skip as many pixels as ``pixels`` has."""
+    factor = pixels.shape[-1] // skip.shape[-1]
+    return F.pixel_shuffle(skip, factor) if factor > 1 else skip
 
 
 def _as_tokens(maps: Tensor) -> Tensor:

@@ -69,10 +69,8 @@ class KClassSam(SegmentationModel):
     @property
     def packed_shape(self) -> tuple[int, int, int]:
         """Shape of what :meth:`pack` makes of one image."""
-        strides, channels = self.image_encoder.strides, self.image_encoder.channels
-        cells = sum(n * (strides[-1] // stride) ** 2 for n, stride in zip(channels, strides, strict=True))
-        side = self.image_size // strides[-1]
-        return cells, side, side
+        side = self.image_size // self.image_encoder.strides[-1]
+        return sum(self._folded_channels()), side, side
 
     def make_constants(self) -> None:
         """Create the buffers of the pixel normalisation, float32, which no file stores."""
@@ -131,13 +129,15 @@ class KClassSam(SegmentationModel):
         return torch.cat((embeddings, *(F.pixel_unshuffle(skip, skip.shape[-1] // side) for skip in skips)), dim=1)
 
     def unpack(self, packed: Tensor) -> tuple[Tensor, ...]:
-        """Undo :meth:`pack`."""
-        *strides, coarsest = self.image_encoder.strides
-        *widths, embedding = self.image_encoder.channels
-        factors = [coarsest // stride for stride in strides]
-        sizes = [width * factor**2 for width, factor in zip(widths, factors, strict=True)]
-        embeddings, *folded = packed.split((embedding, *sizes), dim=1)
-        return *(F.pixel_shuffle(skip, factor) for skip, factor in zip(folded, factors, strict=True)), embeddings
+        """Divide what :meth:`pack` made into maps for :meth:`decode`, without a copy: the finer ones stay folded."""
+        *widths, embedding = self._folded_channels()
+        embeddings, *skips = packed.split((embedding, *widths), dim=1)
+        return *skips, embeddings
+
+    def _folded_channels(self) -> list[int]:
+        """Return the channels of each feature map, folded to the side of the embeddings."""
+        strides, channels = self.image_encoder.strides, self.image_encoder.channels
+        return [n * (strides[-1] // stride) ** 2 for n, stride in zip(channels, strides, strict=True)]
 
     def _normalise(self, images: Tensor) -> Tensor:
         """Shift and scale to SAM's input range, in float32, then take the parameters' type; grey becomes RGB."""
