@@ -93,6 +93,10 @@ def test_a_full_disk_is_found_before_any_work(
         "evaluate": ["evaluate", run],
         "convert": ["weights", "convert", "starter", out + ".safetensors"],
     }
+    if verb == "resume":  # of a complete run nothing is written
+        unfinished = shutil.copytree(trained_toy / "run", tmp_path.with_name(f"{tmp_path.name}-run"))
+        (unfinished / "result.json").unlink()
+        argv["resume"][3] = str(unfinished)
     before = content(trained_toy)
     with nothing_can_be_written():
         assert main(argv[verb]) == 2

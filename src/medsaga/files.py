@@ -146,9 +146,12 @@ def longest_name(folder: Path) -> int:
 
 def ignores_case(folder: Path) -> bool:
     """Return whether two names that differ in case alone are one file in an existing folder."""
-    with tempfile.NamedTemporaryFile(dir=folder, prefix=".medsaga-") as trial:
-        name = Path(trial.name)
-        return name.with_name(name.name.upper()).exists()
+    trial = folder / f".{secrets.token_hex(4)}.medsaga"
+    trial.touch()
+    try:
+        return trial.with_name(trial.name.upper()).exists()
+    finally:
+        trial.unlink()
 
 
 def shortened(name: str, most: int) -> str:

@@ -450,7 +450,7 @@ def test_info_and_train_say_what_is_wrong_and_write_nothing(
 ) -> None:
     # Usable data are not trained on here: only what comes before the first step is in question.
     monkeypatch.setattr(loop, "fit", lambda *_: None)
-    monkeypatch.setattr(loop, "evaluate_run", lambda *_, **__: {})
+    monkeypatch.setattr(loop, "_test", lambda *_: {})
     rng = random.Random(f"{role} {suffix} {damage.__name__} cli")
     for round_number in range(3):
         root, run = tmp_path / f"data{round_number}", tmp_path / f"run{round_number}"
@@ -458,7 +458,7 @@ def test_info_and_train_say_what_is_wrong_and_write_nothing(
         roles[role].write_bytes(damage(rng, roles[role].read_bytes()))
         info = cli.main(["info", str(root), "--json"])
         told = capsys.readouterr()
-        train = cli.main(["train", str(root), "--out", str(run), "--image-size", "64", "--device", "cpu"])
+        train = cli.main(["train", str(root), "--out", str(run), "--image-size", "64", "--device", "cpu", "--json"])
         trained = capsys.readouterr()
         assert (info, train) in [(0, 0), (2, 2)], trained.err
         assert "Traceback" not in told.err + trained.err

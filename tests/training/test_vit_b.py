@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from official import official_layout
 
 from medsaga.cli import main
 from medsaga.models.sam import build_sam
@@ -15,7 +14,8 @@ from medsaga.models.sam import build_sam
 
 def test_trains_from_an_official_file(toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.manual_seed(0)
-    torch.save(official_layout(build_sam("vit_b", classes=4, image_size=1024).state_dict()), tmp_path / "sam_vit_b.pth")
+    # Our names are those of the official file.
+    torch.save(build_sam("vit_b", classes=4, image_size=1024).state_dict(), tmp_path / "sam_vit_b.pth")
     short = ["--image-size", "224", "--steps", "3", "--batch-size", "1", "--shots", "5", "--device", "cpu"]
     arguments = ["train", str(toy), "--out", str(tmp_path / "run"), "--model", str(tmp_path / "sam_vit_b.pth"), *short]
     assert main([*arguments, "--json"]) == 0
