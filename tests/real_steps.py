@@ -11,7 +11,7 @@ from medsaga.models.precision import set_precision
 from medsaga.models.sam import build_sam
 from medsaga.settings.options import ResolvedSettings
 from medsaga.training.scaling import loss_scale_for
-from medsaga.training.step import Batch, StepMeter, gather, update
+from medsaga.training.step import Batch, StepMeter, accumulate, update
 
 
 def measure(of: ResolvedSettings, *, classes: int, in_channels: int) -> TensorTracker:
@@ -31,7 +31,7 @@ def measure(of: ResolvedSettings, *, classes: int, in_channels: int) -> TensorTr
         labels = torch.randint(classes, (of.batch_size, side, side), dtype=torch.uint8)
         batch = Batch(images, labels, seed=0, step=step, strength=AUGMENTATIONS[of.augmentation])
         with meter.measuring(model, optimizer, batch):
-            gather(
+            accumulate(
                 model,
                 optimizer,
                 batch,

@@ -29,7 +29,7 @@ from medsaga.planning.estimate import predict_memory
 from medsaga.planning.resolve import Facts, resolve
 from medsaga.settings.options import ResolvedSettings, Settings
 from medsaga.training.scaling import loss_scale_for
-from medsaga.training.step import Batch, StepMeter, gather, update
+from medsaga.training.step import Batch, StepMeter, accumulate, update
 
 CLASSES = 9
 STEPS = 12
@@ -78,7 +78,7 @@ def measure(settings: ResolvedSettings, device: torch.device, steps: int) -> dic
         batch = Batch(images, labels, settings.seed, step, AUGMENTATIONS[settings.augmentation])
         began = time.perf_counter()
         with meter.measuring(model, optimizer, batch):
-            gather(
+            accumulate(
                 model,
                 optimizer,
                 batch,

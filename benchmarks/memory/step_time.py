@@ -23,7 +23,7 @@ from medsaga.planning.defaults import DeviceDefaults
 from medsaga.planning.resolve import Facts, resolve
 from medsaga.settings.options import Settings
 from medsaga.training.scaling import LossScale
-from medsaga.training.step import Batch, gather, update
+from medsaga.training.step import Batch, accumulate, update
 
 CLASSES = 9
 PLAIN = "plain: fp32, nothing recomputed, 32-bit state"
@@ -64,7 +64,7 @@ def stepper(given: dict[str, Any], changes: dict[str, Any]) -> Callable[[int], f
     def step(number: int) -> float:
         batch = Batch(images, labels, 0, number, AUGMENTATIONS[settings.augmentation])
         began = time.perf_counter()
-        gather(
+        accumulate(
             model,
             optimizer,
             batch,

@@ -28,7 +28,7 @@ from medsaga.data.dataset import read_dataset
 from medsaga.data.formats import nifti
 from medsaga.data.inputs import find_inputs
 from medsaga.data.items import read_item, read_mask
-from medsaga.data.outputs import Meaning, probabilities_suffix, write_labels, write_probabilities
+from medsaga.data.outputs import LabelMapInfo, probabilities_suffix, write_labels, write_probabilities
 from medsaga.data.slices import slice_view
 from medsaga.data.types import Grid, Item
 
@@ -41,7 +41,7 @@ BRIGHT = 1500
 """The marker is brighter than this, and nothing else is."""
 STRUCTURES = ("marker", "opposite")
 NAMES = {"background": 0, "marker": 1, "opposite": 2}
-MEANING = Meaning(NAMES, "phantom")
+MEANING = LabelMapInfo(NAMES, "phantom")
 LPS = np.diag([-1.0, -1, 1, 1])
 UNSHEARED = [name for name in AFFINES if name != "tilted"]
 _AXES = itertools.permutations(("LR", "AP", "SI"))

@@ -16,7 +16,7 @@ from medsaga.data.intensity import Intensity, choose_intensity, require_mappable
 from medsaga.data.splits import Split
 from medsaga.data.survey import survey
 from medsaga.errors import InputError
-from medsaga.runs.checked import check_data, unseen_labels
+from medsaga.runs.loading import load_data, unseen_labels
 from medsaga.settings.options import Settings
 
 
@@ -71,7 +71,7 @@ def test_one_black_image_among_many_is_said_and_used(tmp_path: Path) -> None:
 
 def test_a_label_that_no_training_case_holds_is_said(tmp_path: Path) -> None:
     root = write(tmp_path, [noise(n) for n in range(4)], [labelled(value) for value in (1, 1, 2, 0)])
-    checked = check_data(root, Settings(), Console(file=io.StringIO()))
+    checked = load_data(root, Settings(), Console(file=io.StringIO()))
     assert checked.survey.labels_of_cases == {"p00": {0, 1}, "p01": {0, 1}, "p02": {0, 2}, "p03": {0}}
     (warning,) = unseen_labels(checked, Split(train=("p00", "p03"), validation=(), test=("p01", "p02")))
     assert "no training case holds b" in warning
@@ -81,7 +81,7 @@ def test_a_label_that_no_training_case_holds_is_said(tmp_path: Path) -> None:
 def test_warnings_are_printed_once_where_a_run_is_checked(tmp_path: Path) -> None:
     screen = io.StringIO()
     root = write(tmp_path, [noise(0), noise(1, np.uint16)], [labelled(1), labelled(1)])
-    check_data(root, Settings(), Console(file=screen, width=1000))
+    load_data(root, Settings(), Console(file=screen, width=1000))
     said = screen.getvalue()
     assert said.count("warning: ") == 2
     assert said.count("images of different depth") == said.count("no mask holds b") == 1
@@ -90,4 +90,4 @@ def test_warnings_are_printed_once_where_a_run_is_checked(tmp_path: Path) -> Non
 def test_an_unknown_label_of_a_case_that_is_only_tested_on_is_found(tmp_path: Path) -> None:
     root = write(tmp_path, [noise(n) for n in range(3)], [labelled(1), labelled(2), labelled(7)])
     with pytest.raises(InputError, match=r"p02\.png: expected the labels .* found the values 7"):
-        check_data(root, Settings(shots=1), Console(file=io.StringIO()))
+        load_data(root, Settings(shots=1), Console(file=io.StringIO()))

@@ -17,7 +17,7 @@ from medsaga.data.dataset import read_dataset
 from medsaga.data.formats import labels_suffix, raster
 from medsaga.data.inputs import find_inputs
 from medsaga.data.items import read_mask
-from medsaga.data.outputs import Meaning, kind_of, write_labels, write_probabilities
+from medsaga.data.outputs import LabelMapInfo, kind_of, write_labels, write_probabilities
 from medsaga.data.reorientation import reorientation
 from medsaga.data.slices import slice_view
 from medsaga.errors import InputError
@@ -305,7 +305,7 @@ def test_predictions_of_stacks_are_stacks(tmp_path: Path) -> None:
     (item,) = find_inputs(path)
     assert labels_suffix(path) == ".tif"
     assert kind_of(item, "auto", None) == "auto"
-    write_labels(tmp_path / "out.tif", STACK % 3, item, "auto", Meaning({}, ""))
+    write_labels(tmp_path / "out.tif", STACK % 3, item, "auto", LabelMapInfo({}, ""))
     np.testing.assert_array_equal(tifffile.imread(tmp_path / "out.tif"), STACK % 3)
     soft = RNG.random((2, *STACK.shape)).astype(np.float32)
     write_probabilities(tmp_path / "soft.tif", soft, item)
@@ -313,7 +313,7 @@ def test_predictions_of_stacks_are_stacks(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"formats auto, nifti; found png"):
         kind_of(item, "auto", tmp_path / "out.png")
     first = (tmp_path / "out.tif").read_bytes()
-    write_labels(tmp_path / "out.tif", STACK % 3, item, "auto", Meaning({}, ""))
+    write_labels(tmp_path / "out.tif", STACK % 3, item, "auto", LabelMapInfo({}, ""))
     assert (tmp_path / "out.tif").read_bytes() == first
 
 

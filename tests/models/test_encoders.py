@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from medsaga.methods import METHODS
 from medsaga.models.encoders import ENCODERS
 from medsaga.models.encoders.base import EncoderSpec, ImageEncoder, State
-from medsaga.models.lean import computed_again
+from medsaga.models.lean import recomputed
 from medsaga.models.sam import build_sam
 from medsaga.models.weights.loading import detect_architecture, load_pretrained, save_model
 from medsaga.prediction.segmenter import Segmenter
@@ -35,7 +35,7 @@ class Convolutions(ImageEncoder):
         """Return the last three."""
         maps = [images]
         for block in self.blocks:
-            maps.append(computed_again(block, maps[-1]).relu() if recompute else block(maps[-1]).relu())
+            maps.append(recomputed(block, maps[-1]).relu() if recompute else block(maps[-1]).relu())
         return tuple(maps[2:])
 
 

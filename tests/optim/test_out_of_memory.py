@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from medsaga.models.int8 import quantise_linears
-from medsaga.optim.accumulation import GatheringOptimizer
+from medsaga.optim.accumulation import AccumulatingOptimizer
 from medsaga.optim.galore import GaLoreAdamW
 from medsaga.optim.sgd import MomentumSGD
 
@@ -38,27 +38,29 @@ class RunningOut(TorchDispatchMode):
         return made
 
 
-def sketched(parameters: Any) -> GatheringOptimizer:
+def sketched(parameters: Any) -> AccumulatingOptimizer:
     return GaLoreAdamW(parameters, lr=0.01, rank=64, refresh_every=2, weight_decay=0.1)
 
 
-def exact(parameters: Any) -> GatheringOptimizer:
+def exact(parameters: Any) -> AccumulatingOptimizer:
     return GaLoreAdamW(parameters, lr=0.01, rank=3, refresh_every=2, refresh="exact", moments="keep")
 
 
-def eight_bits(parameters: Any) -> GatheringOptimizer:
+def eight_bits(parameters: Any) -> AccumulatingOptimizer:
     return GaLoreAdamW(parameters, lr=0.01, rank=64, refresh_every=2, projection="two_sided", state_bits=8)
 
 
-def plain(parameters: Any) -> GatheringOptimizer:
+def plain(parameters: Any) -> AccumulatingOptimizer:
     return GaLoreAdamW(parameters, lr=0.01)
 
 
-def descent(parameters: Any) -> GatheringOptimizer:
+def descent(parameters: Any) -> AccumulatingOptimizer:
     return MomentumSGD(parameters, lr=0.01)
 
 
-def trained(make: Callable[[Any], GatheringOptimizer], dtype: torch.dtype, *, int8: bool, at: int) -> tuple[Any, int]:
+def trained(
+    make: Callable[[Any], AccumulatingOptimizer], dtype: torch.dtype, *, int8: bool, at: int
+) -> tuple[Any, int]:
     """Train two layers; in each update memory runs out once, at the ``at``-th allocation. Return state and failures."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(72, 96, bias=False), nn.Linear(96, 80, bias=False)).to(dtype)

@@ -30,7 +30,7 @@ from medsaga.prediction.confidence import confidence
 from medsaga.prediction.segmenter import Segmenter
 from medsaga.runs.train import train
 from medsaga.settings.options import Settings
-from medsaga.suggest.embedding import Looker
+from medsaga.suggest.embedding import CaseEmbedder
 from medsaga.suggest.run import suggest
 
 SILENT = Console(file=io.StringIO())
@@ -197,7 +197,7 @@ def test_the_embedding_is_the_mean_over_slices_and_positions_without_padding(tmp
     values = np.random.default_rng(0).integers(0, 256, (64, 32, 5)).astype(np.uint8)
     nib.save(nib.Nifti1Image(values, np.diag([1.0, 1, 3, 1])), tmp_path / "volume.nii.gz")
     (item,) = find_inputs(tmp_path)
-    looker = Looker(model, (Intensity("identity", 0.0, 255.0),), "auto", 0, None, 2, classes=False)
+    looker = CaseEmbedder(model, (Intensity("identity", 0.0, 255.0),), "auto", 0, None, 2, classes=False)
     # Axial slices: 32 rows from anterior downwards, 64 columns from the patient's right; the file's axes run R, A, S.
     square = np.zeros((5, 1, 64, 64), np.float32)
     square[:, 0, :32] = values.transpose(2, 1, 0)[:, ::-1, ::-1]
@@ -257,7 +257,7 @@ def test_a_model_of_tiles_looks_at_tiles(tmp_path: Path) -> None:
     model = build_sam("tiny", classes=2, image_size=64, in_channels=1).eval()
     values = np.random.default_rng(0).integers(0, 256, (64, 128)).astype(np.uint8)
     Image.fromarray(values).save(tmp_path / "wide.png")
-    looker = Looker(model, (Intensity("identity", 0.0, 255.0),), "auto", 0, 64, 1, classes=False)
+    looker = CaseEmbedder(model, (Intensity("identity", 0.0, 255.0),), "auto", 0, 64, 1, classes=False)
     halves = torch.from_numpy(np.stack([values[:, :64], values[:, 64:]])[:, None]).float()
     with torch.inference_mode():
         expected = model.pack(model.encode(halves)).double().mean(dim=(0, 2, 3))

@@ -242,7 +242,7 @@ def test_out_of_memory_names_the_next_smaller_setting(
         run_out()
         return 0.0
 
-    monkeypatch.setattr(out_of_memory, "gather", exhausted)
+    monkeypatch.setattr(out_of_memory, "accumulate", exhausted)
     with pytest.raises(OutOfMemoryError, match="--state-bits 8"):
         train(toy, tmp_path / "run", quick)
     open_settings = resolved(state_bits=32, image_size=256)

@@ -138,7 +138,7 @@ def test_the_accelerators_own_peak_starts_afresh(monkeypatch: pytest.MonkeyPatch
             raise torch.OutOfMemoryError("CUDA out of memory")
         return 0.25
 
-    monkeypatch.setattr(out_of_memory, "gather", gathered)
+    monkeypatch.setattr(out_of_memory, "accumulate", gathered)
     monkeypatch.setattr(out_of_memory, "reset_device_peak", happened.append)
     done = step_within_memory(
         model,

@@ -75,7 +75,7 @@ def test_a_second_ctrl_c_drops_the_step_and_saves_the_one_before(
 ) -> None:
     monkeypatch.setattr(loop, "evaluate_run", lambda *_, **__: {})
     train(toy, tmp_path / "whole", quick)
-    original, calls = step.gather, 0
+    original, calls = step.accumulate, 0
 
     def pressed_twice(*args: Any, **how: Any) -> float:
         nonlocal calls
@@ -88,7 +88,7 @@ def test_a_second_ctrl_c_drops_the_step_and_saves_the_one_before(
         return original(*args, **how)
 
     with monkeypatch.context() as patch:
-        patch.setattr(out_of_memory, "gather", pressed_twice)
+        patch.setattr(out_of_memory, "accumulate", pressed_twice)
         with pytest.raises(Interrupted, match="after step 3 of 6"):
             train(toy, tmp_path / "run", quick)
     assert "finishing step 4, then saving" in capsys.readouterr().err

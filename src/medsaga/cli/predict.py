@@ -61,7 +61,7 @@ class Predict:
             InputError: there is nothing to segment, or the run and the images are exchanged.
         """
         from medsaga.data.dicom.terminology import read_codes
-        from medsaga.prediction.files import Wanted, predict_files
+        from medsaga.prediction.files import OutputOptions, predict_files
         from medsaga.prediction.postprocess import PostProcessing
 
         if not self.input:
@@ -72,7 +72,7 @@ class Predict:
             run,
             self.input,
             self.out,
-            Wanted(
+            OutputOptions(
                 format=self.format,
                 probabilities=self.probabilities,
                 overlay=self.overlay,

@@ -24,8 +24,8 @@ from medsaga.data.types import Item
 from medsaga.errors import InputError, Interrupted, MedsagaError, OutOfMemoryError
 from medsaga.memory.tracker import is_out_of_memory
 from medsaga.prediction.segmenter import Segmenter
-from medsaga.runs.checked import CheckedData
 from medsaga.runs.evaluate import most_labelled_slice
+from medsaga.runs.loading import LoadedData
 from medsaga.runs.train import train
 from medsaga.settings.options import ResolvedSettings, Settings, named
 from medsaga.settings.run_config import read_config
@@ -90,7 +90,7 @@ def run_cell(
     cell: Cell,
     settings: Settings,
     *,
-    checked: CheckedData,
+    checked: LoadedData,
     examples: Sequence[Item],
     keep_run: bool,
     console: Console,

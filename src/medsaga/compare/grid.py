@@ -22,7 +22,7 @@ from medsaga.errors import InputError, Interrupted, RunError
 from medsaga.evaluation.summary import dice_text
 from medsaga.methods import METHODS, method_named
 from medsaga.planning.resolve import choose_model, find_weights
-from medsaga.runs.checked import CheckedData, check_data, split_of
+from medsaga.runs.loading import LoadedData, load_data, split_of
 from medsaga.settings.options import Settings, SharedSettings
 
 EXAMPLES = 3
@@ -88,7 +88,7 @@ def compare(
     methods, shots = list(dict.fromkeys(methods)), sorted(set(shots))
     _check(methods, shots, seeds)
     _check_out(out)
-    checked = check_data(data, Settings(channels=shared.channels, binary=shared.binary), console)
+    checked = load_data(data, Settings(channels=shared.channels, binary=shared.binary), console)
     dataset = checked.dataset
     test_cases = _test_cases(dataset, shared.fold, max(shots), test_cases)
     grid = {
@@ -178,7 +178,7 @@ def _check_out(out: Path) -> None:
 
 
 def _test_cases(dataset: Dataset, fold: int, most: int, wanted: int | None) -> int | None:
-    """The number of cases to test on, which no run trains on; None where the dataset itself settles them."""
+    """The number of cases to test on, which no run trains on; None where the dataset itself fixes them."""
     pool, settled_test = pool_and_test(dataset, fold)
     available = len(pool) - ((wanted or 1) if settled_test is None else 0)
     if most > available:
@@ -213,7 +213,7 @@ def _settings_of(cell: Cell, shared: SharedSettings, methods: Sequence[str], tes
     return settings
 
 
-def _examples(checked: CheckedData, split: Split) -> tuple[Item, ...]:
+def _examples(checked: LoadedData, split: Split) -> tuple[Item, ...]:
     """Choose items to show, before any result is known: those of the test cases that show most labels."""
     labels_of_cases = checked.survey.labels_of_cases
 

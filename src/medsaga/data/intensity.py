@@ -1,6 +1,6 @@
 """From a file's own intensities (grey values, HU, arbitrary MR units) to the 8 bits per channel that SAM expects.
 
-The mapping is settled once, on the training items, and is plain data, so that a saved model treats new images as it
+The mapping is chosen once, on the training items, and is plain data, so that a saved model treats new images as it
 treated those it was trained on.
 """
 
@@ -71,7 +71,7 @@ class Intensity:
 def choose_intensity(
     dataset: Dataset, found: Sequence[ItemSurvey], requested: str, window: tuple[float, float] | None
 ) -> tuple[Intensity, ...]:
-    """Settle the mapping of every channel on the training items.
+    """Choose the mapping of every channel on the training items.
 
     Args:
         dataset: gives the channels' names, and all items, which must be mappable, too.
@@ -86,7 +86,7 @@ def choose_intensity(
         InputError: unknown or contradictory requests, ``identity`` for images that are not uint8, or a window that
             cannot be found because the channel is no CT or nothing is labelled, or that does not suit an 8-bit image.
     """
-    assert found, "no items to settle the intensities on"
+    assert found, "no items to choose the intensities on"
     if requested not in REQUESTS:
         choices = ", ".join(REQUESTS)
         raise InputError("--intensity", expected=f"one of {choices}", found=repr(requested), do="Choose one of them.")

@@ -33,7 +33,7 @@ KINDS = ("auto", *SUFFIXES)
 
 
 @dataclass(frozen=True)
-class Meaning:
+class LabelMapInfo:
     """What the values of a label map mean.
 
     Attributes:
@@ -48,7 +48,7 @@ class Meaning:
 
 
 def kind_of(item: Item, asked: str, out: Path | None) -> str:
-    """Settle what the prediction for an item is written as.
+    """Decide what the prediction for an item is written as.
 
     Args:
         item: the image.
@@ -99,7 +99,7 @@ def suffix_for(kind: str, source: Source) -> str:
     return labels_suffix(source)
 
 
-def write_labels(path: Path, labels: Labels, item: Item, kind: str, meaning: Meaning) -> None:
+def write_labels(path: Path, labels: Labels, item: Item, kind: str, meaning: LabelMapInfo) -> None:
     """Write a label map on the grid of its image, whole or not at all.
 
     Args:
@@ -158,24 +158,24 @@ def _by_suffix(item: Item, out: Path) -> str:
     )
 
 
-def _write_own(path: Path, labels: Labels, item: Item, meaning: Meaning) -> None:
+def _write_own(path: Path, labels: Labels, item: Item, meaning: LabelMapInfo) -> None:
     del meaning
     source = item.images[0]
     assert isinstance(source, Path), "a series has no format of its own"
     format_of(path).write_labels(path, labels, source)
 
 
-def _write_nifti(path: Path, labels: Labels, item: Item, meaning: Meaning) -> None:
+def _write_nifti(path: Path, labels: Labels, item: Item, meaning: LabelMapInfo) -> None:
     del meaning
     nifti.write_labels(path, labels, item.header.grid)
 
 
-def _write_raster(path: Path, labels: Labels, item: Item, meaning: Meaning) -> None:
+def _write_raster(path: Path, labels: Labels, item: Item, meaning: LabelMapInfo) -> None:
     del meaning
     raster.write_labels(path, labels, item.header.grid)
 
 
-def _write_seg(path: Path, labels: Labels, item: Item, meaning: Meaning) -> None:
+def _write_seg(path: Path, labels: Labels, item: Item, meaning: LabelMapInfo) -> None:
     from medsaga.data.dicom.segmentation_writer import write_segmentation
 
     source = item.images[0]
@@ -184,7 +184,7 @@ def _write_seg(path: Path, labels: Labels, item: Item, meaning: Meaning) -> None
     write_segmentation(path, labels, source, geometry, meaning.names, codes=meaning.codes, model=meaning.model)
 
 
-def _write_rtstruct(path: Path, labels: Labels, item: Item, meaning: Meaning) -> None:
+def _write_rtstruct(path: Path, labels: Labels, item: Item, meaning: LabelMapInfo) -> None:
     from medsaga.data.dicom.structures_writer import write_structures
 
     source = item.images[0]
@@ -192,7 +192,7 @@ def _write_rtstruct(path: Path, labels: Labels, item: Item, meaning: Meaning) ->
     write_structures(path, labels, source, geometry_of(source), meaning.names, model=meaning.model)
 
 
-_WRITERS: dict[str, Callable[[Path, Labels, Item, Meaning], None]] = {
+_WRITERS: dict[str, Callable[[Path, Labels, Item, LabelMapInfo], None]] = {
     "auto": _write_own,
     "seg": _write_seg,
     "rtstruct": _write_rtstruct,

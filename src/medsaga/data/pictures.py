@@ -71,7 +71,7 @@ class LargePicture:
     """The slices of a volume that lies in a temporary file; each becomes 8-bit when it is asked for."""
 
     def __init__(self, slices: SliceFile, intensities: Sequence[Intensity], where: str) -> None:
-        """Look at all voxels, if need be, to settle the range of every channel.
+        """Look at all voxels, if need be, to find the range of every channel.
 
         Raises:
             InputError: ``identity`` for values that are not uint8, or values that are not finite.

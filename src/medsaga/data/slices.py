@@ -126,7 +126,7 @@ def slice_view(grid: Grid, axis: str = "auto") -> SliceView:
 
 
 def common_axis(grids: Iterable[Grid], axis: str = "auto") -> str:
-    """Settle ``auto`` once for many grids, so that a model is trained and used on slices of one plane.
+    """Resolve ``auto`` once for many grids, so that a model is trained and used on slices of one plane.
 
     Returns:
         ``axis`` itself unless it is ``auto``; else the plane that `slice_view` gives for most of the volumes

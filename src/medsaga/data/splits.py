@@ -63,7 +63,7 @@ def split_cases(
 
     Args:
         dataset: usable, from `medsaga.data.dataset.read_dataset`.
-        shots: how many cases are labelled; None takes all where the test cases are settled, else four fifths.
+        shots: how many cases are labelled; None takes all where the test cases are fixed, else four fifths.
         seed: of the draw.
         validation: how many of the labelled cases choose the checkpoint instead of being trained on; None takes a
             fifth, rounded down, of 10 or more.
@@ -77,7 +77,7 @@ def split_cases(
 
     Raises:
         InputError: more shots, validation or test cases than there are cases, folds that do not fit the dataset, or
-            ``test_cases`` where folds or the dataset settle them.
+            ``test_cases`` where folds or the dataset fix them.
     """
     pool, test = pool_and_test(dataset, fold)
     if not pool:
@@ -107,12 +107,12 @@ def split_cases(
 
 
 def pool_and_test(dataset: Dataset, fold: int) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
-    """Return the cases to draw from, and the test cases where the layout or a file of folds settles them."""
+    """Return the cases to draw from, and the test cases where the layout or a file of folds fixes them."""
     path = dataset.root / SPLITS_NAME
     if dataset.test and path.exists():
         raise InputError(
             path,
-            expected="no folds beside test cases that the dataset's layout settles",
+            expected="no folds beside test cases that the dataset's layout fixes",
             found="a file of folds",
             do="Remove the file.",
         )
@@ -188,14 +188,12 @@ def _drawn(pool: Iterable[str], seed: int, labels_of: Mapping[str, frozenset[int
     return drawn + waiting
 
 
-def _check_test_cases(
-    dataset: Dataset, test_cases: int, settled: tuple[str, ...] | None, cases: int, shots: int
-) -> None:
-    if settled is not None:
+def _check_test_cases(dataset: Dataset, test_cases: int, fixed: tuple[str, ...] | None, cases: int, shots: int) -> None:
+    if fixed is not None:
         raise InputError(
             "--test-cases",
             expected="a dataset that leaves the test cases open",
-            found=f"{len(settled)} that are settled by {'its layout' if dataset.test else SPLITS_NAME}",
+            found=f"{len(fixed)} that are fixed by {'its layout' if dataset.test else SPLITS_NAME}",
             do="Leave it out: they are the same for every number of shots.",
         )
     if test_cases < 1 or test_cases + shots > cases:

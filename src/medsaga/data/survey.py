@@ -47,7 +47,7 @@ class ChannelFacts:
         maximum: of all voxels.
         whole: whether all values are whole numbers.
         foreground: values of at most `MOST_FOREGROUND` labelled voxels, drawn at random with a fixed seed; kept only
-            where the channel may be CT, whose window they settle.
+            where the channel may be CT, whose window they decide.
     """
 
     minimum: np.generic

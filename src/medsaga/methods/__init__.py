@@ -8,7 +8,7 @@ from medsaga.errors import InputError, RunError
 from medsaga.methods import daeformer, frozen, full, medsaga, samed, unet
 from medsaga.methods.base import Method
 from medsaga.models.base import SegmentationModel
-from medsaga.optim.accumulation import GatheringOptimizer
+from medsaga.optim.accumulation import AccumulatingOptimizer
 from medsaga.optim.galore import GaLoreAdamW
 from medsaga.optim.sgd import MomentumSGD
 from medsaga.settings.options import ResolvedSettings
@@ -58,7 +58,7 @@ def loading(settings: ResolvedSettings) -> Callable[..., SegmentationModel]:
 
 def new_optimizer(
     model: SegmentationModel, settings: ResolvedSettings, galore: type[GaLoreAdamW] = GaLoreAdamW
-) -> GatheringOptimizer:
+) -> AccumulatingOptimizer:
     """Make the optimizer of the run's method; parameters that the method does not name are frozen.
 
     Args:

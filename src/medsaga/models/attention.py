@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.backends.cuda import SDPAParams, can_use_efficient_attention
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from medsaga.models.lean import computed_again, inside_lean_block
+from medsaga.models.lean import inside_lean_block, recomputed
 
 HEAD_ALIGNMENT = 8
 """The fused CUDA kernels want head sizes that are multiples of this in half precision."""
@@ -68,7 +68,7 @@ class RelativeAttention(nn.Module):
         elements = qkv.numel() // 3
         if inside_lean_block() and elements > GROUP_ELEMENTS:
             group = max(1, self.heads * GROUP_ELEMENTS // elements)
-            outputs = [computed_again(self._attend, part, rows, columns) for part in qkv.split(group, dim=3)]
+            outputs = [recomputed(self._attend, part, rows, columns) for part in qkv.split(group, dim=3)]
             output = torch.cat(outputs, dim=2)
         else:
             output = self._attend(qkv, rows, columns)
@@ -160,7 +160,7 @@ def attend_in_chunks(query: Tensor, key: Tensor, value: Tensor, elements: int) -
     if rows >= tokens:
         return F.scaled_dot_product_attention(query, key, value, scale=1.0)
     chunks = [
-        computed_again(partial(F.scaled_dot_product_attention, scale=1.0), part, key, value)
+        recomputed(partial(F.scaled_dot_product_attention, scale=1.0), part, key, value)
         for part in query.split(rows, dim=2)
     ]
     return torch.cat(chunks, dim=2)

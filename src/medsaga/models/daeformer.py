@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from medsaga.models.base import SegmentationModel
-from medsaga.models.lean import computed_again
+from medsaga.models.lean import recomputed
 
 STAGE_CHANNELS = (128, 320, 512)
 """Channels at 1/4, 1/8 and 1/16 of the image's side."""
@@ -100,7 +100,7 @@ class DAEFormer(SegmentationModel):
         return parts["head"](hidden).movedim(3, 1)
 
     def _through(self, stage: nn.Module, *grids: Tensor) -> Tensor:
-        return computed_again(stage, *grids) if self.recomputes() else stage(*grids)
+        return recomputed(stage, *grids) if self.recomputes() else stage(*grids)
 
     def _normalise(self, images: Tensor) -> Tensor:
         """Shift and scale 0..255 to -1..1 in float32, as the public code does, then take the parameters' type."""

@@ -32,11 +32,11 @@ def lean_block(layer: nn.Module, hidden: Tensor) -> Tensor:
     Backward goes through it once: there is no ``retain_graph``.
     """
     contexts = {"context_fn": lambda: (_inside(again=False), _inside(again=True))}
-    output: Tensor = computed_again(layer, hidden, **contexts)
+    output: Tensor = recomputed(layer, hidden, **contexts)
     return output
 
 
-def computed_again(function: Callable[..., Any], *inputs: Any, **options: Any) -> Any:
+def recomputed(function: Callable[..., Any], *inputs: Any, **options: Any) -> Any:
     """Call a function, keep only its inputs for backward, and call it again there; it must draw no random numbers."""
     return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False, **options)
 

@@ -18,7 +18,7 @@ from medsaga.errors import InputError
 from medsaga.models.base import SegmentationModel
 from medsaga.models.decoder import MaskDecoder
 from medsaga.models.encoders import ENCODERS
-from medsaga.models.lean import computed_again
+from medsaga.models.lean import recomputed
 from medsaga.models.prompt import PromptEncoder
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)
@@ -108,8 +108,8 @@ class KClassSam(SegmentationModel):
         class_tokens = self.class_tokens.expand(len(embeddings), -1, -1)
         if not self.recomputes():
             return self.mask_decoder.masks(*self.attend(embeddings, class_tokens), skips)
-        tokens, pixels = computed_again(self.attend, embeddings, class_tokens)
-        masks: Tensor = computed_again(self.mask_decoder.masks, tokens, pixels, skips)
+        tokens, pixels = recomputed(self.attend, embeddings, class_tokens)
+        masks: Tensor = recomputed(self.mask_decoder.masks, tokens, pixels, skips)
         return masks
 
     def attend(self, embeddings: Tensor, class_tokens: Tensor) -> tuple[Tensor, Tensor]:

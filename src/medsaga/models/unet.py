@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from medsaga.models.base import SegmentationModel
-from medsaga.models.lean import computed_again
+from medsaga.models.lean import recomputed
 
 FIRST_FEATURES = 32
 MOST_FEATURES = 512
@@ -77,7 +77,7 @@ class UNet(SegmentationModel):
         assert tuple(images.shape[1:]) == self.input_shape, (
             f"{tuple(images.shape)} are not (batch, *{self.input_shape})"
         )
-        run = computed_again if self.recomputes() else _call
+        run = recomputed if self.recomputes() else _call
         hidden = normalise(images).to(next(self.parameters()).dtype)
         skips: list[Tensor] = []
         for block in self.encoder:

@@ -1,4 +1,4 @@
-"""What the training loop asks of an optimizer: it gathers gradients over micro-batches, clips them, and steps.
+"""What the training loop asks of an optimizer: it accumulates gradients over micro-batches, clips them, and steps.
 
 optimizer.zero_grad()
 for micro_batch in micro_batches:
@@ -20,8 +20,8 @@ from torch import Tensor
 from medsaga.optim.storage import precision_of
 
 
-class GatheringOptimizer(torch.optim.Optimizer):
-    """An optimizer whose gathered gradient is scaled and clipped without being touched before ``step()``.
+class AccumulatingOptimizer(torch.optim.Optimizer):
+    """An optimizer whose accumulated gradient is scaled and clipped without being touched before ``step()``.
 
     State is plain tensors and numbers; ``load_state_dict`` restores it to the same bits, whatever the type of the
     weights. Settings of a group that every optimizer has: ``lr``, ``weight_decay``, ``state_on_host``, ``seed``.

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from medsaga.memory.meta import keyed_generator, value_of
-from medsaga.optim.accumulation import GatheringOptimizer
+from medsaga.optim.accumulation import AccumulatingOptimizer
 from medsaga.optim.adamw import adamw_direction, update_weight
 from medsaga.optim.groups import check_group
 from medsaga.optim.projection import (
@@ -44,7 +44,7 @@ class Arrived:
     sketch_right: Tensor | None = None  # G^T Omega
 
 
-class GaLoreAdamW(GatheringOptimizer):
+class GaLoreAdamW(AccumulatingOptimizer):
     """AdamW on low-rank projections of the gradients, which are projected as they arrive.
 
     A parameter group with a ``rank`` is projected; its parameters are matrices, or convolution kernels seen as

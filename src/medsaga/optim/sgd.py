@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from medsaga.memory.meta import keyed_generator
-from medsaga.optim.accumulation import GatheringOptimizer
+from medsaga.optim.accumulation import AccumulatingOptimizer
 from medsaga.optim.rounding import write_weight
 from medsaga.optim.storage import Storage, precision_of
 
 
-class MomentumSGD(GatheringOptimizer):
+class MomentumSGD(AccumulatingOptimizer):
     """``b = momentum b + g + weight_decay w``; ``w = w - lr b``, as ``torch.optim.SGD``.
 
     Arithmetic is float32 whatever the weights are; weights of fewer bits are written with stochastic rounding. The

@@ -26,7 +26,7 @@ from medsaga.planning.shapes import OncePerShape
 from medsaga.prediction.segmenter import BATCH_SIZE
 from medsaga.settings.options import ResolvedSettings
 from medsaga.training.scaling import LossScale
-from medsaga.training.step import Batch, StepMeter, gather, update
+from medsaga.training.step import Batch, StepMeter, accumulate, update
 
 META = torch.device("meta")
 
@@ -55,7 +55,7 @@ def predict_memory(settings: ResolvedSettings, *, classes: int, in_channels: int
         classes: number of classes, background included.
         in_channels: channels of the model's input.
     """
-    # A second micro-batch has to keep what the first has gathered; a third would change nothing.
+    # A second micro-batch has to keep what the first has accumulated; a third would change nothing.
     images = min(settings.batch_size, 2 * settings.micro_batch_size)
     return _predict(replace(settings, budget=None, batch_size=images, refresh_every=1), classes, in_channels)
 
@@ -141,7 +141,7 @@ def _follow_training(model: SegmentationModel, settings: ResolvedSettings) -> Te
         model.checkpoint_blocks = settings.checkpointing == "blocks" and step == 1
         batch = _empty_batch(model, images, settings, step)
         with meter.measuring(model, optimizer, batch):
-            gather(
+            accumulate(
                 model,
                 optimizer,
                 batch,

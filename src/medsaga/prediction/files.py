@@ -16,7 +16,7 @@ from medsaga.data.dicom.terminology import Terminology
 from medsaga.data.inputs import find_all_inputs, images_folder
 from medsaga.data.items import warnings_of
 from medsaga.data.layouts.shared import collecting
-from medsaga.data.outputs import Meaning, write_labels, write_probabilities
+from medsaga.data.outputs import LabelMapInfo, write_labels, write_probabilities
 from medsaga.data.slices import most_labelled
 from medsaga.data.types import Item, Labels, to_class_indices
 from medsaga.errors import InputError, RunError
@@ -39,7 +39,7 @@ _MOST_PROBLEMS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
+class OutputOptions:
     """What is to be written of a prediction.
 
     Attributes:
@@ -64,7 +64,7 @@ def predict_files(
     run: Path,
     source: Path | Sequence[Path],
     out: Path,
-    wanted: Wanted | None = None,
+    wanted: OutputOptions | None = None,
     *,
     series: str | None = None,
     tta: bool = False,
@@ -100,7 +100,7 @@ def predict_files(
         InputError: the run or the output cannot be used, or no input can; nothing has been written.
         RunError: some of the images could not be segmented; the message names them.
     """
-    console, wanted = console or Console(stderr=True), wanted or Wanted()
+    console, wanted = console or Console(stderr=True), wanted or OutputOptions()
     files.require_writable(out.parent)
     files.require_name(out)
     segmenter = Segmenter.load(run, device)
@@ -165,12 +165,12 @@ class _Work:
     """Segmenting one image after another, and what has come of it so far."""
 
     def __init__(
-        self, segmenter: Segmenter, wanted: Wanted, folder: Path, record: Written, tta: bool, console: Console
+        self, segmenter: Segmenter, wanted: OutputOptions, folder: Path, record: Written, tta: bool, console: Console
     ) -> None:
         self._segmenter, self._wanted, self._tta, self._console = segmenter, wanted, tta, console
         self._folder, self._record = folder, record
         config = segmenter.config
-        self._meaning = Meaning(config.labels, f"{config.settings.model}, {_version()}", wanted.codes)
+        self._meaning = LabelMapInfo(config.labels, f"{config.settings.model}, {_version()}", wanted.codes)
         self._scores: dict[str, ConfidenceScores] = {}
         self._rows: list[tuple[str, Measurement]] = []
 

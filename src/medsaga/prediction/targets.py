@@ -1,4 +1,4 @@
-"""Which files a prediction writes, and whether they may be written: settled before the first image is segmented."""
+"""Which files a prediction writes, and whether they may be written: decided before the first image is segmented."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ from medsaga.methods.base import unchanged
 from medsaga.planning.defaults import DeviceDefaults
 from medsaga.planning.resolve import Facts, resolve
 from medsaga.progress import counting
-from medsaga.runs.checked import warn
+from medsaga.runs.loading import warn
 from medsaga.settings.options import ResolvedSettings, Settings, flag, named
 from medsaga.settings.run_config import RunConfig
 
@@ -135,7 +135,7 @@ def joined(first: Dataset, added: Iterable[Dataset], cases: Iterable[str]) -> Da
 
 
 def joined_data(config: RunConfig, split: Split, console: Console) -> JoinedData:
-    """Read and check the data of a run that continues another, and settle its cases.
+    """Read and check the data of a run that continues another, and choose its cases.
 
     Args:
         config: with the folder of new cases as the last that was added.

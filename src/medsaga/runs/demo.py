@@ -9,7 +9,7 @@ from rich.console import Console
 
 from medsaga import files, run_folder
 from medsaga.data.phantom import write_phantom_ct
-from medsaga.prediction.files import Wanted, predict_files
+from medsaga.prediction.files import OutputOptions, predict_files
 from medsaga.runs.train import train
 from medsaga.settings.options import Settings
 
@@ -36,6 +36,6 @@ def demo(out: Path, console: Console) -> dict[str, Any]:
     result = train(data, run, SETTINGS, console=console)
     worst = min(result["cases"], key=lambda case: case["dice_mean"])
     image = data / "imagesTr" / f"{worst['name']}_0000.nii.gz"
-    predict_files(run, image, out / "prediction", Wanted(overlay=True), console=console)
+    predict_files(run, image, out / "prediction", OutputOptions(overlay=True), console=console)
     console.print(f"report: {run / run_folder.REPORT}\npicture: {out / 'prediction'} ({worst['name']}, the worst case)")
     return result

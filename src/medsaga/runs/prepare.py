@@ -30,8 +30,8 @@ from medsaga.models.weights.registry import RANDOM
 from medsaga.planning.defaults import defaults_for
 from medsaga.planning.resolve import Facts, choose_model, find_weights, resolve
 from medsaga.progress import counting
-from medsaga.runs.checked import CheckedData, check_data, split_of, unseen_labels, warn
 from medsaga.runs.continuing import inherited, joined_data
+from medsaga.runs.loading import LoadedData, load_data, split_of, unseen_labels, warn
 from medsaga.settings.options import ResolvedSettings, Settings, flag, named
 from medsaga.settings.run_config import RunConfig, read_config
 from medsaga.training.class_tokens import start_class_tokens
@@ -73,7 +73,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A run of which all is settled and checked, before its images are prepared.
+    """A run of which all is resolved and checked, before its images are prepared.
 
     Attributes:
         folder: the run folder.
@@ -94,7 +94,7 @@ class Prepared:
     device: torch.device
 
 
-def new_run(data: Path, out: Path, settings: Settings, console: Console, checked: CheckedData | None = None) -> Run:
+def new_run(data: Path, out: Path, settings: Settings, console: Console, checked: LoadedData | None = None) -> Run:
     """Check everything, then make the run folder.
 
     Args:
@@ -110,7 +110,7 @@ def new_run(data: Path, out: Path, settings: Settings, console: Console, checked
     files.require_new(out, "a run folder", _OR_RESUME)
     find_weights(choose_model(settings))
     device = choose_device(settings.device)
-    checked = checked or check_data(data, settings, console)
+    checked = checked or load_data(data, settings, console)
     split = split_of(checked, settings)
     warn(console, unseen_labels(checked, split))
     config = _config(settings, checked, split, device)
@@ -224,7 +224,7 @@ def resumed_run(data: Path, out: Path, settings: Settings, console: Console, bef
     return _with_samples(Prepared(out, config, split, dataset, model, model_info, device), console)
 
 
-def _config(settings: Settings, checked: CheckedData, split: Split, device: torch.device) -> RunConfig:
+def _config(settings: Settings, checked: LoadedData, split: Split, device: torch.device) -> RunConfig:
     """Return the configuration of a new run, in which nothing is left open."""
     dataset, items = checked.dataset, checked.dataset.items_of(split.train)
     facts = Facts(
@@ -267,7 +267,7 @@ def _check_same(asked: dict[str, Any], before: dict[str, Any], kept: ResolvedSet
 def _data_again(data: Path, config: RunConfig, split: Split, console: Console) -> tuple[Dataset, str]:
     """Return the data of a run that has begun, and their fingerprint now."""
     if not config.added:
-        checked = check_data(data, config.settings, console)
+        checked = load_data(data, config.settings, console)
         return checked.dataset, checked.fingerprint
     config = dataclasses.replace(config, added=(*config.added[:-1], str(data.resolve())))
     joined = joined_data(config, split, console)

@@ -16,8 +16,8 @@ from medsaga.models.weights.loading import load_in_place
 from medsaga.planning.estimate import predict_memory
 from medsaga.prediction.segmenter import Segmenter
 from medsaga.run_folder import MetricsLog, read_metrics
-from medsaga.runs.checked import CheckedData
 from medsaga.runs.evaluate import evaluate_run
+from medsaga.runs.loading import LoadedData
 from medsaga.runs.prepare import Run, continued_run, new_run, require_same, resumed_run
 from medsaga.settings.options import Settings
 from medsaga.training.bar import RunProgress
@@ -33,7 +33,7 @@ def train(
     *,
     continue_from: Path | None = None,
     resume: bool = False,
-    checked: CheckedData | None = None,
+    checked: LoadedData | None = None,
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Fine-tune a model on a folder of labelled cases, test it on the held-out ones, and write the run folder.
@@ -45,7 +45,7 @@ def train(
         continue_from: a run to start from, whose training cases ``data`` adds to and whose settings it keeps; see
             `medsaga.runs.prepare.continued_run`.
         resume: go on with the run in ``out``, to the same bits as if it had never stopped.
-        checked: the dataset, if `medsaga.runs.checked.check_data` has been through it; for a new run.
+        checked: the dataset, if `medsaga.runs.loading.load_data` has been through it; for a new run.
         console: where progress is shown; stderr by default.
 
     Returns:

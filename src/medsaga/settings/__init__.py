@@ -1,1 +1,1 @@
-"""What a user may choose, and what a run has settled on."""
+"""What a user may choose, and what a run was resolved to."""

@@ -1,4 +1,4 @@
-"""What a run has settled on, written to ``config.toml``."""
+"""What a run was resolved to, written to ``config.toml``."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ MOST_PARTS = 32
 
 
 @dataclass(frozen=True, eq=False)
-class Look:
+class CaseEmbedding:
     """What a model makes of one case, or one image.
 
     Attributes:
@@ -38,7 +38,7 @@ class Look:
 
 
 @dataclass(frozen=True)
-class Looker:
+class CaseEmbedder:
     """A model and how it wants to see images.
 
     Attributes:
@@ -59,8 +59,8 @@ class Looker:
     batch_size: int
     classes: bool
 
-    def look_at(self, items: Sequence[Item]) -> Look:
-        """Look at the images of a case; each counts alike, however many slices it has.
+    def look_at(self, items: Sequence[Item]) -> CaseEmbedding:
+        """CaseEmbedding at the images of a case; each counts alike, however many slices it has.
 
         Raises:
             InputError: an image cannot be read.
@@ -68,10 +68,10 @@ class Looker:
         looks = [self._look_at(item) for item in items]
         sure = [look.confidence for look in looks if look.confidence is not None]
         embedding = np.mean([look.embedding for look in looks], axis=0)
-        return Look(embedding, sum(sure) / len(sure) if sure else None)
+        return CaseEmbedding(embedding, sum(sure) / len(sure) if sure else None)
 
     @torch.inference_mode()
-    def _look_at(self, item: Item) -> Look:
+    def _look_at(self, item: Item) -> CaseEmbedding:
         sums: npt.NDArray[np.float64] | None = None
         parts = 0
         sure = Confidence(self.model.classes)
@@ -84,7 +84,7 @@ class Looker:
                 for one in _inside(logits, content, self.model.image_size):
                     sure.add(one.float().softmax(0))
         assert sums is not None, "an image without slices"
-        return Look(sums / parts, sure.result()["mean"] if self.classes else None)
+        return CaseEmbedding(sums / parts, sure.result()["mean"] if self.classes else None)
 
     def _batches(self, item: Item) -> Iterator[tuple[Tensor, Content]]:
         """Yield slices or tiles, ``(b, channels, size, size)`` uint8 on the model's device, and what each fills."""

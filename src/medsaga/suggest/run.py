@@ -37,7 +37,7 @@ from medsaga.runs.continuing import datasets_of, joined
 from medsaga.settings.options import Settings
 from medsaga.settings.run_config import RunConfig
 from medsaga.suggest.coverage import choose, standardised
-from medsaga.suggest.embedding import Look, Looker
+from medsaga.suggest.embedding import CaseEmbedder, CaseEmbedding
 
 MOST_PIXELS = 448
 """Side of the square for weights that were made for larger ones: what an image is like shows at this size too."""
@@ -139,7 +139,7 @@ def _check_count(folder: Path, count: int, unlabelled: int) -> None:
         raise InputError("--n", expected=expected, found=str(count), do="Choose another number.")
 
 
-def _suggestions(unlabelled: Cases, looks: dict[str, Look], count: int) -> list[dict[str, Any]]:
+def _suggestions(unlabelled: Cases, looks: dict[str, CaseEmbedding], count: int) -> list[dict[str, Any]]:
     names = list(looks)
     points = standardised(np.stack([look.embedding for look in looks.values()]))
     uncertainty = [None if look.confidence is None else 1 - look.confidence for look in looks.values()]
@@ -162,8 +162,8 @@ def _suggestions(unlabelled: Cases, looks: dict[str, Look], count: int) -> list[
 
 
 def _looks(
-    looker: Looker, cases: Cases, problems: list[InputError], progress: Callable[[int, int], None]
-) -> dict[str, Look]:
+    looker: CaseEmbedder, cases: Cases, problems: list[InputError], progress: Callable[[int, int], None]
+) -> dict[str, CaseEmbedding]:
     looks = {}
     for done, (name, items) in enumerate(cases.items(), 1):
         with collecting(problems):
@@ -247,9 +247,9 @@ def _training_cases(config: RunConfig, split: Split, console: Console) -> Cases:
     return _by_case(dataset.items)
 
 
-def _trained(segmenter: Segmenter) -> Looker:
+def _trained(segmenter: Segmenter) -> CaseEmbedder:
     settings = segmenter.config.settings
-    return Looker(
+    return CaseEmbedder(
         segmenter.model,
         segmenter.config.intensities,
         axis=settings.axis,
@@ -260,8 +260,8 @@ def _trained(segmenter: Segmenter) -> Looker:
     )
 
 
-def _pretrained(source: str, found: Cases, device: torch.device) -> Looker:
-    """Return pre-trained weights as a looker at these cases; there are no masks yet to settle a CT window on."""
+def _pretrained(source: str, found: Cases, device: torch.device) -> CaseEmbedder:
+    """Return pre-trained weights as a looker at these cases; there are no masks yet to choose a CT window on."""
     start = choose_model(Settings(model=source))
     if start.weights in (None, RANDOM):
         raise InputError(
@@ -277,7 +277,7 @@ def _pretrained(source: str, found: Cases, device: torch.device) -> Looker:
     model = build_sam(start.model, classes=2, image_size=size, in_channels=channels)
     load_pretrained(model, start.weights)
     of_8_bits = all(item.header.dtype == np.uint8 for item in items)
-    return Looker(
+    return CaseEmbedder(
         model.to(device).eval(),
         (Intensity("identity", 0.0, 255.0) if of_8_bits else Intensity("percentile"),) * channels,
         axis=common_axis((item.header.grid for item in items), "auto"),

@@ -17,7 +17,7 @@ from medsaga.errors import InputError
 from medsaga.models.base import SegmentationModel
 from medsaga.models.int8 import load_plain_state, plain_state
 from medsaga.models.weights.names import has_transformers_names
-from medsaga.optim.accumulation import GatheringOptimizer
+from medsaga.optim.accumulation import AccumulatingOptimizer
 from medsaga.settings.options import ResolvedSettings
 from medsaga.training.scaling import LossScale, loss_scale_for
 
@@ -78,7 +78,7 @@ class Counters:
         self.stopped_early = patience is not None and self.evaluations_since_best >= patience
 
 
-def save_state(run: Path, model: SegmentationModel, optimizer: GatheringOptimizer, counters: Counters) -> None:
+def save_state(run: Path, model: SegmentationModel, optimizer: AccumulatingOptimizer, counters: Counters) -> None:
     """Write ``state.pt``, whole or not at all."""
     state = {"model": plain_state(model), "optimizer": optimizer.state_dict(), "counters": asdict(counters)}
     with files.replacing(run / run_folder.STATE) as temporary:
@@ -86,7 +86,7 @@ def save_state(run: Path, model: SegmentationModel, optimizer: GatheringOptimize
 
 
 def load_state(
-    run: Path, model: SegmentationModel, optimizer: GatheringOptimizer, settings: ResolvedSettings
+    run: Path, model: SegmentationModel, optimizer: AccumulatingOptimizer, settings: ResolvedSettings
 ) -> Counters:
     """Load ``state.pt`` into the model and the optimizer; return where the run stands.
 

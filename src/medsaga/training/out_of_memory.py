@@ -10,16 +10,16 @@ import torch
 from medsaga.errors import OutOfMemoryError
 from medsaga.memory.tracker import is_out_of_memory, reset_device_peak
 from medsaga.models.base import SegmentationModel
-from medsaga.optim.accumulation import GatheringOptimizer
+from medsaga.optim.accumulation import AccumulatingOptimizer
 from medsaga.settings.options import ResolvedSettings
 from medsaga.training.checkpoint import Counters
 from medsaga.training.interrupts import Interrupts
-from medsaga.training.step import Batch, StepMeter, clip, gather
+from medsaga.training.step import Batch, StepMeter, accumulate, clip
 
 
 def step_within_memory(
     model: SegmentationModel,
-    optimizer: GatheringOptimizer,
+    optimizer: AccumulatingOptimizer,
     batch: Batch,
     *,
     settings: ResolvedSettings,
@@ -54,7 +54,7 @@ def step_within_memory(
         shortage = None
         with meter.measuring(model, optimizer, batch):
             try:
-                loss = gather(
+                loss = accumulate(
                     model,
                     optimizer,
                     batch,
@@ -93,7 +93,7 @@ def step_within_memory(
         meter.restart(batch.step)
 
 
-def _update(optimizer: GatheringOptimizer, settings: ResolvedSettings) -> None:
+def _update(optimizer: AccumulatingOptimizer, settings: ResolvedSettings) -> None:
     """Make the optimizer's step; when memory runs out in it, free what nothing uses and go on while that helps."""
     updated = -1
     while True:

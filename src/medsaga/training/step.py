@@ -15,7 +15,7 @@ from medsaga.data.augment import Augmentation, augment
 from medsaga.memory.meta import value_of
 from medsaga.memory.tracker import ELSEWHERE, TensorTracker
 from medsaga.models.base import SegmentationModel
-from medsaga.optim.accumulation import GatheringOptimizer
+from medsaga.optim.accumulation import AccumulatingOptimizer
 from medsaga.settings.options import DiceForm, LossResolution
 from medsaga.training.loss import dice_sums, segmentation_loss
 from medsaga.training.scaling import LossScale
@@ -74,7 +74,7 @@ class StepMeter:
         self.tracker.phase = category
 
     @contextlib.contextmanager
-    def measuring(self, model: SegmentationModel, optimizer: GatheringOptimizer, batch: Batch) -> Iterator[None]:
+    def measuring(self, model: SegmentationModel, optimizer: AccumulatingOptimizer, batch: Batch) -> Iterator[None]:
         """Follow all tensors of one step, if it is worth following."""
         if batch.step not in self._followed:
             yield
@@ -97,15 +97,15 @@ class StepMeter:
             for hook in hooks:
                 hook.remove()
 
-    def _assign_state(self, optimizer: GatheringOptimizer) -> None:
+    def _assign_state(self, optimizer: AccumulatingOptimizer) -> None:
         # Without a GPU the host's memory is the device's too; what a GPU would not hold is not counted.
         for tensors, on_host in optimizer.state_tensors():
             self.tracker.assign(tensors, ELSEWHERE if on_host else "optimizer")
 
 
-def gather(
+def accumulate(
     model: SegmentationModel,
-    optimizer: GatheringOptimizer,
+    optimizer: AccumulatingOptimizer,
     batch: Batch,
     *,
     micro_batch_size: int,
@@ -115,7 +115,7 @@ def gather(
     scale: LossScale,
     meter: StepMeter | None = None,
 ) -> float:
-    """Gather the gradient of a step in the optimizer; no weight moves.
+    """Accumulate the gradient of a step in the optimizer; no weight moves.
 
     The first step of a run goes through twice: the first pass makes GaLore's bases.
 
@@ -204,14 +204,14 @@ def _through(model: SegmentationModel, batch: Batch, rows: slice) -> tuple[Tenso
     return model(images), labels
 
 
-def clip(optimizer: GatheringOptimizer, *, max_gradient_norm: float, scale: LossScale) -> bool:
-    """Undo the scale of the loss in the gathered gradient and clip it; return whether it is finite."""
+def clip(optimizer: AccumulatingOptimizer, *, max_gradient_norm: float, scale: LossScale) -> bool:
+    """Undo the scale of the loss in the accumulated gradient and clip it; return whether it is finite."""
     optimizer.scale_gradients(1 / scale.value)
     return math.isfinite(value_of(optimizer.clip_gradients(max_gradient_norm), otherwise=1.0))
 
 
-def update(optimizer: GatheringOptimizer, *, max_gradient_norm: float, scale: LossScale) -> bool:
-    """Clip the gathered gradient and make the step; skip it when the gradient is not finite.
+def update(optimizer: AccumulatingOptimizer, *, max_gradient_norm: float, scale: LossScale) -> bool:
+    """Clip the accumulated gradient and make the step; skip it when the gradient is not finite.
 
     Returns:
         whether the step was made. In a step that follows a failed calibration, bases are made and no weight moves.

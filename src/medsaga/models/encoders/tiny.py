@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from medsaga.models.blocks import ResidualConvolutions, convolution
 from medsaga.models.encoders.sam_vit import SamVit, SamVitSpec
-from medsaga.models.lean import computed_again
+from medsaga.models.lean import recomputed
 
 PATCH_SIZE = 8
 """Side in pixels of the tokens that the pyramid fits."""
@@ -55,7 +55,7 @@ class TinyEncoder(SamVit):
 
     def forward(self, images: Tensor, *, recompute: bool = False) -> tuple[Tensor, ...]:
         """``(batch, channels, image_size, image_size)`` to one map for each of ``strides``."""
-        made = computed_again(self.details, images) if recompute else self.details(images)
+        made = recomputed(self.details, images) if recompute else self.details(images)
         for_tokens, half, quarter = made
         embeddings = self.encode_tokens(self.embed(images) + for_tokens, recompute=recompute)
         return half, quarter, embeddings

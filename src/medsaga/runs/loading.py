@@ -23,8 +23,8 @@ from medsaga.settings.options import Settings
 
 
 @dataclass(frozen=True, eq=False)
-class CheckedData:
-    """A dataset of which every file has been decoded once; see `check_data`.
+class LoadedData:
+    """A dataset of which every file has been decoded once; see `load_data`.
 
     Attributes:
         dataset: without problems, with the channels that the settings name.
@@ -37,7 +37,7 @@ class CheckedData:
     fingerprint: str
 
 
-def check_data(data: Path, settings: Settings, console: Console) -> CheckedData:
+def load_data(data: Path, settings: Settings, console: Console) -> LoadedData:
     """Read a dataset with the channels that the settings name, and decode every file of it once.
 
     Raises:
@@ -49,10 +49,10 @@ def check_data(data: Path, settings: Settings, console: Console) -> CheckedData:
     found = survey(dataset, counting(console, "checking images"))
     raise_problems(found.problems)
     warn(console, (*dataset.warnings, *found.warnings))
-    return CheckedData(dataset, found, fingerprint(dataset))
+    return LoadedData(dataset, found, fingerprint(dataset))
 
 
-def unseen_labels(checked: CheckedData, split: Split) -> tuple[str, ...]:
+def unseen_labels(checked: LoadedData, split: Split) -> tuple[str, ...]:
     """Return a warning for the labels that other cases hold and no training case does."""
     values = checked.survey.labels_of_cases
     trained = frozenset[int]().union(*(values.get(case, frozenset()) for case in split.train))
@@ -69,7 +69,7 @@ def warn(console: Console, warnings: Sequence[str]) -> None:
         console.print(f"warning: {warning}", style="yellow", markup=False, highlight=False)
 
 
-def split_of(checked: CheckedData, settings: Settings) -> Split:
+def split_of(checked: LoadedData, settings: Settings) -> Split:
     """Return the cases of a run; InputError where there are not enough."""
     return split_cases(
         checked.dataset,
