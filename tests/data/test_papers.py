@@ -107,7 +107,7 @@ def test_its_volumes_are_always_the_test_and_never_drawn(synapse: Path) -> None:
         assert len(drawn.train) == shots
     with pytest.raises(InputError, match=r"--shots: expected 1 to 3 cases; found 4"):
         split(dataset, 4)
-    with pytest.raises(InputError, match=r"--test-cases: .*found 2 that are settled by its layout"):
+    with pytest.raises(InputError, match=r"--test-cases: .*found 2 that are fixed by its layout"):
         split(dataset, 1, test_cases=1)
     (synapse / "splits_final.json").write_text(json.dumps([{"train": [TRAIN[0]], "val": [TRAIN[1]]}]))
     with pytest.raises(InputError, match=r"splits_final\.json: expected no folds"):

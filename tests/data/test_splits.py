@@ -174,7 +174,7 @@ def test_folds_are_honoured(tmp_path: Path) -> None:
         (FOLDS, {"fold": 2}, "--fold: expected 0 to 1"),
         (FOLDS, {"fold": -1}, "--fold: expected 0 to 1"),
         (FOLDS, {"shots": 5}, "--shots: expected 1 to 4"),
-        (FOLDS, {"test_cases": 1}, r"--test-cases: .*found 2 that are settled by splits_final\.json"),
+        (FOLDS, {"test_cases": 1}, r"--test-cases: .*found 2 that are fixed by splits_final\.json"),
         ([{"train": ["c00", "../x"], "val": ["y"]}], {}, r"splits_final\.json: .*found '\.\./x' and 1 more"),
         ([{"train": ["c00"], "val": ["c00"]}], {}, "'c00' in train and in val"),
         ([{"train": [], "val": ["c00"]}], {}, "at least one case"),
