@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from medsaga.errors import InputError, MedsagaError
+    from medsaga.prediction.files import predict_files as predict
     from medsaga.prediction.segmenter import Prediction, Segmenter
     from medsaga.runs.evaluate import evaluate_run as evaluate
     from medsaga.runs.train import train
     from medsaga.settings.options import Settings
 
 __version__ = metadata.version("medsaga")
-__all__ = ["InputError", "MedsagaError", "Prediction", "Segmenter", "Settings", "evaluate", "train"]
+__all__ = ["InputError", "MedsagaError", "Prediction", "Segmenter", "Settings", "evaluate", "predict", "train"]
 
 # Loaded when first used: importing torch takes seconds, and `medsaga --help` must not wait for it.
 _HOMES = {
@@ -32,6 +33,7 @@ _HOMES = {
     "Segmenter": ("medsaga.prediction.segmenter", "Segmenter"),
     "Settings": ("medsaga.settings.options", "Settings"),
     "evaluate": ("medsaga.runs.evaluate", "evaluate_run"),
+    "predict": ("medsaga.prediction.files", "predict_files"),
     "train": ("medsaga.runs.train", "train"),
 }
 

@@ -37,3 +37,11 @@ def choose_device(name: str = "auto") -> torch.device:
 def kind_of_device(name: str) -> str:
     """Return ``cpu``, ``cuda`` or ``mps`` for the name of a device of this machine or another one."""
     return choose_device().type if name == "auto" else name.partition(":")[0]
+
+
+def release_cached_memory() -> None:
+    """Give memory of freed tensors, which the accelerator's allocator keeps, back to the accelerator."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    elif torch.backends.mps.is_available():
+        torch.mps.empty_cache()

@@ -22,7 +22,7 @@ from medsaga.data.sources import place_of
 from medsaga.data.tiles import blended, overlapping, tile_shape
 from medsaga.data.types import Array, Grid, Item, Labels, to_label_values
 from medsaga.data.volumes import empty_result
-from medsaga.device import choose_device
+from medsaga.device import choose_device, release_cached_memory
 from medsaga.errors import InputError, OutOfMemoryError
 from medsaga.memory.tracker import is_out_of_memory
 from medsaga.methods import loading
@@ -272,8 +272,7 @@ class Segmenter:
                 logits = None
             if logits is None:
                 self._batch_size = self._batch_size // 2
-                if self.device.type == "cuda":
-                    torch.cuda.empty_cache()
+                release_cached_memory()
                 continue
             yield from logits
             done += len(logits)

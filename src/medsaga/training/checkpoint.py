@@ -111,6 +111,8 @@ def load_state(
         optimizer.load_state_dict(state["optimizer"])
         scale = LossScale(**state["counters"].pop("loss_scale"))
         return Counters(**state["counters"], loss_scale=scale)
+    except AssertionError:
+        raise  # a fault of ours
     except Exception as error:  # a damaged archive raises whatever the damage hits first
         raise InputError(
             path, expected="the state of this run", found=str(error).splitlines()[0], do="Train again from the start."

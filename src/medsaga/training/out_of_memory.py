@@ -5,8 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable
 
-import torch
-
+from medsaga.device import release_cached_memory
 from medsaga.errors import OutOfMemoryError
 from medsaga.memory.tracker import is_out_of_memory, reset_device_peak
 from medsaga.models.base import SegmentationModel
@@ -113,8 +112,7 @@ def _update(optimizer: AccumulatingOptimizer, settings: ResolvedSettings) -> Non
 def _release() -> None:
     """Give memory back that nothing uses any more."""
     gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    release_cached_memory()
 
 
 def make_smaller(counters: Counters, settings: ResolvedSettings) -> str | None:
