@@ -26,7 +26,8 @@ from pydicom.uid import (
 
 from medsaga.data.dicom import reading
 from medsaga.data.dicom import series as module
-from medsaga.data.dicom.series import Series, choose_series, find_series
+from medsaga.data.dicom.series import choose_series, find_series
+from medsaga.data.types import Series
 from medsaga.errors import InputError
 
 VOLUME = np.random.default_rng(0).integers(-1000, 1000, (5, 6, 7))

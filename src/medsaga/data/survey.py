@@ -16,10 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from medsaga.data.formats import arrays, suffix_of
-from medsaga.data.intensity import is_named_ct
 from medsaga.data.items import read_mask
 from medsaga.data.labels import counts_of, listed, unknown_labels
 from medsaga.data.layouts.checks import shown
+from medsaga.data.names import is_named_ct
 from medsaga.data.plausibility import MaskFacts, doubts, facts_of, remarks
 from medsaga.data.sources import place_of, read_header, read_image
 from medsaga.data.types import Array, Block, Dataset, Item, Labels, Source, outer_pieces

@@ -19,8 +19,7 @@ import numpy.typing as npt
 
 from medsaga.data.dicom import decoding
 from medsaga.data.dicom.frames import DISTINCTIONS, SPACING_LIMITS_MM, Frame, Instance, flat_spacing, frames_of
-from medsaga.data.dicom.series import Series
-from medsaga.data.types import Grid
+from medsaga.data.types import Grid, Series
 from medsaga.errors import InputError
 
 __all__ = ["Geometry", "Instance", "geometry_of"]
