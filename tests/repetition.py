@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from typing import Any
 
 import pytest
@@ -20,11 +20,6 @@ def spread(*axes: Collection[Any]) -> list[Any]:
         _parameters([axis[n] for axis, n in zip(values, place, strict=True)], place not in few)
         for place in itertools.product(*(range(len(axis)) for axis in values))
     ]
-
-
-def few_of(values: Iterable[Any], few: Collection[Any]) -> list[Any]:
-    """Return values for ``parametrize``; all but a few of them are `exhaustive`."""
-    return [_parameters([value], value not in few) for value in values]
 
 
 def _parameters(values: list[Any], is_exhaustive: bool) -> Any:

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from medsaga.data.bounds import MOST_FILES
 from medsaga.data.dicom import reading
 from medsaga.data.names import is_hidden, normal
 from medsaga.data.types import Series
 from medsaga.errors import InputError
 
-_MOST_FILES = 100_000
 _MOST_LISTED = 20
 CHOOSE = "Choose one with --series: its number in this list, a part of its description, or 'largest'."
 _KEYWORDS = (
@@ -143,10 +143,10 @@ def _files(root: Path) -> Iterator[Path]:
             path = Path(entry.path)
             # Also what is no file counts towards the bound: a folder of pipes is as long to walk.
             count += 1
-            if count > _MOST_FILES:
+            if count > MOST_FILES:
                 raise InputError(
                     root,
-                    expected=f"at most {_MOST_FILES:,} files",
+                    expected=f"at most {MOST_FILES:,} files",
                     found="more",
                     do="Name the folder of one patient or of one series.",
                 )

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from medsaga.data.bounds import MOST_PIXELS, MOST_PIXELS_PER_BYTE
 from medsaga.data.formats.tiff_stored import Stored
 from medsaga.errors import InputError
 
@@ -22,10 +23,6 @@ MODES: dict[str, tuple[int, np.dtype]] = {
     **dict.fromkeys(("I", "F"), (1, FLOAT32)),
 }
 """Channels and dtype of the array that `read_image` makes of each of Pillow's modes."""
-_MOST_PIXELS_PER_BYTE = {"raw": 8, "zip": 8 * 1100}
-"""By Pillow's name of the decoder: one bit per pixel, which deflate makes at most 1032 times smaller."""
-_MOST_PIXELS = 20_000 * 20_000
-"""More than Pillow's own bound, for tissue sections; 1.2 GB in colour. What is larger is read in parts elsewhere."""
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT: dict[int, Image.Transpose] = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -67,7 +64,7 @@ def opened(path: Path, stored: Stored | None, *, verify: bool = False) -> Iterat
         except Image.DecompressionBombError as error:
             raise InputError(
                 path,
-                expected=f"at most {_MOST_PIXELS:,} pixels",
+                expected=f"at most {MOST_PIXELS:,} pixels",
                 found="a header that claims more",
                 do="Save it at a lower magnification or in several parts, or again if the file is damaged.",
             ) from error
@@ -83,7 +80,7 @@ def opened(path: Path, stored: Stored | None, *, verify: bool = False) -> Iterat
 @contextlib.contextmanager
 def _own_bound() -> Iterator[None]:
     # Pillow refuses from twice this number on. It is put back, because it is everybody's.
-    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, _MOST_PIXELS // 2
+    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, MOST_PIXELS // 2
     try:
         yield
     finally:
@@ -132,7 +129,7 @@ def _require_known(path: Path, image: Image.Image, has_one_page: bool) -> None:
         )
     # Pillow would make the missing rows up.
     tiles = getattr(image, "tile", None)
-    most_pixels = path.stat().st_size * _MOST_PIXELS_PER_BYTE.get(tiles[0][0] if tiles else "", math.inf)
+    most_pixels = path.stat().st_size * MOST_PIXELS_PER_BYTE.get(tiles[0][0] if tiles else "", math.inf)
     if not 0 < image.width * image.height <= most_pixels:
         raise InputError(
             path,

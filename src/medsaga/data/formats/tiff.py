@@ -18,12 +18,12 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
+from medsaga.data.bounds import MOST_PAGES
 from medsaga.data.formats.tiff_stored import CHANNEL_AXES, MIN_IS_WHITE, SLICE_AXES, Stored, refused, stored_in
 from medsaga.data.types import Array
 from medsaga.errors import InputError
 
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_MOST_PAGES = 20_000
 _LOST = re.compile(
     r"invalid page offset|circular reference|invalid offset to page|corrupted tag list of page|corrupted file|"
     r"missing data|missing ByteCounts|incorrect Strip|series expected|is missing \d|missing files|files_missing"
@@ -120,8 +120,8 @@ def _opened(path: Path) -> Iterator[Any]:
     logger.addHandler(told)
     try:
         with path.open("rb") as handle, tifffile.TiffFile(handle, _multifile=False) as file:
-            if len(file.pages) > _MOST_PAGES:
-                raise ValueError(f"more than {_MOST_PAGES:,} pages")
+            if len(file.pages) > MOST_PAGES:
+                raise ValueError(f"more than {MOST_PAGES:,} pages")
             yield file
         if told.lost:
             raise ValueError(told.lost)

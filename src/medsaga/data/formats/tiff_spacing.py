@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from medsaga.data.bounds import SPACING_LIMITS_MM
 from medsaga.data.formats.arrays import AS_STORED
 from medsaga.data.types import Grid
 
@@ -14,7 +15,6 @@ _MM_PER_UNIT = {
     **dict.fromkeys(("µm", "μm", "um", "micron", "microns", "micrometer", "\\u00b5m"), 1e-3),
     **{"mm": 1.0, "cm": 10.0, "m": 1e3, "nm": 1e-6, "inch": 25.4},
 }
-_SPACING_LIMITS_MM = (1e-6, 1e4)
 
 
 def grid_of(file: Any, shape: tuple[int, ...]) -> Grid:
@@ -22,7 +22,7 @@ def grid_of(file: Any, shape: tuple[int, ...]) -> Grid:
     if len(shape) == 2:
         return Grid(shape)
     spacing = _spacing_of_ome(file.ome_metadata) if file.is_ome else _spacing_of_imagej(file)
-    least, most = _SPACING_LIMITS_MM
+    least, most = SPACING_LIMITS_MM
     if spacing is None or not all(least <= size <= most for size in spacing):
         return Grid(shape, None, AS_STORED.copy())
     return Grid(shape, spacing, AS_STORED @ np.diag([*spacing, 1.0]))

@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from medsaga.data.bounds import MOST_INFLATION_OF_TIFF
 from medsaga.data.formats.tiff_spacing import grid_of
 from medsaga.data.types import Grid, Header
 from medsaga.errors import InputError
 
-_MOST_INFLATION = 3000
-"""LZW makes data at most some 2700 times smaller; a file that claims more than this is damaged."""
 LOSSY = frozenset({6, 7, 33003, 33004, 33005, 34712, 33007, 34887, 34892, 34934, 22610, 50001, 34927})
 """Compressions: JPEG, JPEG 2000, LERC, JPEG XR and WebP."""
 _LZW, _DEFLATE, _FLOAT_PREDICTOR = 5, (8, 32946), 3
@@ -217,7 +216,7 @@ def _require_decodable(path: Path, stored: Stored, pages: list[Any], bits: int) 
             "Save the stack as grey or RGB.",
         )
     size, held = math.prod(stored.shape) * stored.dtype.itemsize, path.stat().st_size
-    if size > held * (1 if stored.compression == 1 else _MOST_INFLATION):
+    if size > held * (1 if stored.compression == 1 else MOST_INFLATION_OF_TIFF):
         raise InputError(
             path,
             expected=f"{size:,} bytes of pixels, as its header says ({' x '.join(map(str, stored.shape))})",
