@@ -17,7 +17,8 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import generate_uid
 
 from medsaga.data.dicom.geometry import Geometry, geometry_of
-from medsaga.data.dicom.series import Series, find_series
+from medsaga.data.dicom.series import find_series
+from medsaga.data.types import Series
 
 Affine = npt.NDArray[np.float64]
 

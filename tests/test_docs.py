@@ -22,7 +22,17 @@ def _runnable(page: Path) -> list[tuple[str, str]]:
     return [(kind, text) for kind, text in BLOCK.findall(page.read_text(encoding="utf-8")) if "make " not in text]
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if _runnable(page)], ids=lambda page: page.stem)
+def _pages() -> list[Any]:
+    """The pages with something to run; those that train many models are `exhaustive`."""
+    long = ("README", "choose-a-method", "compare-methods")
+    return [
+        pytest.param(page, id=page.stem, marks=[pytest.mark.exhaustive] if page.stem in long else [])
+        for page in PAGES
+        if _runnable(page)
+    ]
+
+
+@pytest.mark.parametrize("page", _pages())
 def test_every_block_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_toy_dataset(tmp_path / "data")
     monkeypatch.chdir(tmp_path)

@@ -462,6 +462,7 @@ def test_tricks_with_names_links_and_pipes(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("pwned"))
 
 
+@pytest.mark.exhaustive
 def test_mutants_that_are_predicted_on(tmp_path: Path) -> None:
     """No label map of an input that cannot be read, and none at another place than the input's."""
     a_slice(tmp_path / "data")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections import defaultdict
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import medsaga
@@ -75,3 +76,26 @@ def test_modules_fit_on_a_few_screens() -> None:
         path.relative_to(SOURCE).as_posix(): len(path.read_text("utf-8").splitlines()) for path in SOURCE.rglob("*.py")
     }
     assert {name: count for name, count in lines.items() if count > 400} == {}
+
+
+def inside_data() -> dict[str, set[str]]:
+    """Return for each package and each module at the top of ``data/`` which of the others it imports from."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for path in (SOURCE / "data").rglob("*.py"):
+        own = path.relative_to(SOURCE / "data").with_suffix("").parts[0]
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("medsaga.data"):
+                for alias in node.names:
+                    there = f"{node.module}.{alias.name}".split(".")[2]
+                    if there != own:
+                        found[own].add(there)
+    return found
+
+
+def test_data_has_no_circle_and_its_types_need_nothing_of_it() -> None:
+    graph = inside_data()
+    # Raises CycleError, which names the circle; imports for type checkers count, too.
+    order = list(TopologicalSorter(graph).static_order())
+    assert order.index("types") < order.index("dicom") < order.index("layouts")
+    assert order.index("types") < order.index("formats") < order.index("layouts")
+    assert "types" not in graph

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,19 @@ class InputError(MedsagaError, ValueError):
 
 def _rebuilt(where: str, expected: str, found: str, do: str) -> InputError:
     return InputError(where, expected=expected, found=found, do=do)
+
+
+@contextmanager
+def collecting(problems: list[InputError]) -> Iterator[None]:
+    """Put an InputError of the block on the list and go on after the block.
+
+    What the error remembers of where it was raised is dropped: it would keep decoded images alive.
+    """
+    try:
+        yield
+    except InputError as problem:
+        problem.__cause__ = problem.__context__ = problem.__traceback__ = None
+        problems.append(problem)
 
 
 class OutOfMemoryError(MedsagaError):

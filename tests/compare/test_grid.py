@@ -56,6 +56,7 @@ def tables_of(out: Path) -> tuple[str, str]:
     return (out / "results.md").read_text().partition("## Time")[0], "\n".join(rows)
 
 
+@pytest.mark.exhaustive
 def test_killed_at_random_moments_it_comes_to_the_same_table(toy: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "medsaga", "compare", str(toy), "--methods", "medsaga,full,frozen"]
     command += ["--shots", "1,3", "--seeds", "1", "--steps", "3", "--batch-size", "2", "--image-size", "64"]

@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 import tifffile
 from PIL import Image
+from repetition import spread
 
 from medsaga import cli
 from medsaga.data.dataset import check_items, fingerprint, read_dataset
@@ -215,9 +216,7 @@ def test_undamaged_files_are_usable(tmp_path: Path, suffix: str) -> None:
     assert assert_usable_or_reported(tmp_path)
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("suffix", IMAGES)
-@pytest.mark.parametrize("role", ["image", "mask"])
+@pytest.mark.parametrize(("role", "suffix", "damage"), spread(["image", "mask"], IMAGES, DAMAGES))
 def test_damaged_images_and_masks(tmp_path: Path, role: str, suffix: str, damage: Damage) -> None:
     rng = random.Random(f"{role} {suffix} {damage.__name__}")
     original = IMAGES[suffix][role == "mask"]
@@ -326,8 +325,7 @@ NIFTI_FIELDS: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("role", ["image", "mask"])
-@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+@pytest.mark.parametrize(("suffix", "role"), spread([".nii", ".nii.gz"], ["image", "mask"]))
 def test_nifti_headers_that_lie(tmp_path: Path, suffix: str, role: str) -> None:
     rng = random.Random(f"{suffix} {role}")
     content = nifti_bytes(VOXELS if role == "image" else VOXEL_MASK)
@@ -437,9 +435,7 @@ def test_inputs_to_predict_on_that_are_damaged(tmp_path: Path) -> None:
             assert image.shape == (item.header.channels, *item.header.grid.shape)
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("suffix", IMAGES)
-@pytest.mark.parametrize("role", ["image", "mask"])
+@pytest.mark.parametrize(("role", "suffix", "damage"), spread(["image", "mask"], IMAGES, DAMAGES))
 def test_info_and_train_say_what_is_wrong_and_write_nothing(
     tmp_path: Path,
     role: str,

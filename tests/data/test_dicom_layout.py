@@ -15,9 +15,10 @@ from PIL import Image
 from medsaga.data.dataset import check_items, fingerprint, read_dataset, select_channels
 from medsaga.data.dicom.geometry import geometry_of
 from medsaga.data.dicom.segmentation_writer import write_segmentation
-from medsaga.data.dicom.series import Series, find_series
+from medsaga.data.dicom.series import find_series
 from medsaga.data.dicom.structures_writer import write_structures
 from medsaga.data.items import read_item, read_mask, warnings_of
+from medsaga.data.types import Series
 
 SHAPE = (12, 10, 4)
 AFFINE = AFFINES["axial"]

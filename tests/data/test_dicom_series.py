@@ -26,7 +26,8 @@ from pydicom.uid import (
 
 from medsaga.data.dicom import reading
 from medsaga.data.dicom import series as module
-from medsaga.data.dicom.series import Series, choose_series, find_series
+from medsaga.data.dicom.series import choose_series, find_series
+from medsaga.data.types import Series
 from medsaga.errors import InputError
 
 VOLUME = np.random.default_rng(0).integers(-1000, 1000, (5, 6, 7))
@@ -107,7 +108,7 @@ def test_links_are_followed_inside_only(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_too_many_files_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_MOST_FILES", 3)
+    monkeypatch.setattr(module, "MOST_FILES", 3)
     write_ct_series(tmp_path, VOLUME, AXIAL)
     assert "expected at most 3 files; found more" in message_of(find_series, tmp_path)
 

@@ -9,9 +9,9 @@ import pytest
 from dicom_phantoms import AFFINES, write_ct_series, write_flat
 from pydicom.uid import generate_uid
 
-from medsaga.data.dicom.series import Series
 from medsaga.data.inputs import find_inputs
 from medsaga.data.items import read_item
+from medsaga.data.types import Series
 from medsaga.errors import InputError
 
 VOLUME = np.random.default_rng(0).integers(-900, 900, (6, 5, 4))

@@ -15,9 +15,10 @@ from pydicom.uid import UID, BasicTextSRStorage, EncapsulatedPDFStorage, generat
 from medsaga.data.dataset import check_items, read_dataset
 from medsaga.data.dicom.geometry import geometry_of
 from medsaga.data.dicom.segmentation_writer import write_segmentation
-from medsaga.data.dicom.series import Series, find_series
+from medsaga.data.dicom.series import find_series
 from medsaga.data.inputs import find_inputs
 from medsaga.data.items import read_item, read_mask
+from medsaga.data.types import Series
 from medsaga.errors import InputError
 
 AFFINE = AFFINES["axial"]

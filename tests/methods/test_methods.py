@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from repetition import spread
 from resolved import resolved
 from safetensors.torch import load_file
 from torch import nn
@@ -86,8 +87,7 @@ def test_sizes_as_published() -> None:
         assert sum(weight.numel() for weight in daeformer.parameters()) == pytest.approx(48.07e6, rel=0.01)
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("half", ["bf16", "fp16"])
+@pytest.mark.parametrize(("method", "half"), spread(METHODS, ["bf16", "fp16"]))
 def test_trains_in_half_precision(method: str, half: Any, toy: Path, tmp_path: Path, quick: Settings) -> None:
     settings = dataclasses.replace(quick, method=method, steps=2, precision=half, state_bits=8, augmentation="none")
     result = train(toy, tmp_path / "run", settings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Callable
@@ -23,8 +24,9 @@ from medsaga.settings.options import ResolvedSettings, Settings
 MB = 10**6
 
 
+@functools.cache
 def peak(settings: ResolvedSettings) -> int:
-    """The bytes of a run with three classes of colour images."""
+    """The bytes of a run with three classes of colour images; many tests ask for the same ones."""
     prediction = predict_memory(settings, classes=3, in_channels=3)
     return max(prediction.peak_bytes, prediction.inference_bytes)
 

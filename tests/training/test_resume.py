@@ -34,6 +34,7 @@ from medsaga.training.trainer import Trainer
 KILL = Path(__file__).parents[2] / "benchmarks" / "resume" / "kill.py"
 
 
+@pytest.mark.exhaustive
 def test_killed_at_ten_random_moments_it_comes_to_the_same_bits(tmp_path: Path) -> None:
     out = tmp_path / "killed.json"
     command = [sys.executable, str(KILL), "--moments", "10", "--out", str(out)]

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from medsaga.data.labels import listed
 from medsaga.data.layouts import LAYOUTS, datasets_near, layout_of
-from medsaga.data.layouts.shared import joint_header, visible_entries
+from medsaga.data.layouts.checks import joint_header
+from medsaga.data.layouts.finding import visible_entries
 from medsaga.data.names import normal
 from medsaga.data.sources import files_of, place_of
 from medsaga.data.survey import survey

@@ -9,17 +9,18 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from medsaga.data.dicom.reading import is_dicom
-from medsaga.data.dicom.series import Series, choose_series, find_series
+from medsaga.data.dicom.series import choose_series, find_series
 from medsaga.data.formats import is_image, stem
 from medsaga.data.labels import listed
 from medsaga.data.layouts import layout_of
+from medsaga.data.layouts.checks import joint_header
+from medsaga.data.layouts.finding import image_files, subfolders, visible_entries
 from medsaga.data.layouts.nnunet import channel_groups, complete
-from medsaga.data.layouts.shared import collecting, image_files, joint_header, subfolders, visible_entries
 from medsaga.data.names import normal
 from medsaga.data.sources import place_of, read_header
 from medsaga.data.strays import MOST_STRAYS, are_stray, is_picture, pictures_among_volumes
-from medsaga.data.types import Item, Source
-from medsaga.errors import InputError
+from medsaga.data.types import Item, Series, Source
+from medsaga.errors import InputError, collecting
 
 _MOST_CHANNELS = 8
 """More files of a name and a number than this are frames sooner than channels."""

@@ -7,7 +7,6 @@ treated those it was trained on.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from medsaga.data.names import is_named_ct
 from medsaga.data.sources import place_of
 from medsaga.data.types import Array, Dataset, Item, outer_pieces
 from medsaga.errors import InputError
@@ -121,11 +121,6 @@ def choose_intensity(
             do="Export it as the others, or train with --intensity percentile.",
         )
     return chosen
-
-
-def is_named_ct(channel: str) -> bool:
-    """Whether the name of a channel says that it is CT."""
-    return re.search(r"(?<![a-z])ct(?![a-z])", channel.lower()) is not None
 
 
 def require_mappable(intensities: Sequence[Intensity], items: Sequence[Item]) -> None:

@@ -10,14 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from medsaga.data.dicom import masks
-from medsaga.data.dicom.series import Series
 from medsaga.data.formats import NamedFormat, format_of
 from medsaga.data.formats.raster import equal_channels
 from medsaga.data.labels import listed, values_in
 from medsaga.data.plausibility import foreground_of
 from medsaga.data.reorientation import reorientation
 from medsaga.data.sources import geometry_of, place_of, read_image
-from medsaga.data.types import Array, Item, Labels
+from medsaga.data.types import Array, Item, Labels, Series
 from medsaga.errors import InputError
 
 

@@ -7,6 +7,7 @@ read; files are opened by their own paths.
 
 from __future__ import annotations
 
+import re
 import unicodedata
 
 _OF_SYSTEMS = ("__macosx", "@eadir", "$recycle.bin", "system volume information")
@@ -21,3 +22,8 @@ def is_hidden(name: str) -> bool:
 def normal(name: str) -> str:
     """Return a name with composed characters (Unicode's form NFC), without white space at its ends."""
     return unicodedata.normalize("NFC", name).strip()
+
+
+def is_named_ct(channel: str) -> bool:
+    """Whether the name of a channel says that it is CT."""
+    return re.search(r"(?<![a-z])ct(?![a-z])", channel.lower()) is not None

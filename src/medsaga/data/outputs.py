@@ -13,11 +13,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from medsaga.data.dicom.series import Series
 from medsaga.data.dicom.terminology import Terminology
 from medsaga.data.formats import format_of, labels_suffix, nifti, raster, suffix_of
 from medsaga.data.sources import geometry_of
-from medsaga.data.types import Item, Labels, Source
+from medsaga.data.types import Item, Labels, Series, Source
 from medsaga.errors import InputError
 
 SUFFIXES = {

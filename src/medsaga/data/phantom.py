@@ -17,6 +17,7 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from medsaga import files
+from medsaga.data.types import Mask
 
 LABELS = {"background": 0, "liver": 1, "spleen": 2, "kidney": 3}
 
@@ -27,7 +28,6 @@ _SLICE_THICKNESS = 5.0
 _AIR, _LUNG, _FAT, _MUSCLE, _TABLE = -1000.0, -850.0, -105.0, 58.0, 140.0
 
 Field = npt.NDArray[np.floating]
-Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,8 @@ from pathlib import Path
 from medsaga.data.dicom.geometry import Geometry
 from medsaga.data.dicom.geometry import geometry_of as _geometry_of
 from medsaga.data.dicom.pixels import header_of, read_volume
-from medsaga.data.dicom.series import Series
 from medsaga.data.formats import format_of
-from medsaga.data.types import Array, Header, Source
+from medsaga.data.types import Array, Header, Series, Source
 
 _KEPT_GEOMETRIES = 4
 """A series is asked for its geometry for its header, its voxels and its mask, and each time all its files are read."""

@@ -16,15 +16,15 @@ import numpy as np
 import numpy.typing as npt
 
 from medsaga.data.formats import arrays, suffix_of
-from medsaga.data.intensity import is_named_ct
 from medsaga.data.items import read_mask
 from medsaga.data.labels import counts_of, listed, unknown_labels
-from medsaga.data.layouts.shared import collecting, shown
+from medsaga.data.layouts.checks import shown
+from medsaga.data.names import is_named_ct
 from medsaga.data.plausibility import MaskFacts, doubts, facts_of, remarks
 from medsaga.data.sources import place_of, read_header, read_image
 from medsaga.data.types import Array, Block, Dataset, Item, Labels, Source, outer_pieces
 from medsaga.data.volumes import blocks_of, is_large
-from medsaga.errors import InputError
+from medsaga.errors import InputError, collecting
 
 MOST_FOREGROUND = 100_000
 """Labelled voxels whose values are kept of an item, so that all items stay small and none outweighs the rest."""

@@ -13,8 +13,41 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from medsaga.data.dicom.series import Series
 from medsaga.errors import InputError
+
+
+@dataclass(frozen=True)
+class Series:
+    """The images that a scanner stored as one series.
+
+    Attributes:
+        root: the folder, or the file, that the user named.
+        uid: SeriesInstanceUID; never shown.
+        study: StudyInstanceUID; never shown.
+        files: its files, sorted by name.
+        modality: ``CT``, ``MR``, ``US``, ...
+        description: the operator's words for it, printable and at most 60 characters.
+        images: the number of images: frames count one by one.
+        rows: height of the images in pixels; 0 where it differs.
+        columns: width of the images in pixels; 0 where it differs.
+    """
+
+    root: Path
+    uid: str = field(repr=False)
+    files: tuple[Path, ...] = field(repr=False)
+    modality: str
+    description: str
+    images: int
+    rows: int = 0
+    columns: int = 0
+    study: str = field(default="", repr=False)
+
+    def label(self) -> str:
+        """Say in words for people which series it is."""
+        size = f"{self.rows} x {self.columns}" if self.rows and self.columns else "several sizes"
+        description = f" {self.description!r}" if self.description else ""
+        return f"{self.modality or 'unknown modality'}{description}, {self.images} x ({size})"
+
 
 Source = Path | Series
 """Where an image lies: in a file of one of the formats, or in the files of a DICOM series."""
@@ -24,6 +57,8 @@ Block = tuple[int, int, Array]
 """A piece of a volume: its first channel, its first k, and ``(channels, i, j, slices)`` of it."""
 Labels = npt.NDArray[np.integer]
 """A label map, ``(*shape)``: integer label values as in the file, or class indices where a docstring says so."""
+Mask = npt.NDArray[np.bool_]
+"""Where one structure lies, ``(*shape)``."""
 _PIECE = 2**20
 
 

@@ -19,11 +19,10 @@ import numpy as np
 import numpy.typing as npt
 
 from medsaga.data.dicom.pixels import read_slices
-from medsaga.data.dicom.series import Series
 from medsaga.data.formats import PiecewiseFormat, format_of
 from medsaga.data.slices import SliceView
 from medsaga.data.sources import geometry_of, place_of, read_header, read_image
-from medsaga.data.types import Array, Block, Item, Source
+from medsaga.data.types import Array, Block, Item, Series, Source
 from medsaga.errors import InputError
 
 LARGEST_IN_MEMORY = 2**28

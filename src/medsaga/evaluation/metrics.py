@@ -9,8 +9,7 @@ import numpy.typing as npt
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
-Mask = npt.NDArray[np.bool_]
-"""``(*shape)``: where one label is."""
+from medsaga.data.types import Mask
 
 
 def dice(prediction: Mask, truth: Mask) -> float:

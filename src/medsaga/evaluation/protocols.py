@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from medsaga.data.types import Labels
+from medsaga.data.types import Labels, Mask
 from medsaga.errors import InputError
 from medsaga.evaluation import metrics
 
@@ -118,7 +118,7 @@ def protocol_named(name: str) -> Protocol:
     return PROTOCOLS[name]
 
 
-def _state(predicted: metrics.Mask, true: metrics.Mask) -> State:
+def _state(predicted: Mask, true: Mask) -> State:
     if true.any():
         return "both" if predicted.any() else "only_truth"
     return "only_prediction" if predicted.any() else "neither"

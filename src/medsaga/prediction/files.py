@@ -15,11 +15,10 @@ from medsaga import files
 from medsaga.data.dicom.terminology import Terminology
 from medsaga.data.inputs import find_all_inputs, images_folder
 from medsaga.data.items import warnings_of
-from medsaga.data.layouts.shared import collecting
 from medsaga.data.outputs import LabelMapInfo, write_labels, write_probabilities
 from medsaga.data.slices import most_labelled
 from medsaga.data.types import Item, Labels, to_class_indices
-from medsaga.errors import InputError, RunError
+from medsaga.errors import InputError, RunError, collecting
 from medsaga.prediction import overlay as pictures
 from medsaga.prediction import postprocess
 from medsaga.prediction.confidence import ConfidenceScores, look_first

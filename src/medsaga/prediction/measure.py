@@ -19,8 +19,7 @@ from scipy.spatial import ConvexHull
 from scipy.spatial.distance import cdist
 
 from medsaga import files
-from medsaga.data.types import Grid, Labels
-from medsaga.evaluation.metrics import Mask
+from medsaga.data.types import Grid, Labels, Mask
 
 COLUMNS = ("case", "label", "voxels", "volume_ml", "area_mm2", "largest_diameter_mm", "components")
 """The header of the table that `write_csv` writes."""

@@ -15,9 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from medsaga.data.types import Grid, Labels
+from medsaga.data.types import Grid, Labels, Mask
 from medsaga.errors import InputError
-from medsaga.evaluation.metrics import Mask
 from medsaga.prediction.measure import voxel_size
 
 

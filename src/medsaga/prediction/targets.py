@@ -9,12 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from medsaga import files
-from medsaga.data.dicom.series import Series
 from medsaga.data.formats import is_image, stem
 from medsaga.data.labels import listed
 from medsaga.data.outputs import SUFFIXES, kind_of, probabilities_suffix, suffix_for
 from medsaga.data.sources import files_of
-from medsaga.data.types import Item
+from medsaga.data.types import Item, Series
 from medsaga.errors import InputError
 from medsaga.prediction.record import Written
 

@@ -20,7 +20,7 @@ from medsaga.data.dataset import (
 from medsaga.data.intensity import require_mappable
 from medsaga.data.known import image_digests
 from medsaga.data.labels import listed
-from medsaga.data.layouts.shared import DESCRIPTION
+from medsaga.data.layouts.labelling import DESCRIPTION
 from medsaga.data.sources import place_of
 from medsaga.data.splits import Split
 from medsaga.data.survey import survey

@@ -19,13 +19,12 @@ from medsaga.data.items import as_grey
 from medsaga.data.known import recognise
 from medsaga.data.labels import listed
 from medsaga.data.layouts import layout_of
-from medsaga.data.layouts.shared import collecting
 from medsaga.data.slices import common_axis
 from medsaga.data.sources import place_of
 from medsaga.data.splits import Split
 from medsaga.data.types import Dataset, Item
 from medsaga.device import choose_device
-from medsaga.errors import InputError
+from medsaga.errors import InputError, collecting
 from medsaga.models.encoders import ENCODERS
 from medsaga.models.sam import build_sam
 from medsaga.models.weights.loading import load_pretrained

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from medsaga.data.bounds import ALWAYS_DECODED_BYTES, MOST_COMPRESSION
 from medsaga.data.dicom import lossless_jpeg, reading
 from medsaga.errors import InputError
 
@@ -50,9 +51,6 @@ _PLUGINS = {
     "1.2.840.10008.1.2.4.203": "pylibjpeg",
 }
 """The decoder of each compression, by pydicom's names: RLE, JPEG, JPEG-LS, JPEG 2000 and its high-throughput kind."""
-_MOST_COMPRESSION = 1000
-_ALWAYS_ALLOWED_BYTES = 2**26
-"""An empty image compresses without limit: this much is decoded whatever its compressed size."""
 _GREY = ("MONOCHROME1", "MONOCHROME2")
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 _UNREAD = ("HSV", "ARGB", "CMYK", "YBR_PARTIAL_422", "YBR_PARTIAL_420", "XYB")
@@ -257,7 +255,7 @@ class _Decoder:
             )
         if len(content) < 2:
             raise _unusable(self._path, f"the compressed pixels of frame {number + 1}", "none")
-        if pixels.frame_bits // 8 > max(_ALWAYS_ALLOWED_BYTES, _MOST_COMPRESSION * len(content)):
+        if pixels.frame_bits // 8 > max(ALWAYS_DECODED_BYTES, MOST_COMPRESSION * len(content)):
             claim = f"{len(content):,} bytes that claim to hold {pixels.rows} x {pixels.columns} pixels"
             raise _unusable(self._path, "as many pixels as the file can hold", claim)
         if "JPEG" in self._syntax.name:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 import numpy as np
 import numpy.typing as npt
 
+from medsaga.data.bounds import MOST_INFLATED_BYTES
 from medsaga.data.dicom.reading import guarded, uid
 from medsaga.data.dicom.sources import source_header
 from medsaga.data.names import normal
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
 _META_BYTES = 4096
 _ELEMENT_HEAD_BYTES = 8
-_MOST_INFLATED_BYTES = 2**30
-"""Deflate can make a file of 1 MB out of 1 GB of zeros: no deflated document needs more than this."""
 _INFLATED_AT_ONCE = 2**24
 _MOST_LABEL_CHARACTERS = 60
 _BACKGROUND = "background"
@@ -119,7 +118,7 @@ def _refuse_bombs(content: mmap.mmap) -> None:
     while pending and not inflater.eof:
         inflated += len(inflater.decompress(pending, _INFLATED_AT_ONCE))
         pending = inflater.unconsumed_tail
-        if inflated > _MOST_INFLATED_BYTES:
+        if inflated > MOST_INFLATED_BYTES:
             raise MemoryError
 
 

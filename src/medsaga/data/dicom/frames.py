@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from medsaga.data.bounds import SPACING_LIMITS_MM
 from medsaga.data.dicom import decoding, reading
 from medsaga.errors import InputError
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-SPACING_LIMITS_MM = (1e-6, 1e4)
 _CENTIMETRES = 3
 """The code of a length among the units of ultrasound regions."""
 DISTINCTIONS = (

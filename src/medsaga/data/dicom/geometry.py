@@ -17,16 +17,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from medsaga.data.bounds import MOST_MM, SPACING_LIMITS_MM
 from medsaga.data.dicom import decoding
-from medsaga.data.dicom.frames import DISTINCTIONS, SPACING_LIMITS_MM, Frame, Instance, flat_spacing, frames_of
-from medsaga.data.dicom.series import Series
-from medsaga.data.types import Grid
+from medsaga.data.dicom.frames import DISTINCTIONS, Frame, Instance, flat_spacing, frames_of
+from medsaga.data.types import Grid, Series
 from medsaga.errors import InputError
 
 __all__ = ["Geometry", "Instance", "geometry_of"]
 
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-_MOST_MM = 1e6
 _DIRECTION_TOLERANCE = 1e-3
 _SPACING_TOLERANCE = 1e-3
 _STEP_TOLERANCE = 0.1
@@ -136,7 +135,7 @@ def _stacked(series: Series, frames: list[Frame]) -> Geometry:
     normal = np.cross(across, down)
     normal /= np.linalg.norm(normal)
     positions = np.array([frame.position for frame in frames])
-    if np.abs(positions).max() > _MOST_MM:
+    if np.abs(positions).max() > MOST_MM:
         far = int(np.abs(positions).max(axis=1).argmax())
         raise _mixed(series, "a position more than a kilometre away in {}", frames[far])
     order = np.argsort(positions @ normal, kind="stable")

@@ -11,8 +11,7 @@ import numpy.typing as npt
 
 from medsaga.data.dicom import decoding, reading
 from medsaga.data.dicom.geometry import Geometry, Instance, geometry_of
-from medsaga.data.dicom.series import Series
-from medsaga.data.types import Array, Header
+from medsaga.data.types import Array, Header, Series
 from medsaga.errors import InputError
 
 _INT16 = np.iinfo(np.int16)

@@ -19,6 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
+from medsaga.data.bounds import (
+    ALWAYS_INFLATED_BYTES,
+    MOST_DICOM_HEADER_BYTES,
+    MOST_DICOM_HEADER_READS,
+    MOST_INFLATED_BYTES,
+    MOST_INFLATION_OF_DICOM,
+    MOST_META_ELEMENTS,
+)
 from medsaga.errors import InputError
 
 if TYPE_CHECKING:
@@ -32,13 +40,6 @@ _IMPLICIT, _BIG_ENDIAN, _DEFLATED = "1.2.840.10008.1.2", "1.2.840.10008.1.2.2", 
 _EXPLICIT = "1.2.840.10008.1.2.1"
 _LONG_VRS = (b"OB", b"OW", b"OD", b"OF", b"OL", b"OV", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
 _HEAD_BYTES = 8
-_MOST_META_ELEMENTS = 100
-_MOST_HEADER_BYTES = 2**26
-_MOST_HEADER_READS = 4_000_000
-"""Two or three reads make one element: room for 10,000 frames that say everything of themselves."""
-_MOST_INFLATED_BYTES = 2**30
-_ALWAYS_INFLATED_BYTES, _MOST_INFLATION = 2**26, 200
-"""A file is read several times: one that says next to nothing in a gigabyte would take minutes."""
 _UNDEFINED_LENGTH = 2**32 - 1
 _PIXEL_KEYWORDS = {0x7FE00008: "FloatPixelData", 0x7FE00009: "DoubleFloatPixelData", 0x7FE00010: "PixelData"}
 BEFORE_PIXELS = 0x7FE00000
@@ -93,7 +94,7 @@ class _Stream:
 
     def __init__(self, raw: BinaryIO, size: int) -> None:
         self._raw, self.size = raw, size
-        self._bytes, self._reads = _MOST_HEADER_BYTES, _MOST_HEADER_READS
+        self._bytes, self._reads = MOST_DICOM_HEADER_BYTES, MOST_DICOM_HEADER_READS
         self._is_bound = True
 
     def read(self, count: int | None = -1) -> bytes:
@@ -317,7 +318,7 @@ def _meta(raw: BinaryIO) -> tuple[str, int]:
     if raw.read(len(_MAGIC)) != _MAGIC:
         return "", 0
     syntax = ""
-    for _ in range(_MOST_META_ELEMENTS):
+    for _ in range(MOST_META_ELEMENTS):
         start = raw.tell()
         head = raw.read(8)
         if len(head) < 8:
@@ -338,7 +339,7 @@ def _meta(raw: BinaryIO) -> tuple[str, int]:
 
 def _inflate(raw: BinaryIO) -> bytes:
     deflated, inflate = raw.read(), zlib.decompressobj(-zlib.MAX_WBITS)
-    most = min(_MOST_INFLATED_BYTES, max(_ALWAYS_INFLATED_BYTES, _MOST_INFLATION * len(deflated)))
+    most = min(MOST_INFLATED_BYTES, max(ALWAYS_INFLATED_BYTES, MOST_INFLATION_OF_DICOM * len(deflated)))
     content = inflate.decompress(deflated, most)
     if inflate.unconsumed_tail:
         raise _TooLongError

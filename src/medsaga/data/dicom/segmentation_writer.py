@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
     from medsaga.data.dicom.geometry import Geometry
-    from medsaga.data.dicom.series import Series
+    from medsaga.data.types import Series
 
 SERIES_DESCRIPTION = "medsaga segmentation - research use only, not for clinical use"
 _FAMILY = Code("123110", "DCM", "Artificial Intelligence")

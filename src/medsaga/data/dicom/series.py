@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
+from medsaga.data.bounds import MOST_FILES
 from medsaga.data.dicom import reading
 from medsaga.data.names import is_hidden, normal
+from medsaga.data.types import Series
 from medsaga.errors import InputError
 
-_MOST_FILES = 100_000
 _MOST_LISTED = 20
 CHOOSE = "Choose one with --series: its number in this list, a part of its description, or 'largest'."
 _KEYWORDS = (
@@ -24,39 +25,6 @@ _NO_IMAGES = frozenset(
     ("SEG", "RTSTRUCT", "RTPLAN", "RTDOSE", "RTRECORD", "SR", "PR", "KO", "REG", "FID", "DOC", "PLAN", "AU", "ECG")
 )
 """Modalities whose files describe images or treatments. RTDOSE has pixels, which are doses."""
-
-
-@dataclass(frozen=True)
-class Series:
-    """The images that a scanner stored as one series.
-
-    Attributes:
-        root: the folder, or the file, that the user named.
-        uid: SeriesInstanceUID; never shown.
-        study: StudyInstanceUID; never shown.
-        files: its files, sorted by name.
-        modality: ``CT``, ``MR``, ``US``, ...
-        description: the operator's words for it, printable and at most 60 characters.
-        images: the number of images: frames count one by one.
-        rows: height of the images in pixels; 0 where it differs.
-        columns: width of the images in pixels; 0 where it differs.
-    """
-
-    root: Path
-    uid: str = field(repr=False)
-    files: tuple[Path, ...] = field(repr=False)
-    modality: str
-    description: str
-    images: int
-    rows: int = 0
-    columns: int = 0
-    study: str = field(default="", repr=False)
-
-    def label(self) -> str:
-        """Say in words for people which series it is."""
-        size = f"{self.rows} x {self.columns}" if self.rows and self.columns else "several sizes"
-        description = f" {self.description!r}" if self.description else ""
-        return f"{self.modality or 'unknown modality'}{description}, {self.images} x ({size})"
 
 
 @dataclass(frozen=True)
@@ -175,10 +143,10 @@ def _files(root: Path) -> Iterator[Path]:
             path = Path(entry.path)
             # Also what is no file counts towards the bound: a folder of pipes is as long to walk.
             count += 1
-            if count > _MOST_FILES:
+            if count > MOST_FILES:
                 raise InputError(
                     root,
-                    expected=f"at most {_MOST_FILES:,} files",
+                    expected=f"at most {MOST_FILES:,} files",
                     found="more",
                     do="Name the folder of one patient or of one series.",
                 )

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from medsaga.data.bounds import MOST_CONTOUR_MM
 from medsaga.data.dicom.contours import inside, work
 from medsaga.data.dicom.documents import (
     Canvas,
@@ -45,7 +46,6 @@ _SAME_PLANE = 0.05
 """Contours that are closer than this part of the distance between slices were drawn on one plane."""
 _MOST_WORK = 2**31
 """Steps of filling, which take a minute or two: as many as 100 outlines of the body on 300 slices need."""
-_MOST_MILLIMETRES = 1e7
 
 
 @dataclass
@@ -182,7 +182,7 @@ def _points(path: Path, contour: Dataset) -> npt.NDArray[np.float64]:
             strings = value.strip(b" \0")
             value = np.array(strings.split(b"\\") if strings else [], dtype=np.bytes_)
         numbers = np.array([] if value is None else value).astype(np.float64).ravel()
-    if len(numbers) % 3 or not (np.abs(numbers) <= _MOST_MILLIMETRES).all():
+    if len(numbers) % 3 or not (np.abs(numbers) <= MOST_CONTOUR_MM).all():
         raise _unusable(path, "contours of points with three finite coordinates in mm", f"{len(numbers)} numbers")
     return numbers.reshape(-1, 3)
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
     from medsaga.data.dicom.geometry import Geometry, Instance
-    from medsaga.data.dicom.series import Series
+    from medsaga.data.types import Series
 
 SERIES_DESCRIPTION = "medsaga structures - research use only, not for clinical use"
 _STUDY_MANAGEMENT = "1.2.840.10008.3.1.2.3.1"

@@ -18,6 +18,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
+from medsaga.data.bounds import MOST_INFLATION
 from medsaga.data.formats.integral import as_integers
 from medsaga.data.labels import listed
 from medsaga.data.types import Array, Grid, Header, Labels
@@ -31,8 +32,6 @@ PROBABILITIES_SUFFIX = ".npz"
 IMAGE, LABEL, PROBABILITIES = "image", "label", "probabilities"
 """The names of the arrays."""
 
-_MOST_INFLATION = 1100
-"""Deflate makes data at most 1032 times smaller; a file that claims more than this is damaged."""
 AS_STORED = np.array([[0, 0, -1, 0], [0, -1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1]], dtype=np.float64)
 """Slices upwards, rows backwards, columns to the left: what an axial view then shows is what is stored."""
 
@@ -186,7 +185,7 @@ def _require_usable(path: Path, name: str, stored: _Stored) -> None:
         expected = f"{where} with the axes (height, width) or (slices, height, width)"
         raise InputError(path, expected=expected, found=shape or "a single number", do="Save it with these axes.")
     size = math.prod(stored.shape) * stored.dtype.itemsize
-    most = min(stored.size, path.stat().st_size) * _MOST_INFLATION
+    most = min(stored.size, path.stat().st_size) * MOST_INFLATION
     if size > most:
         raise InputError(
             path,

@@ -19,6 +19,7 @@ from typing import IO, Any, cast
 import numpy as np
 import numpy.typing as npt
 
+from medsaga.data.bounds import CHUNK_BYTES, MOST_INFLATION, MOST_TRAILING_BYTES
 from medsaga.data.formats import itk_metaimage, itk_nrrd
 from medsaga.data.formats.integral import as_integers
 from medsaga.data.formats.itk_fields import LPS_TO_RAS, MM_PER_UNIT, Content, Stored, by, detached
@@ -32,10 +33,6 @@ SUFFIXES: tuple[str, ...] = (".nrrd", ".seg.nrrd", ".mha", ".nhdr", ".mhd")
 LABELS_SUFFIX = ".nrrd"
 PROBABILITIES_SUFFIX = ".nrrd"
 
-_MOST_INFLATION = 1100
-"""Deflate makes data at most 1032 times smaller; a file that claims more than this is damaged."""
-_CHUNK_BYTES = 2**22
-_MOST_TRAILING_BYTES = 2**24
 _GZIP_OR_ZLIB, _GZIP, _ZLIB = 47, 31, 15
 """zlib's ``wbits``; the first finds out which of the two it is."""
 _META_START = re.compile(rb"\s*(ObjectType|NDims|Comment)\s*=")
@@ -171,7 +168,7 @@ def _read_stored(path: Path) -> Stored:
     except OSError as error:
         raise _damaged(path, error) from error
     held = path.stat().st_size - stored.offset
-    if stored.size > held * (_MOST_INFLATION if stored.is_compressed else 1):
+    if stored.size > held * (MOST_INFLATION if stored.is_compressed else 1):
         raise InputError(
             path,
             expected=f"{stored.size:,} bytes of voxels, as its header says ({by(stored.shape)})",
@@ -242,7 +239,7 @@ def _contents(path: Path, stored: Stored, sizes: Iterable[int]) -> Iterator[npt.
             # On to the end of the stream, where the checksum is.
             for block in blocks:
                 beyond += len(block)
-                if beyond > _MOST_TRAILING_BYTES:
+                if beyond > MOST_TRAILING_BYTES:
                     break
     except (OSError, EOFError, zlib.error) as error:
         raise _damaged(path, error) from error
@@ -261,7 +258,7 @@ def _fill(target: memoryview, blocks: Iterator[bytes]) -> bytes:
 
 
 def _blocks(handle: IO[bytes], size: int) -> Iterator[bytes]:
-    while size > 0 and (block := handle.read(min(size, _CHUNK_BYTES))):
+    while size > 0 and (block := handle.read(min(size, CHUNK_BYTES))):
         yield block
         size -= len(block)
 
@@ -270,8 +267,8 @@ def _inflated(handle: IO[bytes]) -> Iterator[bytes]:
     """Yield what a gzip or zlib stream holds; gzip may be several of them, one after another."""
     inflater, waiting = zlib.decompressobj(_GZIP_OR_ZLIB), b""
     while True:
-        waiting = waiting or handle.read(_CHUNK_BYTES)
-        block = inflater.decompress(waiting, _CHUNK_BYTES)
+        waiting = waiting or handle.read(CHUNK_BYTES)
+        block = inflater.decompress(waiting, CHUNK_BYTES)
         if block:
             yield block
         elif not waiting:

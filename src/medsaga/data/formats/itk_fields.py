@@ -16,6 +16,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
+from medsaga.data.bounds import MOST_ITK_HEADER_BYTES, MOST_ITK_HEADER_LINES, SPACING_LIMITS_MM
 from medsaga.data.types import Grid
 from medsaga.errors import InputError
 
@@ -23,9 +24,6 @@ LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
 MM_PER_UNIT = {"m": 1e3, "cm": 10.0, "mm": 1.0, "um": 1e-3, "µm": 1e-3, "μm": 1e-3, "nm": 1e-6}
 """mm per unit of length, by the names in NRRD's ``space units`` and MetaImage's ``DistanceUnits``; others are mm."""
 
-_MOST_HEADER_BYTES, _MOST_HEADER_LINES = 2**20, 20_000
-"""A segmentation of 100 segments has some 40 kB in 800 lines."""
-_SPACING_LIMITS_MM = (1e-6, 1e4)
 
 Matrix = npt.NDArray[np.float64]
 
@@ -172,9 +170,9 @@ def collect(
         InputError: a field comes twice, or the last line never.
     """
     texts: dict[str, str] = {}
-    for _ in range(_MOST_HEADER_LINES):
-        raw = handle.readline(_MOST_HEADER_BYTES)
-        if not raw.endswith(b"\n") or handle.tell() > _MOST_HEADER_BYTES:
+    for _ in range(MOST_ITK_HEADER_LINES):
+        raw = handle.readline(MOST_ITK_HEADER_BYTES)
+        if not raw.endswith(b"\n") or handle.tell() > MOST_ITK_HEADER_BYTES:
             break
         line = raw.decode("utf-8", errors="replace").rstrip("\r\n")
         name, text = interpret(line) or ("", "")
@@ -242,7 +240,7 @@ def make_grid(fields: Fields, shape: tuple[int, ...], steps: Matrix | None, orig
             affine[:3, 2] = normal / np.linalg.norm(normal)
         affine[:3] *= MM_PER_UNIT[unit]
         spacing = np.linalg.norm(affine[:3, :3], axis=0)
-        least, most = _SPACING_LIMITS_MM
+        least, most = SPACING_LIMITS_MM
         if not np.isfinite(affine).all():
             raise _misplaced(fields, "values that are not finite, or axes without length")
         if not ((spacing >= least) & (spacing <= most)).all():

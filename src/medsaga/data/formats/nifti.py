@@ -15,6 +15,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
+from medsaga.data.bounds import CHUNK_BYTES, MOST_TRAILING_BYTES
 from medsaga.data.formats.integral import as_integers
 from medsaga.data.formats.nifti_header import (
     RGB,
@@ -35,8 +36,6 @@ SUFFIXES: tuple[str, ...] = (".nii", ".nii.gz")
 LABELS_SUFFIX = ".nii.gz"
 PROBABILITIES_SUFFIX = ".nii.gz"
 
-_MOST_TRAILING_BYTES = 2**24
-_CHUNK_BYTES = 2**22
 _GRID_FIELDS = (
     *("qform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
     *("sform_code", "srow_x", "srow_y", "srow_z", "xyzt_units"),
@@ -148,14 +147,14 @@ def _contents(path: Path, stored: Stored, sizes: Iterable[int]) -> Iterator[npt.
                 content = np.empty(size, dtype=np.uint8)
                 unread = content.data
                 while unread:
-                    count = handle.readinto(unread[:_CHUNK_BYTES])  # type: ignore[attr-defined]  # IO[bytes] is narrower
+                    count = handle.readinto(unread[:CHUNK_BYTES])  # type: ignore[attr-defined]  # IO[bytes] is narrower
                     if not count:
                         raise EOFError("the file ends before its voxels do")
                     unread = unread[count:]
                 yield content
             if is_gzip(path):
-                for _ in range(_MOST_TRAILING_BYTES // _CHUNK_BYTES):
-                    if not handle.read(_CHUNK_BYTES):
+                for _ in range(MOST_TRAILING_BYTES // CHUNK_BYTES):
+                    if not handle.read(CHUNK_BYTES):
                         break
     except (OSError, EOFError, zlib.error) as error:
         raise damaged(path, error) from error

@@ -14,21 +14,18 @@ from typing import IO, Any, cast
 import numpy as np
 import numpy.typing as npt
 
+from medsaga.data.bounds import MOST_EXTENSION_BYTES, MOST_INFLATION, SPACING_LIMITS_MM
 from medsaga.data.types import Grid
 from medsaga.errors import InputError
 
 _HEADER_BYTES = {348: 1, 540: 2}
 """Size of a header, which is also its first field, and the version of NIfTI that it means."""
 _MAGIC = {1: b"n+1", 2: b"n+2"}
-_MOST_INFLATION = 1100
-"""Deflate makes data at most 1032 times smaller; a gzip file that claims more than this is damaged."""
 _MM_PER_UNIT = {1: 1e3, 2: 1.0, 3: 1e-3}
 """mm per metre, millimetre and micrometre, by the code in ``xyzt_units``; unknown counts as mm."""
 _SPACES = frozenset(range(6))
 """The codes of what an affine leads to: unknown, scanner, aligned, Talairach, MNI, template."""
-_SPACING_LIMITS_MM = (1e-6, 1e4)
 _GZIP_MAGIC = b"\x1f\x8b"
-_MOST_EXTENSION_BYTES = 2**20
 _LABEL_IN_TABLE = re.compile(rb'<Label\s[^<>]{0,400}?\bKey="(\d{1,9})"[^<>]{0,400}>\s*(?:<!\[CDATA\[)?([^<>\]]{1,200})')
 RGB = np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])
 
@@ -66,7 +63,7 @@ def read_stored(path: Path) -> Stored:
     try:
         with opened(path) as handle:
             header = _parse(path, handle.read(max(_HEADER_BYTES)))
-        most = path.stat().st_size * (_MOST_INFLATION if is_gzip(path) else 1)
+        most = path.stat().st_size * (MOST_INFLATION if is_gzip(path) else 1)
     except (OSError, EOFError, zlib.error) as error:
         raise damaged(path, error) from error
     shape = _shape(path, header)
@@ -92,7 +89,7 @@ def value_names(path: Path) -> dict[int, str]:
     start, end = int(read_stored(path).header["sizeof_hdr"]), read_stored(path).offset
     try:
         with opened(path) as handle:
-            content = handle.read(min(end, _MOST_EXTENSION_BYTES))[start:]
+            content = handle.read(min(end, MOST_EXTENSION_BYTES))[start:]
     except (OSError, EOFError, zlib.error) as error:
         raise damaged(path, error) from error
     found = _LABEL_IN_TABLE.findall(content) if content[:1] != b"\0" else []
@@ -240,7 +237,7 @@ def grid_of(path: Path, stored: Stored) -> Grid:
         spacing = np.linalg.norm(affine[:3, :3], axis=0)
         if not np.isfinite(affine).all():
             raise _unusable_affine(path, "values that are not finite")
-        least, most = _SPACING_LIMITS_MM
+        least, most = SPACING_LIMITS_MM
         if not ((spacing >= least) & (spacing <= most)).all():
             raise _unusable_affine(path, f"a spacing of {' x '.join(f'{size:g}' for size in spacing)} mm")
         if abs(np.linalg.det(affine[:3, :3] / spacing)) < 1e-3:

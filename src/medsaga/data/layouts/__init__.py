@@ -1,8 +1,8 @@
 """The layouts of a dataset: which module reads which kind of folder.
 
 A layout is one module that offers what `Layout` lists. Adding one means writing the module, with the help of
-`medsaga.data.layouts.shared`, and naming it in `LAYOUTS`. Only names and headers are read here, except that a plain
-folder without ``dataset.json`` tells its labels by its masks alone.
+`medsaga.data.layouts.finding`, `labelling` and `checks`, and naming it in `LAYOUTS`. Only names and headers are read
+here, except that a plain folder without ``dataset.json`` tells its labels by its masks alone.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from medsaga.data.layouts import brats, decathlon, dicom, folder, nnunet, transunet
-from medsaga.data.layouts.shared import IMAGE_FOLDERS, MASK_FOLDERS, subfolders
+from medsaga.data.layouts.finding import IMAGE_FOLDERS, MASK_FOLDERS, subfolders
 from medsaga.data.names import normal
 from medsaga.data.types import Dataset
 

@@ -11,19 +11,12 @@ from pathlib import Path
 
 from medsaga.data.formats import stem
 from medsaga.data.labels import listed
-from medsaga.data.layouts.shared import (
-    by_stem,
-    checked,
-    collecting,
-    image_files,
-    joint_header,
-    labels_or,
-    subfolders,
-    without_strays,
-)
+from medsaga.data.layouts.checks import checked, joint_header
+from medsaga.data.layouts.finding import by_stem, image_files, subfolders, without_strays
+from medsaga.data.layouts.labelling import labels_or
 from medsaga.data.names import normal
 from medsaga.data.types import Dataset, Item
-from medsaga.errors import InputError
+from medsaga.errors import InputError, collecting
 
 EXPECTED = "BraTS 2020's folders BraTS20_Training_001 and so on"
 

@@ -9,20 +9,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from medsaga.data.formats import is_image, stem
+from medsaga.data.layouts.checks import checked, joint_header
+from medsaga.data.layouts.finding import by_stem, image_files, mask_files, without_strays
+from medsaga.data.layouts.labelling import described
 from medsaga.data.layouts.nnunet import CHANNEL_FILE
 from medsaga.data.layouts.pairing import pairing_problems
-from medsaga.data.layouts.shared import (
-    by_stem,
-    checked,
-    collecting,
-    described,
-    image_files,
-    joint_header,
-    mask_files,
-    without_strays,
-)
 from medsaga.data.types import Dataset, Item
-from medsaga.errors import InputError
+from medsaga.errors import InputError, collecting
 
 EXPECTED = "the Decathlon's imagesTr/, labelsTr/ and dataset.json"
 

@@ -18,26 +18,21 @@ from medsaga.data.dicom.reading import is_dicom
 from medsaga.data.dicom.series import choose_series, find_series
 from medsaga.data.formats import is_image, stem
 from medsaga.data.labels import listed, parse_labels
-from medsaga.data.layouts.pairing import paired, pairing_problems
-from medsaga.data.layouts.shared import (
+from medsaga.data.layouts.checks import checked, joint_header
+from medsaga.data.layouts.finding import images_folder, masks_folder, missing_masks, visible_entries
+from medsaga.data.layouts.labelling import (
     BACKGROUND,
     DESCRIPTION,
     cases_of,
-    checked,
-    collecting,
-    images_folder,
-    joint_header,
     labels_of_masks,
     labels_of_named_masks,
-    masks_folder,
-    missing_masks,
     names_for,
-    visible_entries,
 )
+from medsaga.data.layouts.pairing import paired, pairing_problems
 from medsaga.data.names import is_hidden, normal
 from medsaga.data.strays import are_stray, is_picture
 from medsaga.data.types import Dataset, Item, Source
-from medsaga.errors import InputError
+from medsaga.errors import InputError, collecting
 
 EXPECTED = "images/CASE/ with DICOM series and masks/CASE.dcm"
 SERIES = "series"

@@ -1,6 +1,6 @@
 """The plain layout: ``images/NAME.*`` and ``masks/NAME.*``, or ``masks/STRUCTURE/NAME.*`` with a binary mask each.
 
-``labels`` and ``segmentations`` are read for ``masks`` where that is missing; see `medsaga.data.layouts.shared`.
+``labels`` and ``segmentations`` are read for ``masks`` where that is missing; see `medsaga.data.layouts.finding`.
 ``dataset.json`` (labels, channel names) and ``cases.csv`` (which images are of one case) are read where present.
 """
 
@@ -12,29 +12,29 @@ from pathlib import Path
 from medsaga.data.descriptions import channel_names, read_description
 from medsaga.data.formats import is_image, stem
 from medsaga.data.labels import listed, parse_labels
+from medsaga.data.layouts.checks import checked, joint_header
 from medsaga.data.layouts.dicom import entries_with_dicom
-from medsaga.data.layouts.pairing import paired, pairing_problems
-from medsaga.data.layouts.shared import (
-    BACKGROUND,
-    DESCRIPTION,
+from medsaga.data.layouts.finding import (
     by_stem,
-    cases_of,
-    checked,
-    collecting,
     image_files,
     images_folder,
-    joint_header,
-    labels_of_masks,
-    labels_of_named_masks,
     mask_files,
     masks_folder,
-    names_for,
     subfolders,
     without_strays,
 )
+from medsaga.data.layouts.labelling import (
+    BACKGROUND,
+    DESCRIPTION,
+    cases_of,
+    labels_of_masks,
+    labels_of_named_masks,
+    names_for,
+)
+from medsaga.data.layouts.pairing import paired, pairing_problems
 from medsaga.data.names import normal
 from medsaga.data.types import Dataset, Item
-from medsaga.errors import InputError
+from medsaga.errors import InputError, collecting
 
 EXPECTED = "images/ and masks/"
 

@@ -10,19 +10,12 @@ from pathlib import Path
 from medsaga.data.descriptions import file_ending
 from medsaga.data.formats import stem, suffix_of
 from medsaga.data.labels import listed
+from medsaga.data.layouts.checks import checked, joint_header
+from medsaga.data.layouts.finding import image_files, mask_files
+from medsaga.data.layouts.labelling import DESCRIPTION, described, names_for
 from medsaga.data.layouts.pairing import pairing_problems
-from medsaga.data.layouts.shared import (
-    DESCRIPTION,
-    checked,
-    collecting,
-    described,
-    image_files,
-    joint_header,
-    mask_files,
-    names_for,
-)
 from medsaga.data.types import Dataset, Item
-from medsaga.errors import InputError
+from medsaga.errors import InputError, collecting
 
 EXPECTED = "nnU-Net's imagesTr/, labelsTr/ and dataset.json"
 

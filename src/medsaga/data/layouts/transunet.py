@@ -15,10 +15,12 @@ from pathlib import Path
 import numpy as np
 
 from medsaga.data.formats import arrays, stem
-from medsaga.data.layouts.shared import DESCRIPTION, checked, collecting, image_files, joint_header, labels_or
+from medsaga.data.layouts.checks import checked, joint_header
+from medsaga.data.layouts.finding import image_files
+from medsaga.data.layouts.labelling import DESCRIPTION, labels_or
 from medsaga.data.sources import place_of
 from medsaga.data.types import Dataset, Item
-from medsaga.errors import InputError
+from medsaga.errors import InputError, collecting
 
 EXPECTED = "TransUNet's train_npz/ and test_vol_h5/"
 
