@@ -160,7 +160,9 @@ def _section(table: str, cells: Sequence[Cell], labels: Sequence[str], methods: 
         "explanation": explanation,
         "warnings": [note for note in tables.unequal_notes(table, cells) if note],
         "shots": tables.shots_text(largest[0].shots),
-        "figures": _figures(rows, methods, table),
+        "dice_against_shots": figures.dice_against_shots(rows, methods, f"{table}-shots"),
+        "dice_against_memory": figures.dice_against_memory(largest, methods, f"{table}-cost"),
+        "not_shown": [f"{row.method}, {row.problems[0].partition(':')[0]}" for row in largest if not row.dice],
         "memory": figures.memory_bars(largest, methods, f"{table}-memory"),
         "numbers": _numbers(rows, labels if len(labels) <= MOST_LABELS else [], shown),
         "labels": _label_table(rows, labels, shown) if len(labels) > MOST_LABELS else None,
@@ -170,24 +172,6 @@ def _section(table: str, cells: Sequence[Cell], labels: Sequence[str], methods: 
         "different": Table(["setting", *statistics.present(cells, methods)], [TableRow(line) for line in differing]),
         "equal": equal,
     }
-
-
-def _figures(rows: Sequence[Row], methods: Sequence[str], table: str) -> list[dict[str, Any]]:
-    largest = _largest(rows)
-    missing = [f"{row.method}, {row.problems[0].partition(':')[0]}" for row in largest if not row.dice]
-    absent = f" Not shown: {'; '.join(missing)}." if missing else ""
-    return [
-        {
-            "name": "Dice against the number of training cases",
-            "svg": figures.dice_against_shots(rows, methods, f"{table}-shots"),
-            "note": "Vertical lines: 95 % t-intervals over seeds.",
-        },
-        {
-            "name": f"Dice against memory, {tables.shots_text(largest[0].shots)}",
-            "svg": figures.dice_against_memory(largest, methods, f"{table}-cost"),
-            "note": f"Up and to the left is better.{absent}",
-        },
-    ]
 
 
 def _numbers(rows: Sequence[Row], labels: Sequence[str], styles: Mapping[str, Style]) -> Table:

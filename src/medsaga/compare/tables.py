@@ -14,7 +14,7 @@ from medsaga.compare import settings, statistics
 from medsaga.compare.statistics import Cell, Comparison, Row
 from medsaga.evaluation import summary
 from medsaga.evaluation.protocols import PROTOCOL_NOTES
-from medsaga.reports.environment import bytes_text, count_text, duration_text, unicode_text
+from medsaga.reports.environment import NOTICE, bytes_text, count_text, duration_text, unicode_text
 
 TABLES = {
     "equal": (
@@ -46,7 +46,6 @@ TIME_NOTE = (
     "Seconds depend on the machine and on what else it did. No other number depends on how often the comparison was "
     "interrupted."
 )
-NOTICE = "Research software, not a medical device. Not for diagnosis or treatment."
 
 
 def write_markdown(title: str, labels: Sequence[str], methods: Sequence[str], cells: Sequence[Cell]) -> str:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
+from medsaga.evaluation import summary
+
 if TYPE_CHECKING:
     from jinja2 import Environment
 
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
 
 MIB = 2**20
 NOT_MEASURED = "not measured"
+NOTICE = "Research software, not a medical device. Not for diagnosis or treatment."
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,9 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.globals |= {"not_measured": NOT_MEASURED, "notice": NOTICE}
     environment.filters |= {"bytes": bytes_text, "count": count_text, "duration": duration_text, "rgb": rgb_text}
+    environment.filters |= {"dice": summary.dice_text, "interval": summary.interval_text, "hd95": summary.hd95_text}
     return environment
 
 

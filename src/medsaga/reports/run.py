@@ -16,17 +16,7 @@ from medsaga.colours import label_colours
 from medsaga.evaluation import summary
 from medsaga.evaluation.protocols import PROTOCOL_NOTES
 from medsaga.prediction.overlay import Rgb
-from medsaga.reports.environment import (
-    NOT_MEASURED,
-    Span,
-    Table,
-    TableRow,
-    bytes_text,
-    count_text,
-    duration_text,
-    flat,
-    render,
-)
+from medsaga.reports.environment import Span, Table, TableRow, flat, render
 from medsaga.reports.figures import INK, drawing, png, svg
 
 if TYPE_CHECKING:
@@ -35,6 +25,8 @@ if TYPE_CHECKING:
 Role = Literal["best", "median", "worst"]
 WIDEST_PICTURE = 1800
 MOST_POINTS = 600
+COSTS = ("peak_memory_bytes", "seconds_per_step", "trainable_parameters", "projected_parameters")
+"""Of a result; those that were not measured are missing there."""
 BOOTSTRAP_NOTE = " Intervals: bootstrap over cases; with fewer than about ten cases they are too narrow."
 DICE_NOTES = {
     "linear": "Dice in medsaga's own form: of probabilities, with 1 pixel of smoothing, over the labels in the batch.",
@@ -109,69 +101,28 @@ def write_report(
     """
     method, model = settings.get("method", "model"), settings.get("model", "")
     protocol, labels = result["metric_protocol"], list(result["dice"])
+    memory = result.get("memory_breakdown") or {}
     page = render(
         "report.html",
         title=f"Segmentation report: {method} {model}".strip(),
         subtitle=summary.title(result),
-        cards=_cards(settings, result, history),
+        result={**dict.fromkeys(COSTS), **result},
+        trained_on=result.get("cases_trained_on") or settings.get("shots"),
+        image_size=settings.get("image_size", "-"),
+        steps=sum(line.get("kind") == "step" for line in history),
         scores=_scores(result),
         score_note=PROTOCOL_NOTES.get(protocol, f"Protocol {protocol}.") + BOOTSTRAP_NOTE,
         labels=list(zip(labels, label_colours(len(labels)), strict=True)),
         examples=[{**vars(one), "address": png(one.picture, WIDEST_PICTURE)} for one in examples],
         curves=_curves(history),
         loss_note=_loss_note(settings),
-        peak=result.get("peak_memory_bytes"),
-        memory=_memory(result),
-        not_measured=NOT_MEASURED,
+        memory=list(zip(memory, memory.values(), label_colours(len(memory)), strict=True)),
         cases=_cases(result),
         settings=flat(settings),
         manifest=flat(manifest),
         version=manifest.get("versions", {}).get("medsaga", ""),
     )
     files.write_text(path, page)
-
-
-def _cards(
-    settings: Mapping[str, Any], result: Mapping[str, Any], history: Sequence[Mapping[str, Any]]
-) -> list[tuple[str, str, str]]:
-    """Return name, value and note of the few numbers that come first."""
-    interval, distance = result["dice_mean_interval"], result["hd95_mean"]
-    trained_on = result.get("cases_trained_on") or settings.get("shots")
-    peak, pace = result.get("peak_memory_bytes"), result.get("seconds_per_step")
-    steps = sum(line.get("kind") == "step" for line in history)
-    trainable, projected = result.get("trainable_parameters"), result.get("projected_parameters")
-    return [
-        (
-            "Mean Dice",
-            summary.dice_text(result["dice_mean"]),
-            f"95 % CI {summary.interval_text(interval)}" if interval else "no interval: one case",
-        ),
-        (
-            "Mean HD95",
-            summary.hd95_text(distance) + (f" {result['hd95_unit']}" if distance is not None else ""),
-            f"protocol {result['metric_protocol']}",
-        ),
-        (
-            "Trained on",
-            NOT_MEASURED if not trained_on else f"{trained_on} case{'s' * (trained_on != 1)}",
-            f"tested on {result['case_count']}",
-        ),
-        (
-            "Peak memory",
-            NOT_MEASURED if not peak else bytes_text(peak),
-            f"image size {settings.get('image_size', '-')} px",
-        ),
-        (
-            "Training time",
-            NOT_MEASURED if not pace else duration_text(pace * steps) if steps else duration_text(pace),
-            f"{steps} steps of {pace:.2g} s" if pace and steps else "per step",
-        ),
-        (
-            "Trained parameters",
-            NOT_MEASURED if trainable is None else count_text(trainable),
-            f"{count_text(projected)} with projected gradients" if projected is not None else "",
-        ),
-    ]
 
 
 def _scores(result: Mapping[str, Any]) -> Table:
@@ -231,18 +182,6 @@ def _smooth(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     index = np.arange(len(values))
     start, stop = np.maximum(index - half, 0), np.minimum(index + half + 1, len(values))
     return (sums[stop] - sums[start]) / (stop - start)
-
-
-def _memory(result: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the parts of the peak memory as the page draws them; none where they were not measured."""
-    breakdown = result.get("memory_breakdown") or {}
-    total = sum(breakdown.values())
-    parts = zip(breakdown.items(), label_colours(len(breakdown)), strict=True)
-    return [
-        {"name": name, "size": size, "percent": 100 * size / total, "colour": colour}
-        for (name, size), colour in parts
-        if total
-    ]
 
 
 def _cases(result: Mapping[str, Any]) -> Table:
