@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from jinja2 import UndefinedError
 from PIL import Image
 
 from medsaga.evaluation.protocols import LabelScore
 from medsaga.evaluation.summary import ItemScores, summarise
+from medsaga.reports.environment import render
 from medsaga.reports.run import WIDEST_PICTURE, Example, choose_examples, write_report
 
 MIB = 2**20
@@ -211,6 +213,11 @@ def test_long_histories_stay_small(tmp_path: Path) -> None:
     assert len(report(tmp_path / "report.html", history=long)) < 200_000
 
 
+def test_a_field_that_nobody_gave_is_an_error_and_no_gap() -> None:
+    with pytest.raises(UndefinedError, match="title"):
+        render("base.html", cards=[], subtitle="", version="")
+
+
 def test_best_median_and_worst() -> None:
     scores = [("d", 0.1), ("a", 0.9), ("c", 0.5), ("b", 0.7), ("e", 0.6)]
     assert choose_examples(scores) == {"best": "a", "median": "e", "worst": "d"}
@@ -220,7 +227,7 @@ def test_best_median_and_worst() -> None:
     assert choose_examples([]) == {}
 
 
-def test_importing_it_loads_neither_torch_nor_matplotlib() -> None:
-    code = "import sys, medsaga.reports.run; print({'torch', 'matplotlib', 'monai', 'transformers'} & set(sys.modules))"
+def test_importing_it_loads_neither_torch_nor_matplotlib_nor_jinja2() -> None:
+    code = "import sys, medsaga.reports.run; print({'torch', 'matplotlib', 'jinja2', 'monai'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

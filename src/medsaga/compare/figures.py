@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,11 @@ import numpy.typing as npt
 from medsaga.colours import PALETTE
 from medsaga.compare.settings import CATEGORIES
 from medsaga.compare.statistics import Estimate, Row
-from medsaga.reports import html
+from medsaga.reports.environment import MIB, NOT_MEASURED, bytes_text
+from medsaga.reports.figures import INK, PAPER, drawing, svg
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
 
 # Yellow is missing: as a line on white paper it cannot be seen.
 LINES = tuple(PALETTE[index] for index in (5, 3, 2, 0, 6, 1, 9, 8, 7))
@@ -64,7 +68,7 @@ def method_styles(methods: Sequence[str]) -> dict[str, Style]:
     }
 
 
-def dice_against_shots(rows: Sequence[Row], methods: Sequence[str], name: str) -> str:
+def dice_against_shots(rows: Sequence[Row], methods: Sequence[str], name: str) -> Markup | None:
     """Draw the mean Dice of each method against the number of training cases, with the intervals over seeds.
 
     With one number of shots there is nothing to draw.
@@ -77,8 +81,8 @@ def dice_against_shots(rows: Sequence[Row], methods: Sequence[str], name: str) -
     styles = method_styles(methods)
     shots = sorted({row.shots for row in rows})
     if len(shots) < 2 or not any(row.dice for row in rows):
-        return ""
-    with html.drawing():
+        return None
+    with drawing():
         axes = _axes()
         ends = []
         for index, method in enumerate(methods):
@@ -93,7 +97,7 @@ def dice_against_shots(rows: Sequence[Row], methods: Sequence[str], name: str) -
             else:
                 # A line from here to the margin would look like data.
                 end = (places[-1], scored[-1][1].mean)
-                axes.annotate(method, end, (9, 0), textcoords="offset points", va="center", color=html.INK)
+                axes.annotate(method, end, (9, 0), textcoords="offset points", va="center", color=INK)
         axes.set_xscale("log", base=2)
         axes.set_xticks(shots, [str(shot) for shot in shots])
         axes.minorticks_off()
@@ -107,14 +111,14 @@ def dice_against_shots(rows: Sequence[Row], methods: Sequence[str], name: str) -
                 (place, mean),
                 xytext=(1.03, height),
                 textcoords="axes fraction",
-                color=html.INK,
+                color=INK,
                 va="center",
                 arrowprops={"arrowstyle": "-", "color": styles[method].hex, "linewidth": 1, "shrinkA": 1, "shrinkB": 4},
             )
-        return html.svg(axes.figure, name)
+        return svg(axes.figure, name)
 
 
-def dice_against_memory(rows: Sequence[Row], methods: Sequence[str], name: str) -> str:
+def dice_against_memory(rows: Sequence[Row], methods: Sequence[str], name: str) -> Markup | None:
     """Draw the mean Dice of each method against its peak memory, at one number of shots.
 
     Args:
@@ -123,11 +127,11 @@ def dice_against_memory(rows: Sequence[Row], methods: Sequence[str], name: str) 
         name: of the figure in the page.
     """
     styles = method_styles(methods)
-    points = [(row.method, row.peak_bytes / html.MIB, row.dice) for row in rows if row.dice and row.peak_bytes]
+    points = [(row.method, row.peak_bytes / MIB, row.dice) for row in rows if row.dice and row.peak_bytes]
     if not points:
-        return ""
+        return None
     sizes = [size for _, size, _ in points]
-    with html.drawing():
+    with drawing():
         axes = _axes()
         for method, size, dice in points:
             _draw(axes, [size], [dice], styles[method])
@@ -140,10 +144,10 @@ def dice_against_memory(rows: Sequence[Row], methods: Sequence[str], name: str) 
             axes.set_xlim(0, 1.12 * max(sizes))
         axes.set(xlabel="peak memory of a training step [MiB]", ylabel="mean Dice", ylim=_range(rows))
         _label_points(axes, points)
-        return html.svg(axes.figure, name)
+        return svg(axes.figure, name)
 
 
-def memory_bars(rows: Sequence[Row], methods: Sequence[str], name: str) -> str:
+def memory_bars(rows: Sequence[Row], methods: Sequence[str], name: str) -> Markup | None:
     """Draw the parts of each method's peak memory as a bar, at one number of shots.
 
     Args:
@@ -154,25 +158,25 @@ def memory_bars(rows: Sequence[Row], methods: Sequence[str], name: str) -> str:
     by_method = {row.method: row for row in rows}
     shown = [method for method in methods if method in by_method]
     if not any(by_method[method].memory for method in shown):
-        return ""
-    with html.drawing():
+        return None
+    with drawing():
         axes = _axes((10, 0.9 + 0.42 * len(shown)))
-        longest = max(row.peak_bytes or 0 for row in rows) / html.MIB
+        longest = max(row.peak_bytes or 0 for row in rows) / MIB
         for position, method in enumerate(shown):
             row, left = by_method[method], 0.0
             for category, fill in zip(CATEGORIES, FILLS, strict=True):
-                width = row.memory.get(category, 0) / html.MIB
-                axes.barh(position, width, 0.68, left, color=[c / 255 for c in fill], edgecolor=html.INK, linewidth=0.4)
+                width = row.memory.get(category, 0) / MIB
+                axes.barh(position, width, 0.68, left, color=[c / 255 for c in fill], edgecolor=INK, linewidth=0.4)
                 left += width
-            said = html.bytes_text(row.peak_bytes) if row.peak_bytes else _reason(row)
-            axes.text(left + 0.008 * longest, position, said, va="center", color=html.INK)
+            said = bytes_text(row.peak_bytes) if row.peak_bytes else _reason(row)
+            axes.text(left + 0.008 * longest, position, said, va="center", color=INK)
         axes.set_yticks(range(len(shown)), shown)
         axes.invert_yaxis()
         axes.set_xlim(0, 1.12 * longest)
         axes.set_xlabel("MiB at the peak of a training step")
         axes.grid(visible=False, axis="y")
         axes.tick_params(axis="y", length=0)
-        return html.svg(axes.figure, name)
+        return svg(axes.figure, name)
 
 
 def memory_legend() -> list[tuple[str, tuple[int, int, int]]]:
@@ -200,7 +204,7 @@ def _axes(size: tuple[float, float] = (5.6, 4.0)) -> Any:
     from matplotlib.figure import Figure
 
     axes = Figure(figsize=size, layout="constrained").subplots()
-    axes.grid(visible=True, color=html.INK, alpha=0.12)
+    axes.grid(visible=True, color=INK, alpha=0.12)
     axes.set_axisbelow(True)
     return axes
 
@@ -217,7 +221,7 @@ def _draw(axes: Any, places: Sequence[float], estimates: Sequence[Estimate], sty
         color=colour,
         marker=style.marker,
         markersize=7,
-        markeredgecolor=html.PAPER,
+        markeredgecolor=PAPER,
         linestyle=style.dash,
         linewidth=1.8,
     )
@@ -265,7 +269,7 @@ def _label_points(axes: Any, points: Sequence[tuple[str, float, Estimate]]) -> N
         best = min(cost, key=lambda place: cost[place])
         taken.append(boxes[best])
         align = LABEL_PLACES[best]
-        axes.annotate(name, (size, dice.mean), best, textcoords="offset points", ha=align, va="center", color=html.INK)
+        axes.annotate(name, (size, dice.mean), best, textcoords="offset points", ha=align, va="center", color=INK)
 
 
 def _overlap(one: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> float:
@@ -275,4 +279,4 @@ def _overlap(one: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> fl
 
 
 def _reason(row: Row) -> str:
-    return row.problems[0].partition(":")[0] if row.problems else html.NOT_MEASURED
+    return row.problems[0].partition(":")[0] if row.problems else NOT_MEASURED

@@ -8,7 +8,7 @@ from typing import Any
 
 from medsaga.compare import statistics
 from medsaga.compare.statistics import Cell
-from medsaga.reports import html
+from medsaga.reports.environment import flat
 
 CATEGORIES = ("weights", "gradients", "optimizer", "activations", "temporary")
 """What memory is counted as; the order in which it is shown."""
@@ -43,7 +43,7 @@ def compare_settings(
     shown = statistics.present(cells, methods)
     values: dict[str, dict[tuple[int, int], dict[str, str]]] = defaultdict(lambda: defaultdict(dict))
     complete = [cell for cell in cells if cell["settings"] is not None]
-    flattened = [dict(html.flat(cell["settings"])) for cell in complete]
+    flattened = [dict(flat(cell["settings"])) for cell in complete]
     names = list(dict.fromkeys(name for document in flattened for name in document if name not in ALREADY_SHOWN))
     for cell, document in zip(complete, flattened, strict=True):
         place = cell["cell"]
@@ -75,14 +75,14 @@ def unequal(cells: Sequence[Cell]) -> list[str]:
 
 def machine(cells: Sequence[Cell]) -> list[tuple[str, str]]:
     """Return what the cells ran on, as names and values; where they differ, all values that occur."""
-    documents = [dict(html.flat(cell.get("machine") or {})) for cell in cells]
+    documents = [dict(flat(cell.get("machine") or {})) for cell in cells]
     names = list(dict.fromkeys(name for document in documents for name in document))
     return [(name, _joined(sorted({_shown(d[name]) for d in documents if name in d}))) for name in names]
 
 
 def more_than_one_machine(cells: Sequence[Cell]) -> bool:
     """Whether the cells' seconds were not all measured on the same machine."""
-    return len({str(html.flat(cell.get("machine") or {})) for cell in cells}) > 1
+    return len({str(flat(cell.get("machine") or {})) for cell in cells}) > 1
 
 
 def _shown(value: Any) -> str:

@@ -14,7 +14,7 @@ from medsaga.compare import settings, statistics
 from medsaga.compare.statistics import Cell, Comparison, Row
 from medsaga.evaluation import summary
 from medsaga.evaluation.protocols import PROTOCOL_NOTES
-from medsaga.reports import html
+from medsaga.reports.environment import NOTICE, bytes_text, count_text, duration_text, unicode_text
 
 TABLES = {
     "equal": (
@@ -46,7 +46,6 @@ TIME_NOTE = (
     "Seconds depend on the machine and on what else it did. No other number depends on how often the comparison was "
     "interrupted."
 )
-NOTICE = "Research software, not a medical device. Not for diagnosis or treatment."
 
 
 def write_markdown(title: str, labels: Sequence[str], methods: Sequence[str], cells: Sequence[Cell]) -> str:
@@ -71,7 +70,7 @@ def write_markdown(title: str, labels: Sequence[str], methods: Sequence[str], ce
     lines += ["", "## Metrics", "", *(_plain(note) for note in protocol_notes(cells))]
     lines += ["", "## Machine", "", *_markdown(("what", "value"), settings.machine(cells))]
     lines += ["", "## Time", "", TIME_NOTE, *times]
-    return html.unicode_text("\n".join(lines) + "\n")
+    return unicode_text("\n".join(lines) + "\n")
 
 
 def _settings(cells: Sequence[Cell], methods: Sequence[str]) -> list[str]:
@@ -147,11 +146,11 @@ def hd95_gap(row: Row) -> str:
 
 def peak_cell(row: Row) -> str:
     """Return the largest peak of memory."""
-    return "-" if row.peak_bytes is None else html.bytes_text(row.peak_bytes)
+    return "-" if row.peak_bytes is None else bytes_text(row.peak_bytes)
 
 
 def _count(number: int | None) -> str:
-    return "-" if number is None else html.count_text(number)
+    return "-" if number is None else count_text(number)
 
 
 def seeds_text(row: Row) -> str:
@@ -171,7 +170,7 @@ TIME_HEADINGS = ("shots", "method", "s/step (median)", "one training and its tes
 
 def time_cells(row: Row) -> tuple[str, ...]:
     """Return the cells that depend on the machine."""
-    whole = "-" if row.seconds is None else html.duration_text(row.seconds)
+    whole = "-" if row.seconds is None else duration_text(row.seconds)
     return str(row.shots), row.method, pace_cell(row), whole
 
 
@@ -249,7 +248,7 @@ def write_csv(labels: Sequence[str], methods: Sequence[str], cells: Sequence[Cel
     writer = csv.DictWriter(buffer, list(lines[0]) if lines else ["table"], lineterminator="\n")
     writer.writeheader()
     writer.writerows(lines)
-    return html.unicode_text(buffer.getvalue())
+    return unicode_text(buffer.getvalue())
 
 
 def _csv_line(cell: Cell, labels: Sequence[str]) -> dict[str, Any]:
@@ -295,5 +294,5 @@ def terminal_table(cells: Sequence[Cell], methods: Sequence[str]) -> Table:
             last = index + 1 == len(rows) or rows[index + 1].shots != row.shots
             # Text, because a message may look like rich's markup.
             shown = (str(row.shots), row.method, dice_cell(row), peak_cell(row), pace_cell(row), status_text(row))
-            grid.add_row(*(Text(html.unicode_text(cell)) for cell in shown), end_section=last)
+            grid.add_row(*(Text(unicode_text(cell)) for cell in shown), end_section=last)
     return grid

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -16,11 +16,18 @@ from medsaga.colours import label_colours
 from medsaga.evaluation import summary
 from medsaga.evaluation.protocols import PROTOCOL_NOTES
 from medsaga.prediction.overlay import Rgb
-from medsaga.reports import html
+from medsaga.reports.environment import Span, Table, TableRow, flat, render
+from medsaga.reports.figures import INK, drawing, png, svg
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
 
 Role = Literal["best", "median", "worst"]
 WIDEST_PICTURE = 1800
 MOST_POINTS = 600
+COSTS = ("peak_memory_bytes", "seconds_per_step", "trainable_parameters", "projected_parameters")
+"""Of a result; those that were not measured are missing there."""
+BOOTSTRAP_NOTE = " Intervals: bootstrap over cases; with fewer than about ten cases they are too narrow."
 DICE_NOTES = {
     "linear": "Dice in medsaga's own form: of probabilities, with 1 pixel of smoothing, over the labels in the batch.",
     "squared": (
@@ -93,92 +100,36 @@ def write_report(
         manifest: versions, device, seed and fingerprints of the run.
     """
     method, model = settings.get("method", "model"), settings.get("model", "")
-    version = manifest.get("versions", {}).get("medsaga", "")
-    page = html.page(
+    protocol, labels = result["metric_protocol"], list(result["dice"])
+    memory = result.get("memory_breakdown") or {}
+    page = render(
         "report.html",
-        title=html.text(f"Segmentation report: {method} {model}".strip()),
-        subtitle=html.text(summary.title(result)),
-        cards=_cards(settings, result, history),
+        title=f"Segmentation report: {method} {model}".strip(),
+        subtitle=summary.title(result),
+        result={**dict.fromkeys(COSTS), **result},
+        trained_on=result.get("cases_trained_on") or settings.get("shots"),
+        image_size=settings.get("image_size", "-"),
+        steps=sum(line.get("kind") == "step" for line in history),
         scores=_scores(result),
-        examples=_examples(examples, list(result["dice"])),
-        curves=_curves(history) + _loss_note(settings),
-        memory=_memory(result),
+        score_note=PROTOCOL_NOTES.get(protocol, f"Protocol {protocol}.") + BOOTSTRAP_NOTE,
+        labels=list(zip(labels, label_colours(len(labels)), strict=True)),
+        examples=[{**vars(one), "address": png(one.picture, WIDEST_PICTURE)} for one in examples],
+        curves=_curves(history),
+        loss_note=_loss_note(settings),
+        memory=list(zip(memory, memory.values(), label_colours(len(memory)), strict=True)),
         cases=_cases(result),
-        settings=html.listing(html.flat(settings)),
-        manifest=html.listing(html.flat(manifest)),
-        version=html.text(f" {version}" if version else ""),
+        settings=flat(settings),
+        manifest=flat(manifest),
+        version=manifest.get("versions", {}).get("medsaga", ""),
     )
     files.write_text(path, page)
 
 
-def _cards(settings: Mapping[str, Any], result: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> str:
-    interval, distance = result["dice_mean_interval"], result["hd95_mean"]
-    trained_on = result.get("cases_trained_on") or settings.get("shots")
-    peak, pace = result.get("peak_memory_bytes"), result.get("seconds_per_step")
-    steps = sum(line.get("kind") == "step" for line in history)
-    trainable, projected = result.get("trainable_parameters"), result.get("projected_parameters")
-    entries = [
-        (
-            "Mean Dice",
-            summary.dice_text(result["dice_mean"]),
-            f"95 % CI {summary.interval_text(interval)}" if interval else "no interval: one case",
-        ),
-        (
-            "Mean HD95",
-            summary.hd95_text(distance) + (f" {result['hd95_unit']}" if distance is not None else ""),
-            f"protocol {result['metric_protocol']}",
-        ),
-        (
-            "Trained on",
-            html.NOT_MEASURED if not trained_on else f"{trained_on} case{'s' * (trained_on != 1)}",
-            f"tested on {result['case_count']}",
-        ),
-        (
-            "Peak memory",
-            html.NOT_MEASURED if not peak else html.bytes_text(peak),
-            f"image size {settings.get('image_size', '-')} px",
-        ),
-        (
-            "Training time",
-            html.NOT_MEASURED if not pace else html.duration_text(pace * steps) if steps else html.duration_text(pace),
-            f"{steps} steps of {pace:.2g} s" if pace and steps else "per step",
-        ),
-        (
-            "Trained parameters",
-            html.NOT_MEASURED if trainable is None else html.count_text(trainable),
-            f"{html.count_text(projected)} with projected gradients" if projected is not None else "",
-        ),
-    ]
-    return html.cards(entries)
-
-
-def _scores(result: Mapping[str, Any]) -> str:
-    head = html.cells("th", [html.text(heading) for heading in summary.headings(result)])
-    *labels, mean = [[html.text(cell) for cell in row] for row in summary.rows(result)]
+def _scores(result: Mapping[str, Any]) -> Table:
+    *labels, mean = summary.rows(result)
     colours = label_colours(len(labels))
-    lines = [
-        f"<tr>{html.cells('td', [html.swatch(colour) + row[0], *row[1:]])}</tr>"
-        for row, colour in zip(labels, colours, strict=True)
-    ]
-    lines.append(f'<tr class="mean">{html.cells("td", mean)}</tr>')
-    note = PROTOCOL_NOTES.get(result["metric_protocol"], f"Protocol {result['metric_protocol']}.")
-    bootstrap = " Intervals: bootstrap over cases; with fewer than about ten cases they are too narrow."
-    return html.table(head, lines) + f'<p class="soft small">{html.text(note + bootstrap)}</p>'
-
-
-def _examples(examples: Sequence[Example], labels: Sequence[str]) -> str:
-    if not examples:
-        return '<p class="soft">No examples.</p>'
-    legend = html.legend(list(zip(labels, label_colours(len(labels)), strict=True)))
-    figures = [
-        f"<figure><figcaption><b>{html.text(one.role.capitalize())}</b>: {html.text(one.name)}"
-        f"{'' if one.case == one.name else html.text(f' (case {one.case})')}, mean Dice {one.dice:.3f}</figcaption>"
-        f'<img alt="{html.text(one.name)}: image, truth and prediction side by side" '
-        f'src="{html.png(one.picture, WIDEST_PICTURE)}">'
-        '<div class="thirds"><span>image</span><span>truth</span><span>prediction</span></div></figure>'
-        for one in examples
-    ]
-    return legend + "".join(figures)
+    rows = [TableRow([Span(name, colour=colour), *row]) for (name, *row), colour in zip(labels, colours, strict=True)]
+    return Table(summary.headings(result), [*rows, TableRow(mean, "mean")])
 
 
 def _loss_note(settings: Mapping[str, Any]) -> str:
@@ -187,15 +138,15 @@ def _loss_note(settings: Mapping[str, Any]) -> str:
     if share is None:
         return ""
     loss = f"Loss: {1 - share:.3g} cross-entropy + {share:.3g} Dice loss. "
-    return f'<p class="soft small">{html.text(loss + DICE_NOTES[settings.get("dice_form", "linear")])}</p>'
+    return loss + DICE_NOTES[settings.get("dice_form", "linear")]
 
 
-def _curves(history: Sequence[Mapping[str, Any]]) -> str:
-    """Draw loss and Dice against the step, as an SVG that takes its ink from the page."""
+def _curves(history: Sequence[Mapping[str, Any]]) -> Markup | None:
+    """Draw loss and Dice against the step, if there are any."""
     losses, dices = _series(history, "step", "loss"), _series(history, "evaluation", "dice")
     if not len(losses) and not len(dices):
-        return '<p class="soft">No training history.</p>'
-    with html.drawing():
+        return None
+    with drawing():
         # matplotlib takes a second to import, and nothing else needs it.
         from matplotlib.figure import Figure
 
@@ -208,8 +159,8 @@ def _curves(history: Sequence[Mapping[str, Any]]) -> str:
         right.plot(dices[:, 0], dices[:, 1], color="#d55e00", marker="o", markersize=4, linewidth=1.8)
         right.set(xlabel="step", ylabel="Dice", title="Dice while training, in the model's square", ylim=(0, 1))
         for axes in (left, right):
-            axes.grid(visible=True, color=html.INK, alpha=0.12)
-        return html.svg(figure, "curves")
+            axes.grid(visible=True, color=INK, alpha=0.12)
+        return svg(figure, "curves")
 
 
 def _series(history: Sequence[Mapping[str, Any]], kind: str, value: str) -> npt.NDArray[np.float64]:
@@ -233,37 +184,21 @@ def _smooth(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return (sums[stop] - sums[start]) / (stop - start)
 
 
-def _memory(result: Mapping[str, Any]) -> str:
-    peak, breakdown = result.get("peak_memory_bytes"), result.get("memory_breakdown") or {}
-    if not peak:
-        return f'<p class="soft">Peak memory: {html.NOT_MEASURED}.</p>'
-    text = f"<p>Peak of one training step: <b>{html.text(html.bytes_text(peak))}</b></p>"
-    total = sum(breakdown.values())
-    if not total:
-        return f'{text}<p class="soft">Breakdown: {html.NOT_MEASURED}.</p>'
-    parts = list(zip(breakdown.items(), label_colours(len(breakdown)), strict=True))
-    bar = "".join(
-        '<span style="width:{:.3f}%;background:rgb({}, {}, {})"></span>'.format(100 * size / total, *colour)
-        for (_, size), colour in parts
-    )
-    legend = html.legend([(f"{name} {html.bytes_text(size)}", colour) for (name, size), colour in parts])
-    return f'{text}<div class="bar">{bar}</div>{legend}'
-
-
-def _cases(result: Mapping[str, Any]) -> str:
+def _cases(result: Mapping[str, Any]) -> Table:
     labels = list(result["dice"])
-    head = html.cells("th", ["image", "case", "mean Dice", *(html.text(label) for label in labels)])
-    lines = []
+    rows = []
     for item in sorted(result["cases"], key=lambda entry: entry["name"]):
-        names = [html.text(item["name"]), html.text(item["case"]), summary.dice_text(item["dice_mean"])]
-        lines.append(f"<tr>{html.cells('td', [*names, *(_case_score(item, label) for label in labels)])}</tr>")
-    return html.table(head, lines) + '<p class="soft small">Dice, and below it HD95.</p>'
+        scores = [_case_score(item, label) for label in labels]
+        rows.append(TableRow([item["name"], item["case"], summary.dice_text(item["dice_mean"]), *scores]))
+    return Table(["image", "case", "mean Dice", *labels], rows)
 
 
-def _case_score(item: Mapping[str, Any], label: str) -> str:
+def _case_score(item: Mapping[str, Any], label: str) -> list[str | Span]:
     notes = {"only_truth": "missed", "only_prediction": "false positive", "neither": "absent"}
     state, distance = item["state"][label], item["hd95"][label]
-    below = "" if distance is None else f'<span class="below">{distance:.2f} {item["hd95_unit"]}</span>'
+    spans: list[str | Span] = [summary.dice_text(item["dice"][label])]
+    if distance is not None:
+        spans.append(Span(f"{distance:.2f} {item['hd95_unit']}", "below"))
     if state in notes:
-        below += f'<span class="below{" bad" * (state != "neither")}">{notes[state]}</span>'
-    return summary.dice_text(item["dice"][label]) + below
+        spans.append(Span(notes[state], "below" if state == "neither" else "below bad"))
+    return spans
