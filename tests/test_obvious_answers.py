@@ -187,8 +187,8 @@ def test_the_run_folder_behind_the_data_and_resuming_without_data(
     assert "Add --out RUN" in said(["train", str(toy)], capsys)
     assert "Add --out RUN" in said(["train"], capsys)
     assert "Add --out RUN" in said(["train", "--resume"], capsys)
-    assert "DATA, or --continue RUN with --data NEW" in said(["train", "--out", str(tmp_path / "x")], capsys)
-    assert "a mixture of both" in said(["train", str(toy), "--data", str(toy), "--out", str(tmp_path / "x")], capsys)
+    assert "expected DATA; found none" in said(["train", "--out", str(tmp_path / "x")], capsys)
+    assert "found 2 folders" in said(["train", str(toy), str(toy), "--out", str(tmp_path / "x")], capsys)
 
 
 def test_resuming_a_run_that_continues_another_without_its_data(
@@ -197,8 +197,8 @@ def test_resuming_a_run_that_continues_another_without_its_data(
     new = write_toy_dataset(tmp_path / "new", images=1, seed=3)
     for kind in ("images", "masks"):
         (new / kind / "img0.png").rename(new / kind / "later.png")
-    run, options = str(tmp_path / "run"), ["--continue", str(trained_toy / "run/model.safetensors"), "--data", str(new)]
-    assert main(["train", *options, "--out", run, "--steps", "2"]) == 0
+    run, options = str(tmp_path / "run"), [str(trained_toy / "run/model.safetensors"), str(new)]
+    assert main(["continue", *options, "--out", run, "--steps", "2"]) == 0
     before = (tmp_path / "run/model.safetensors").read_bytes()
     (tmp_path / "run/result.json").unlink()
     assert main(["train", run, "--resume"]) == 0

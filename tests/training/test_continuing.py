@@ -267,7 +267,7 @@ def test_interrupted_and_resumed_equals_never_interrupted(
         interrupt_in(patch, 2)
         with pytest.raises(Interrupted):
             train(data, tmp_path / "run", settings, continue_from=first / "run", console=SILENT)
-    with pytest.raises(InputError, match="--continue"):
+    with pytest.raises(InputError, match=r"^continue: "):
         train(data, tmp_path / "run", settings, resume=True, console=SILENT)
     with pytest.raises(InputError, match="--steps"):
         train(

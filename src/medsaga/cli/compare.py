@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import tyro
 from rich.console import Console
 from tyro.conf import Positional
 
+from medsaga.cli.options import CompareOptions, arg, settings_of
 from medsaga.cli.printing import console
 from medsaga.cli.runs import require_data
 from medsaga.errors import InputError
@@ -19,20 +19,20 @@ from medsaga.settings.options import SharedSettings
 
 @dataclass(kw_only=True)
 class Compare:
-    """Train and test several methods on the same cases; write tables and a page. Goes on where it was stopped."""
+    """Train and test methods on the same cases; draw a page."""
 
     data: Positional[Path]
     """Dataset folder, in one of the layouts."""
     out: Path
-    """Folder for the results."""
+    """Folder for the results; a comparison that was stopped there goes on."""
     methods: str = "medsaga,samed,full,frozen,daeformer,unet"
     """Methods of `medsaga train`, with commas between; the first is compared with all others."""
     shots: str = "1,4,16"
     """Numbers of labelled cases to train on, with commas between; all are tested on the same other cases."""
     seeds: int = 3
     """Number of seeds: they choose the cases, the initial weights and the batches."""
-    test_cases: int | None = None
-    """Number of cases to test on; by default all that no run trains on."""
+    test_cases: Annotated[int | None, arg("N", shown="all that no run trains on")] = None
+    """Number of cases to test on."""
     published: bool = False
     """Train each method by the recipe of its publication too; only --model, --random-weights and --steps override."""
     retry: bool = False
@@ -41,7 +41,7 @@ class Compare:
     """Show no test cases: for a page that leaves the hospital."""
     keep_runs: bool = False
     """Keep the run folders with their models."""
-    settings: Annotated[SharedSettings, tyro.conf.arg(name="")] = field(default_factory=SharedSettings)
+    options: CompareOptions
     json: bool = False
     """Print all results as one JSON document."""
     debug: bool = False
@@ -62,7 +62,7 @@ class Compare:
         cells = compare(
             self.data,
             self.out,
-            self.settings,
+            settings_of(SharedSettings, self.options),
             methods=methods,
             shots=shots,
             seeds=self.seeds,

@@ -18,7 +18,7 @@ from medsaga.cli.memory import Memory
 from medsaga.cli.predict import Predict
 from medsaga.cli.printing import print_whatever_comes, say
 from medsaga.cli.suggest import Suggest
-from medsaga.cli.train import Demo, Train
+from medsaga.cli.train import Continue, Demo, Train
 from medsaga.cli.weights import Weights
 from medsaga.errors import InputError, Interrupted, MedsagaError, OutOfMemoryError, RunError
 
@@ -29,7 +29,7 @@ or data; 3 out of memory; 130 interrupted, with the state saved."""
 
 _OF_THE_DISK = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO))
 """Errors that are no fault of ours: a disk that is full, read-only or broken."""
-Verb = Demo | Info | Train | Evaluate | Predict | Suggest | Compare | Memory | Weights
+Verb = Demo | Info | Suggest | Train | Evaluate | Predict | Continue | Compare | Memory | Weights
 
 
 VERBS = {verb.__name__.lower(): verb for verb in get_args(Verb)}

@@ -11,6 +11,7 @@ import tyro
 from rich.console import Console
 from tyro.conf import Positional
 
+from medsaga.cli.options import arg
 from medsaga.cli.printing import console, print_result
 from medsaga.cli.runs import require_data, run_meant
 from medsaga.errors import InputError
@@ -18,7 +19,7 @@ from medsaga.errors import InputError
 
 @dataclass(kw_only=True)
 class Info:
-    """Describe a dataset: cases, channels, labels, spacing, problems."""
+    """Describe a dataset: cases, labels, spacing, problems."""
 
     data: Positional[Path]
     """Dataset folder: nnU-Net layout, or images/ and masks/ (DICOM: images/CASE/ and masks/CASE.dcm)."""
@@ -51,13 +52,13 @@ class Info:
 
 @dataclass(kw_only=True)
 class Evaluate:
-    """Score a trained model on its held-out cases, or on another dataset."""
+    """Score a trained model on its held-out or on other cases."""
 
     folder: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]
     """Run folder."""
-    other: Annotated[Positional[Path | None], tyro.conf.arg(metavar="[DATA]")] = None
+    other: Annotated[Positional[Path | None], arg("[DATA]", shown="its own")] = None
     """Another dataset, with the same labels, or the run's own where it lies now; what the run has seen is left out."""
-    data: Path | None = None
+    data: Annotated[Path | None, arg("DATA")] = None
     """The same as DATA."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""

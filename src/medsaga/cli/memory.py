@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
-from typing import Annotated
+from dataclasses import dataclass
 
-import tyro
 from rich.console import Console
 
+from medsaga.cli.options import TrainOptions, settings_of
 from medsaga.settings.options import Settings
 
 
 @dataclass(kw_only=True)
 class Memory:
-    """Predict the memory of a training run, without a GPU and without data; with --budget, choose what fits.
+    """Predict the memory of a training run, without GPU and data."""
 
-    Takes the options of `medsaga train`. The peak is that of all tensors; a GPU's own context comes on top.
-    """
-
-    settings: Annotated[Settings, tyro.conf.arg(name="")] = field(default_factory=Settings)
+    options: TrainOptions
     classes: int = 9
     """Number of classes, background included."""
     in_channels: int = 3
@@ -33,7 +29,9 @@ class Memory:
         """Do it."""
         from medsaga.planning.report import memory_document, memory_tables
 
-        document = memory_document(self.settings, classes=self.classes, in_channels=self.in_channels)
+        document = memory_document(
+            settings_of(Settings, self.options), classes=self.classes, in_channels=self.in_channels
+        )
         if self.json:
             print(json.dumps(document, indent=2))
             return

@@ -9,6 +9,7 @@ from typing import Annotated
 import tyro
 from tyro.conf import Positional
 
+from medsaga.cli.options import arg
 from medsaga.cli.printing import console
 from medsaga.cli.runs import run_meant
 from medsaga.errors import InputError
@@ -16,14 +17,11 @@ from medsaga.errors import InputError
 
 @dataclass(kw_only=True)
 class Predict:
-    """Segment an image, a volume, a DICOM series, or a folder of them; label maps lie on the input's own grid.
-
-    Of several images the least confident are named: look at those first.
-    """
+    """Segment images, volumes, DICOM series, or folders of them."""
 
     folder: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]
     """Run folder."""
-    input: Annotated[Positional[tuple[Path, ...]], tyro.conf.arg(metavar="INPUT [INPUT ...]")]
+    input: Annotated[Positional[tuple[Path, ...]], arg("INPUT [INPUT ...]")]
     """Image or volume files, DICOM series, or folders of them."""
     out: Path
     """Label map to write, its format given by the suffix; a folder when INPUT has several images."""
@@ -31,7 +29,7 @@ class Predict:
     """Replace files that medsaga did not write, or that were changed since; inputs never are."""
     format: str = "auto"
     """auto (the input's own; of DICOM a segmentation object), seg, rtstruct, nifti, png or tiff."""
-    series: str | None = None
+    series: Annotated[str | None, arg("SERIES", shown="the only one")] = None
     """Which DICOM series, where there are several: a part of its description, its number, its UID, or largest."""
     probabilities: bool = False
     """Write the probability of every class too."""
@@ -47,7 +45,7 @@ class Predict:
     """Fill what a class encloses."""
     min_size: float = 0.0
     """Remove pieces smaller than this, in mm3 (2-D: mm2; without a spacing: voxels)."""
-    codes: Path | None = None
+    codes: Annotated[Path | None, arg("FILE", shown="our own codes")] = None
     """JSON file with coded terminology of the labels, for DICOM."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""

@@ -13,23 +13,21 @@ from rich.table import Table
 from rich.text import Text
 from tyro.conf import Positional
 
+from medsaga.cli.options import arg
 from medsaga.cli.runs import run_meant
 
 
 @dataclass(kw_only=True)
 class Suggest:
-    """Suggest which unlabelled cases to annotate next: those that stand for many others, or that a run is unsure of.
-
-    `medsaga suggest FOLDER` before anything is labelled, `medsaga suggest RUN FOLDER` after a training.
-    """
+    """Suggest which unlabelled cases to annotate next."""
 
     folders: Annotated[Positional[tuple[Path, ...]], tyro.conf.arg(metavar="[RUN] FOLDER")]
     """Run folder, if there is one; then a folder of images or series, or a dataset of which not all have masks."""
     n: int = 5
     """Number of cases to suggest."""
-    model: str | None = None
-    """Weights of SAM to look with when there is no run, as `medsaga train --model` takes them; default starter."""
-    series: str | None = None
+    model: Annotated[str | None, arg("MODEL", shown="starter")] = None
+    """Weights of SAM to look with when there is no run, as `medsaga train --model` takes them."""
+    series: Annotated[str | None, arg("SERIES", shown="the only one")] = None
     """Which DICOM series, where there are several: a part of its description, its number, its UID, or largest."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""

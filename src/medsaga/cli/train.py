@@ -1,8 +1,8 @@
-"""The verbs `medsaga demo` and `medsaga train`."""
+"""The verbs `medsaga demo`, `medsaga train` and `medsaga continue`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -10,16 +10,16 @@ import tyro
 from tyro.conf import Positional
 
 from medsaga import files, run_folder
+from medsaga.cli.options import ContinueOptions, TrainOptions, arg, settings_of
 from medsaga.cli.printing import console, print_result, say
 from medsaga.cli.runs import is_run, require_data, run_meant
 from medsaga.errors import InputError
 from medsaga.settings.options import Settings
-from medsaga.settings.run_config import read_config
 
 
 @dataclass(kw_only=True)
 class Demo:
-    """Generate a phantom CT, train on it, evaluate, and draw a picture: offline, on a CPU, in minutes."""
+    """Try it all on a generated phantom CT: on a CPU, in minutes."""
 
     out: Path = Path("demo")
     """Folder for the data, the run and the pictures; it must not exist."""
@@ -35,22 +35,15 @@ class Demo:
 
 @dataclass(kw_only=True)
 class Train:
-    """Fine-tune a model on the labelled cases of a dataset and test it on the held-out ones.
+    """Fine-tune a model on labelled cases and test it on the others."""
 
-    With --continue RUN --data NEW, go on from a finished run with new or corrected cases.
-    """
-
-    folders: Annotated[Positional[tuple[Path, ...]], tyro.conf.arg(metavar="[DATA]")] = ()
-    """Dataset folder: nnU-Net layout, or images/ and masks/ (DICOM: images/CASE/ and masks/CASE.dcm)."""
-    out: Path | None = None
+    folders: Annotated[Positional[tuple[Path, ...]], arg("DATA")] = ()
+    """Dataset folder: nnU-Net layout, or images/ and masks/ (DICOM: images/CASE/, masks/CASE.dcm)."""
+    out: Annotated[Path | None, arg("RUN")] = None
     """Run folder to make; it can also be named behind DATA."""
-    before: Annotated[Path | None, tyro.conf.arg(name="continue")] = None
-    """Run to start from: its weights, its settings, its training cases, and the same test cases."""
-    new: Annotated[Path | None, tyro.conf.arg(name="data")] = None
-    """With --continue: dataset folder of the cases to add; one that the run trained on is replaced."""
-    settings: Annotated[Settings, tyro.conf.arg(name="")] = field(default_factory=Settings)
+    options: TrainOptions
     resume: bool = False
-    """Go on with the interrupted run in OUT, to the same result; its data are found again without DATA."""
+    """Go on with the interrupted run in RUN, to the same result; DATA can be left out."""
     json: bool = False
     """Print the result as one JSON document."""
     debug: bool = False
@@ -62,42 +55,71 @@ class Train:
         Raises:
             InputError: there is no data or no run folder, or more than needed.
         """
-        from medsaga.runs.train import train
-
         data, out, before = self._places()
-        result = train(data, out, self.settings, continue_from=before, resume=self.resume, console=console())
-        print_result(result, as_json=self.json)
-        say(f"report: {out / run_folder.REPORT}")
+        _train(data, out, settings_of(Settings, self.options), before=before, resume=self.resume, as_json=self.json)
 
     def _places(self) -> tuple[Path, Path, Path | None]:
-        """Return the dataset, the run folder, and the run to start from."""
+        """Return the dataset, the run folder, and the run that an interrupted one continues."""
         folders, out = list(self.folders), self.out
-        before = None if self.before is None else run_meant(self.before)
-        if self.resume and out is None and folders and is_run(folders[-1]):
-            out = folders.pop()
-        if out is None and len(folders) > (self.new is None):
+        if out is None and (len(folders) > 1 or (self.resume and folders and is_run(folders[-1]))):
             out = folders.pop()
         if out is None:
             raise InputError("train", expected="the run folder to make", found="none", do="Add --out RUN.")
         if self.resume:
             out = run_meant(out)
-        if self.new is not None:
-            folders.append(self.new)
-        if self.resume and not folders and is_run(out):
-            found, earlier = data_of(out)
-            return found, out, before or earlier
-        if len(folders) != 1 or (self.new is None) != (before is None):
+            if not folders and is_run(out):
+                return data_of(out)[0], out, data_of(out)[1]
+        if len(folders) != 1:
             raise InputError(
                 "train",
-                expected="DATA, or --continue RUN with --data NEW",
-                found="neither" if not folders else "a mixture of both",
+                expected="DATA",
+                found=f"{len(folders)} folders" if folders else "none",
                 do="Name the folder of the labelled cases once.",
             )
         require_data(
             folders[0],
-            "Finish it with --resume --out {run}, or go on with new cases: --continue {run} --data NEW --out RUN2.",
+            "Finish it with --resume --out {run}, or go on with new cases: medsaga continue {run} NEW --out RUN2.",
         )
-        return folders[0], out, before
+        return folders[0], out, None
+
+
+@dataclass(kw_only=True)
+class Continue:
+    """Go on from a finished run with new or corrected cases."""
+
+    before: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]
+    """Run to start from: its weights, its settings, its training cases, and the same test cases."""
+    new: Annotated[Positional[Path], tyro.conf.arg(metavar="NEW")]
+    """Dataset folder of the cases to add; one that the run trained on is replaced."""
+    out: Annotated[Path, tyro.conf.arg(metavar="RUN2")]
+    """Run folder to make."""
+    options: ContinueOptions
+    resume: bool = False
+    """Go on with the interrupted run in RUN2, to the same result."""
+    json: bool = False
+    """Print the result as one JSON document."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+    def run(self) -> None:
+        """Do it.
+
+        Raises:
+            InputError: the run and the new cases are exchanged, or cannot be used.
+        """
+        before = run_meant(self.before, [self.new], "medsaga continue {run} {data} --out RUN2")
+        require_data(self.new, "Name the folder of the new cases behind the run: medsaga continue RUN NEW --out RUN2.")
+        out = run_meant(self.out) if self.resume else self.out
+        settings = settings_of(Settings, self.options)
+        _train(self.new, out, settings, before=before, resume=self.resume, as_json=self.json)
+
+
+def _train(data: Path, out: Path, settings: Settings, *, before: Path | None, resume: bool, as_json: bool) -> None:
+    from medsaga.runs.train import train
+
+    result = train(data, out, settings, continue_from=before, resume=resume, console=console())
+    print_result(result, as_json=as_json)
+    say(f"report: {out / run_folder.REPORT}")
 
 
 def data_of(run: Path) -> tuple[Path, Path | None]:
@@ -106,6 +128,8 @@ def data_of(run: Path) -> tuple[Path, Path | None]:
     Raises:
         InputError: its files are damaged.
     """
+    from medsaga.settings.run_config import read_config
+
     config = read_config(run / run_folder.CONFIG)
     before = files.read_json(run / run_folder.MANIFEST).get("continues", {}).get("run")
     return Path(config.added[-1] if before else config.data), Path(before) if before else None

@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from tyro.conf import Positional
 
+from medsaga.cli.options import arg
+
 SHORT = 12
 """Digits of a SHA-256 that the table of all weights shows."""
 
@@ -20,7 +22,7 @@ SHORT = 12
 class List:
     """List the weights that medsaga knows by name; with NAME, say all there is to say about these."""
 
-    name: Positional[str | None] = None
+    name: Annotated[Positional[str | None], arg("[NAME]", shown="all")] = None
     """Name of the weights."""
     json: bool = False
     """Print one JSON document."""
@@ -54,7 +56,7 @@ class Fetch:
 
     name: Positional[str]
     """Name of the weights, as `medsaga weights list` has it."""
-    url: str | None = None
+    url: Annotated[str | None, arg("URL", shown="the publisher's")] = None
     """Address of a mirror, instead of the publisher's; the file must be the same."""
     debug: bool = False
     """Show the traceback of an error."""

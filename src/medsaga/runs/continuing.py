@@ -32,21 +32,8 @@ from medsaga.planning.defaults import DeviceDefaults
 from medsaga.planning.resolve import Facts, resolve
 from medsaga.progress import counting
 from medsaga.runs.loading import warn
-from medsaga.settings.options import ResolvedSettings, Settings, flag, named
+from medsaga.settings.options import DERIVED, MAY_CHANGE, ResolvedSettings, Settings, flag, named
 from medsaga.settings.run_config import RunConfig
-
-MAY_CHANGE = frozenset(
-    {
-        *("steps", "batch_size", "micro_batch_size", "checkpointing", "precision", "state_bits", "state_on_host"),
-        *("encoder_lr", "decoder_lr", "weight_decay", "optimizer", "warmup", "max_gradient_norm", "seed", "device"),
-        *("rank", "refresh_every", "galore", "augmentation", "dice_weight", "dice_form"),
-        *("loss_resolution", "evaluate_every", "patience", "protocol"),
-    }
-)
-"""Settings of how a run is trained. The others say what the model is, how it sees images, and which cases are held out.
-"""
-DERIVED = ("micro_batch_size", "warmup", "refresh_every", "evaluate_every")
-"""Settings that follow from the steps and the batch size unless somebody has named them."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -169,7 +169,7 @@ def require_same(out: Path, settings: Settings, before: Path | None = None) -> N
     continued = manifest.get("continues", {}).get("run")
     if continued != (None if before is None else str(before.resolve())):
         raise InputError(
-            "--continue",
+            "continue",
             expected=f"the run that {out} continues, {continued}" if continued else f"none: {out} continues no other",
             found="none" if before is None else str(before),
             do="Give the command that the run began with, and --resume.",

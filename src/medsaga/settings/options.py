@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from medsaga.errors import InputError
+from medsaga.settings.help import option
 
 Axis = Literal["auto", "axial", "coronal", "sagittal", "i", "j", "k"]
 Augmentations = Literal["fewshot", "samed", "none"]
@@ -24,99 +25,248 @@ SMALLEST_TILE = 32
 
 @dataclass(frozen=True, kw_only=True)
 class SharedSettings:
-    """What the runs of a comparison have in common. The docstring of a field is its help on the command line."""
+    """What the runs of a comparison have in common."""
 
-    model: str | None = None
-    """Architecture (tiny, vit_b, vit_l, vit_h), or the weights to start from: a name of `medsaga weights list`, a file,
-    a Hugging Face folder or hub id; default tiny."""
-    random_weights: bool = False
-    """Start from random weights. An architecture without weights of its own in the package does so anyway."""
-    fold: int = 0
-    """Fold of an existing splits_final.json."""
-    validation_cases: int | None = None
-    """Training cases put aside to choose the best checkpoint; by default a fifth of 10 or more, else none."""
-    image_size: int | None = None
-    """Side in pixels of the square that the model sees; a multiple of 16."""
-    tile: int | None = None
-    """Side in pixels of the image's own grid: larger slices are cut into tiles of it; by default seen whole."""
-    channels: tuple[str, ...] | None = None
-    """Names of the image channels to use, where each is a file of its own; by default all."""
-    binary: bool = False
-    """Read every mask as background and foreground, whatever its values are: 0/255, smoothed, a number per cell."""
-    axis: Axis = "auto"
-    """Axis along which volumes are cut into slices; `auto` is the axis of coarsest spacing."""
-    neighbours: int = 0
-    """Neighbouring slices on each side that the model sees as extra channels (2.5-D)."""
-    intensity: Literal["auto", "identity", "window", "percentile"] = "auto"
-    """How grey values become 8 bits: a window for CT, percentiles for MR, as they are for 8-bit images."""
-    window: tuple[float, float] | None = None
-    """Lowest and highest value of the intensity window, in HU for CT."""
-    augmentation: Augmentations | None = None
-    """Random changes of the training images; `samed` is the paper's recipe."""
-    steps: int | None = None
-    """Optimizer steps."""
-    batch_size: int | None = None
-    """Images per optimizer step."""
-    micro_batch_size: int | None = None
-    """Images per backward pass: a smaller number needs less memory and more time, and gives the same result."""
-    checkpointing: Checkpointing = "auto"
-    """`blocks` computes each encoder block again in the backward pass: less memory, more time, the same result."""
-    precision: Precision = "auto"
-    """Of the weights. bf16, fp16 and int8 (the encoder's, in bf16 arithmetic) are updated with stochastic rounding."""
-    state_bits: Literal[8, 32] | None = None
-    """Bits of each number of the optimizer's state."""
-    state_on_host: bool = False
-    """Keep the optimizer's state in the host's memory: less memory on the GPU, more time."""
-    dice_weight: float | None = None
-    """Share of Dice in the loss, from 0 to 1; cross-entropy has the rest."""
-    dice_form: DiceForm | None = None
-    """`linear`, our Dice, or `squared`, that of SAMed's and DAE-Former's code: probabilities squared, all classes."""
-    loss_resolution: LossResolution | None = None
-    """Where the loss is taken: at the image's own resolution, or, as in the papers, at that of SAM's logits."""
-    evaluate_every: int | None = None
-    """Steps between two evaluations, each of which saves a checkpoint."""
-    patience: int | None = None
-    """Stop after this many evaluations without a better validation Dice."""
-    protocol: Literal["mm", "transunet"] = "mm"
-    """Metric protocol of the final evaluation."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:N or mps."""
+    binary: bool = option(
+        "Read every mask as background and foreground, whatever its values are.",
+        default=False,
+        group="data",
+        shown="False",
+    )
+    model: str | None = option(
+        "tiny, vit_b, vit_l, vit_h, or weights: a name of `medsaga weights list`, a file, a Hugging Face folder or id.",
+        group="model",
+        metavar="MODEL",
+        shown="tiny",
+    )
+    random_weights: bool = option(
+        "Start from random weights, as architectures without published weights always do.",
+        default=False,
+        group="comparison with papers",
+        shown="False",
+    )
+    steps: int | None = option("Optimizer steps.", group="length", metavar="N", shown="250")
+    batch_size: int | None = option("Images per optimizer step.", group="length", metavar="N", shown="4")
+    image_size: int | None = option(
+        "Side in pixels of the square that the model sees; a multiple of 16.",
+        group="memory",
+        metavar="N",
+        shown="192 for tiny and unet, 224 for daeformer, else 1024",
+    )
+    micro_batch_size: int | None = option(
+        "Images per backward pass: fewer need less memory and more time, for the same result.",
+        group="precision and memory",
+        metavar="N",
+        shown="the batch size",
+    )
+    checkpointing: Checkpointing = option(
+        "blocks computes each encoder block again in the backward pass: less memory, more time, the same result.",
+        default="auto",
+        group="precision and memory",
+        metavar="none|blocks",
+        shown="none for tiny, daeformer and unet, else blocks",
+    )
+    device: str = option(
+        "cpu, cuda, cuda:N or mps.", default="auto", group="memory", metavar="DEVICE", shown="a GPU if any"
+    )
+    validation_cases: int | None = option(
+        "Training cases put aside to choose the best checkpoint.",
+        group="few-shot protocol",
+        metavar="N",
+        shown="a fifth of 10 or more, else 0",
+    )
+    fold: int = option(
+        "Fold of an existing splits_final.json.", default=0, group="few-shot protocol", metavar="N", shown="0"
+    )
+    channels: tuple[str, ...] | None = option(
+        "Names of the image channels to use, where each is a file of its own.",
+        group="images",
+        metavar="NAME [NAME ...]",
+        shown="all",
+    )
+    tile: int | None = option(
+        "Side in pixels of the image's own grid: larger slices are cut into tiles of it.",
+        group="images",
+        metavar="N",
+        shown="slices are seen whole",
+    )
+    axis: Axis = option(
+        "Axis along which volumes are cut into slices.",
+        default="auto",
+        group="images",
+        metavar="axial|coronal|sagittal|i|j|k",
+        shown="that of the coarsest spacing",
+    )
+    neighbours: int = option(
+        "Neighbouring slices on each side that the model sees as extra channels (2.5-D).",
+        default=0,
+        group="images",
+        metavar="N",
+        shown="0",
+    )
+    intensity: Literal["auto", "identity", "window", "percentile"] = option(
+        "How grey values become 8 bits.",
+        default="auto",
+        group="images",
+        metavar="identity|window|percentile",
+        shown="window for CT, identity for 8-bit images, else percentile",
+    )
+    window: tuple[float, float] | None = option(
+        "Lowest and highest value of the intensity window, in HU for CT.",
+        group="images",
+        metavar="LOW HIGH",
+        shown="for CT what holds 99 % of the labelled voxels, at least 400 HU",
+    )
+    augmentation: Augmentations | None = option(
+        "Random changes of the training images; samed is the paper's recipe.",
+        group="images",
+        metavar="fewshot|samed|none",
+        shown="fewshot",
+    )
+    dice_weight: float | None = option(
+        "Share of Dice in the loss, from 0 to 1; cross-entropy has the rest.",
+        group="loss and optimizer",
+        metavar="SHARE",
+        shown="0.8",
+    )
+    dice_form: DiceForm | None = option(
+        "linear, our Dice, or squared, that of SAMed's and DAE-Former's code: probabilities squared, all classes.",
+        group="comparison with papers",
+        metavar="linear|squared",
+        shown="linear",
+    )
+    loss_resolution: LossResolution | None = option(
+        "Where the loss is taken: at the image's own resolution, or, as in the papers, at that of SAM's logits.",
+        group="comparison with papers",
+        metavar="image|logits",
+        shown="image",
+    )
+    precision: Precision = option(
+        "Of the weights. bf16, fp16 and int8 (the encoder's, in bf16 arithmetic) are updated with stochastic rounding.",
+        default="auto",
+        group="precision and memory",
+        metavar="fp32|bf16|fp16|int8",
+        shown="fp32; on a GPU bf16, before Ampere fp16",
+    )
+    state_bits: Literal[8, 32] | None = option(
+        "Bits of each number of the optimizer's state.",
+        group="precision and memory",
+        metavar="8|32",
+        shown="32; on a GPU 8",
+    )
+    state_on_host: bool = option(
+        "Keep the optimizer's state in the host's memory: less memory on the GPU, more time.",
+        default=False,
+        group="precision and memory",
+        shown="False",
+    )
+    evaluate_every: int | None = option(
+        "Steps between two evaluations, each of which saves a checkpoint.",
+        group="evaluation",
+        metavar="N",
+        shown="a tenth of the steps",
+    )
+    patience: int | None = option(
+        "Stop after this many evaluations without a better validation Dice.",
+        group="evaluation",
+        metavar="N",
+        shown="never",
+    )
+    protocol: Literal["mm", "transunet"] = option(
+        "Metric protocol of the final evaluation; transunet is that of the papers on Synapse.",
+        default="mm",
+        group="comparison with papers",
+        metavar="mm|transunet",
+        shown="mm",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(SharedSettings):
     """What a training run can be told."""
 
-    method: str | None = None
-    """medsaga (default), samed, full, frozen; daeformer and unet train models of their own from scratch."""
-    recipe: str | None = None
-    """A publication's settings: medsaga-paper, samed-paper, daeformer-paper, or a TOML file; other options override."""
-    shots: int | None = None
-    """Number of labelled cases (patients) to train on, drawn by SEED; all others are held out for the test."""
-    test_cases: int | None = None
-    """Test on so many of the other cases only; with one SEED they are the same for every number of shots."""
-    seed: int = 0
-    """Chooses the cases, the initial weights, the batches and the augmentation."""
-    budget: str | None = None
-    """Memory that the run may take, such as 4GB: what is left open below and the image size are chosen to fit."""
-    encoder_lr: float | None = None
-    """Peak learning rate of the image encoder."""
-    decoder_lr: float | None = None
-    """Peak learning rate of the prompt encoder and the mask decoder."""
-    weight_decay: float | None = None
-    """Weight decay of the weight matrices."""
-    optimizer: Literal["adamw", "sgd"] | None = None
-    """AdamW, or stochastic gradient descent with a momentum of 0.9."""
-    warmup: int | None = None
-    """Steps over which the learning rate rises."""
-    max_gradient_norm: float | None = None
-    """The gradient, as projected, is clipped to this norm; inf leaves it as it is."""
-    rank: int | None = None
-    """Rank of GaLore's gradient projection, or of LoRA's update."""
-    refresh_every: int | None = None
-    """Optimizer steps between two choices of the projection's subspace."""
-    galore: Literal["default", "reference"] | None = None
-    """`reference` does what GaLore's authors do: exact SVD, moments kept as they are, updates scaled by 0.25."""
+    shots: int | None = option(
+        "Labelled cases (patients) to train on, drawn by --seed; the others are the test.",
+        group="data",
+        metavar="N",
+        shown="80 % of the cases",
+    )
+    method: str | None = option(
+        "medsaga, samed, full, frozen, daeformer or unet.", group="model", metavar="METHOD", shown="medsaga"
+    )
+    recipe: str | None = option(
+        "A publication's settings: medsaga-paper, samed-paper, daeformer-paper, or a TOML file; options override it.",
+        group="comparison with papers",
+        metavar="RECIPE",
+        shown="none",
+    )
+    budget: str | None = option(
+        "Memory that the run may take, such as 4GB: what is left open is chosen to fit.",
+        group="memory",
+        metavar="SIZE",
+        shown="no limit",
+    )
+    test_cases: int | None = option(
+        "Test on so many of the other cases only; with one --seed they are the same for every number of shots.",
+        group="few-shot protocol",
+        metavar="N",
+        shown="all",
+    )
+    seed: int = option(
+        "Chooses the cases, the initial weights, the batches and the augmentation.",
+        default=0,
+        group="few-shot protocol",
+        metavar="N",
+        shown="0",
+    )
+    encoder_lr: float | None = option(
+        "Peak learning rate of the image encoder.",
+        group="loss and optimizer",
+        metavar="RATE",
+        shown="2e-3 for tiny, else 5e-4; samed 5e-3, daeformer 0.05, unet 1e-3",
+    )
+    decoder_lr: float | None = option(
+        "Peak learning rate of the prompt encoder and the mask decoder.",
+        group="loss and optimizer",
+        metavar="RATE",
+        shown="2e-3 for tiny, else 5e-4; daeformer 0.05, unet 1e-3",
+    )
+    weight_decay: float | None = option(
+        "Weight decay of the weight matrices.", group="loss and optimizer", metavar="DECAY", shown="0.1; daeformer 1e-4"
+    )
+    optimizer: Literal["adamw", "sgd"] | None = option(
+        "AdamW, or stochastic gradient descent with a momentum of 0.9.",
+        group="loss and optimizer",
+        metavar="adamw|sgd",
+        shown="adamw; daeformer sgd",
+    )
+    warmup: int | None = option(
+        "Steps over which the learning rate rises.",
+        group="loss and optimizer",
+        metavar="N",
+        shown="a tenth of the steps",
+    )
+    max_gradient_norm: float | None = option(
+        "The gradient, as projected, is clipped to this norm; inf leaves it as it is.",
+        group="loss and optimizer",
+        metavar="NORM",
+        shown="1",
+    )
+    rank: int | None = option(
+        "Rank of GaLore's gradient projection, or of LoRA's update.", group="GaLore", metavar="N", shown="64; samed 4"
+    )
+    refresh_every: int | None = option(
+        "Optimizer steps between two choices of the projection's subspace.",
+        group="GaLore",
+        metavar="N",
+        shown="a twentieth of the steps",
+    )
+    galore: Literal["default", "reference"] | None = option(
+        "reference does what GaLore's authors do: exact SVD, moments kept as they are, updates scaled by 0.25.",
+        group="GaLore",
+        metavar="default|reference",
+        shown="default",
+    )
 
     def __post_init__(self) -> None:
         """Reject contradictions before anything is read.
@@ -171,6 +321,20 @@ class Settings(SharedSettings):
                 found=str(self.micro_batch_size),
                 do="Choose a divisor.",
             )
+
+
+MAY_CHANGE = frozenset(
+    {
+        *("steps", "batch_size", "micro_batch_size", "checkpointing", "precision", "state_bits", "state_on_host"),
+        *("encoder_lr", "decoder_lr", "weight_decay", "optimizer", "warmup", "max_gradient_norm", "seed", "device"),
+        *("rank", "refresh_every", "galore", "augmentation", "dice_weight", "dice_form"),
+        *("loss_resolution", "evaluate_every", "patience", "protocol"),
+    }
+)
+"""Settings that `medsaga continue` may change: how a run is trained. The others say what the model is, how it sees
+images, and which cases are held out."""
+DERIVED = ("micro_batch_size", "warmup", "refresh_every", "evaluate_every")
+"""Settings that follow from the steps and the batch size unless somebody has named them."""
 
 
 @dataclass(frozen=True, kw_only=True)
