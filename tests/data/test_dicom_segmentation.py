@@ -365,7 +365,7 @@ def test_what_is_no_segmentation_is_refused(tmp_path: Path, images: Images, name
 
 
 def test_a_deflated_bomb_is_refused(tmp_path: Path, images: Images, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("medsaga.data.dicom.documents._MOST_INFLATED_BYTES", 2**22)
+    monkeypatch.setattr("medsaga.data.dicom.documents.MOST_INFLATED_BYTES", 2**22)
     frames = [(1, np.ones((7, 11)), on_slice(images.affine, 1))]
     path = by_hand(
         tmp_path / "seg.dcm",

@@ -231,7 +231,7 @@ def test_a_damaged_file_is_named_and_costs_nothing(tmp_path: Path, damage: Any) 
 
 
 def test_a_deflate_bomb_is_not_inflated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "_MOST_INFLATED_BYTES", 2**20)
+    monkeypatch.setattr(reading, "MOST_INFLATED_BYTES", 2**20)
 
     (file,) = write_ct_series(tmp_path, VOLUME[..., :1], AXIAL)
     image = dcmread(file)

@@ -246,8 +246,8 @@ def test_memory_does_not_grow_with_the_volume(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, axis: str
 ) -> None:
     monkeypatch.setattr(volumes, "_BLOCK_BYTES", 2**16)
-    monkeypatch.setattr(nifti, "_CHUNK_BYTES", 2**14)
-    monkeypatch.setattr(itk, "_CHUNK_BYTES", 2**14)
+    monkeypatch.setattr(nifti, "CHUNK_BYTES", 2**14)
+    monkeypatch.setattr(itk, "CHUNK_BYTES", 2**14)
     peaks = []
     for slices in (20, 120):
         volume = random_volume((96, 64, slices))
