@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import subprocess
+import sys
 from collections import Counter
 from typing import Any, get_args
 
@@ -47,10 +50,11 @@ def test_verbs_stand_in_the_order_of_use_with_a_line_each(
     assert shown == order == list(VERBS)
 
 
-def test_what_most_users_need_fits_on_a_screen(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    lines = help_text("train", monkeypatch, capsys)
+def test_what_most_users_need_fits_on_a_screen() -> None:
+    environment = {**os.environ, "COLUMNS": "80", "PYTHONIOENCODING": "utf-8"}
+    command = [sys.executable, "-m", "medsaga", "train", "--help"]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", env=environment, check=True)
+    lines = done.stdout.splitlines()
     others = next(n for n, line in enumerate(lines) if f"{GROUPS[4]} options" in line)
     assert others <= 40
     screen = "\n".join(lines[:others])
