@@ -43,6 +43,14 @@ except SystemExit:
     assert time.perf_counter() - began < 10
 
 
+def test_info_needs_nothing_that_only_training_needs(toy: Path) -> None:
+    heavy = "{'torch', 'torchvision', 'monai', 'transformers', 'matplotlib', 'scipy.stats', 'scipy.spatial'}"
+    probe = f"import sys; from medsaga.cli import main; main(sys.argv[1:]); sys.exit(str({heavy} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", probe, "info", str(toy)], capture_output=True, text=True, check=False)
+    assert done.stderr.strip().splitlines()[-1] == "set()"
+    assert "cases" in done.stdout
+
+
 @pytest.mark.parametrize("argv", [["predict"], ["no-such-verb"], ["train", "x", "--out", "y", "--no-such-flag"]])
 def test_unusable_arguments_exit_with_2(argv: list[str]) -> None:
     with pytest.raises(SystemExit) as stopped:

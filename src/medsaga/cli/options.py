@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypeVar, get_type_hints
 
 import tyro
 
@@ -38,7 +38,7 @@ def options_of(settings: type[SharedSettings], *, continued: bool = False) -> An
         ]
         if options:
             name = heading.replace(" ", "_").replace("-", "_")
-            group = dataclasses.make_dataclass(name, options, frozen=True, kw_only=True)
+            group: Any = dataclasses.make_dataclass(name, options, frozen=True, kw_only=True)
             annotated = Annotated[group, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name=heading)]
             groups.append((name, annotated, dataclasses.field(default_factory=group)))
     made = dataclasses.make_dataclass("Options", groups, frozen=True, kw_only=True)
@@ -69,7 +69,9 @@ def _option(field: dataclasses.Field[Any], kind: Any, *, continued: bool) -> tup
 
 
 if TYPE_CHECKING:  # types that are made at run time are none to a type checker
-    TrainOptions = ContinueOptions = CompareOptions = Any
+    TrainOptions: TypeAlias = Any
+    ContinueOptions: TypeAlias = Any
+    CompareOptions: TypeAlias = Any
 else:
     TrainOptions = options_of(Settings)
     ContinueOptions = options_of(Settings, continued=True)

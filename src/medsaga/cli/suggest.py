@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import tyro
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -21,7 +20,7 @@ from medsaga.cli.runs import run_meant
 class Suggest:
     """Suggest which unlabelled cases to annotate next."""
 
-    folders: Annotated[Positional[tuple[Path, ...]], tyro.conf.arg(metavar="[RUN] FOLDER")]
+    folders: Annotated[Positional[tuple[Path, ...]], arg("[RUN] FOLDER")]
     """Run folder, if there is one; then a folder of images or series, or a dataset of which not all have masks."""
     n: int = 5
     """Number of cases to suggest."""
