@@ -178,12 +178,15 @@ def test_our_own_fault_is_another_exit_code_though_the_results_are_printed(
     assert "equal-full-001-shots-seed-0" in told.err
 
 
-def test_ctrl_c_keeps_what_is_done(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("step", "finished"), [(1, 0), (3, 1)])
+def test_ctrl_c_keeps_what_is_done(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, finished: int
+) -> None:
     with monkeypatch.context() as patch:
-        interrupt_in(patch, 3)
-        with pytest.raises(Interrupted, match="1 of 2 runs done"):
+        interrupt_in(patch, step)
+        with pytest.raises(Interrupted, match=f"{finished} of 2 runs done"):
             run(toy, tmp_path / "out", methods=["frozen", "full"], shots=[1])
-    assert len(cells_of(tmp_path / "out")) == 1
+    assert len(cells_of(tmp_path / "out")) == finished
     assert len(run(toy, tmp_path / "out", methods=["frozen", "full"], shots=[1])) == 2
 
 

@@ -107,6 +107,8 @@ def compare(
         done = {
             cell: document if document and document["status"] == "done" else None for cell, document in done.items()
         }
+    # By this folder the same command knows its comparison again, even if it is killed before a first run is done.
+    (out / CELLS).mkdir(parents=True, exist_ok=True)
     for cell in [cell for cell, document in done.items() if document is None]:
         number = sum(document is not None for document in done.values()) + 1
         console.print(f"{number}/{len(grid)}: {cell.method}, {cell.shots} shots, seed {cell.seed} ({cell.table})")
