@@ -121,10 +121,10 @@ def test_only_what_is_missing_is_run(toy: Path, tmp_path: Path, monkeypatch: pyt
     run(toy, tmp_path / "out", methods=["frozen", "full"], shots=[1])
     assert ran == [("full", 0)]
     with pytest.raises(InputError, match="settings of this comparison"):
-        run(toy, tmp_path / "out", shared=dataclasses.replace(SHARED, steps=3))
+        run(toy, tmp_path / "out", shots=[1], shared=dataclasses.replace(SHARED, steps=3))
     (toy / "images" / "img0.png").write_bytes((toy / "images" / "img1.png").read_bytes())
     with pytest.raises(InputError, match="data of this comparison"):
-        run(toy, tmp_path / "out", methods=["frozen"])
+        run(toy, tmp_path / "out", methods=["frozen"], shots=[1])
 
 
 def _failing(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:

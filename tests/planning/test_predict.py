@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from real_steps import measure
+from repetition import spread
 from resolved import resolved
 
 from medsaga.data.intensity import Intensity
@@ -105,8 +106,7 @@ def test_the_batch_costs_no_memory_beyond_its_second_micro_batch() -> None:
     assert few == many
 
 
-@pytest.mark.parametrize("method", ["medsaga", "full"])
-@pytest.mark.parametrize("state_bits", [8, 32])
+@pytest.mark.parametrize(("method", "state_bits"), spread(["medsaga", "full"], [8, 32]))
 def test_state_on_the_host_is_not_counted(method: str, state_bits: int) -> None:
     here, there = (predict(method=method, state_bits=state_bits, state_on_host=host) for host in (False, True))
     assert here.breakdown["optimizer"] > 0
