@@ -25,6 +25,7 @@ def _block(kind: str) -> str:
     return text
 
 
+@pytest.mark.exhaustive
 def test_the_page_on_adding_a_method_is_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_toy_dataset(tmp_path / "data")
     monkeypatch.chdir(tmp_path)

@@ -48,6 +48,7 @@ def test_tables_show_the_peak_and_options_that_train_takes(capsys: pytest.Captur
         assert any(option in line and value in line for line in printed.splitlines())
 
 
+@pytest.mark.exhaustive
 def test_a_budget_for_a_published_size(capsys: pytest.CaptureFixture[str]) -> None:
     given = ["memory", "--model", "vit_b", "--budget", "4GB", "--device", "cpu", "--json"]
     assert main(given) == 0

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from real_steps import measure
+from repetition import spread
 from resolved import resolved
 
 from medsaga.data.intensity import Intensity
@@ -34,16 +35,38 @@ def settings(**given: Any) -> ResolvedSettings:
     [
         ({}, 2, 3),
         ({"precision": "bf16", "state_bits": 8, "checkpointing": "blocks", "micro_batch_size": 1}, 5, 3),
-        ({"precision": "int8", "state_bits": 8, "checkpointing": "blocks", "micro_batch_size": 2}, 2, 1),
+        pytest.param(
+            {"precision": "int8", "state_bits": 8, "checkpointing": "blocks", "micro_batch_size": 2},
+            2,
+            1,
+            marks=pytest.mark.exhaustive,
+        ),
         ({"precision": "int8", "state_bits": 32, "checkpointing": "none", "image_size": 128, "batch_size": 2}, 5, 3),
-        ({"precision": "bf16", "state_bits": 32, "image_size": 128, "micro_batch_size": 1, "batch_size": 2}, 2, 4),
-        ({"state_bits": 8, "micro_batch_size": 2}, 5, 4),
-        ({"checkpointing": "blocks", "batch_size": 2, "image_size": 128}, 2, 1),
-        ({"method": "full", "micro_batch_size": 2}, 5, 3),
-        ({"method": "full", "precision": "bf16", "state_bits": 8, "checkpointing": "blocks"}, 2, 3),
+        pytest.param(
+            {"precision": "bf16", "state_bits": 32, "image_size": 128, "micro_batch_size": 1, "batch_size": 2},
+            2,
+            4,
+            marks=pytest.mark.exhaustive,
+        ),
+        pytest.param({"state_bits": 8, "micro_batch_size": 2}, 5, 4, marks=pytest.mark.exhaustive),
+        pytest.param(
+            {"checkpointing": "blocks", "batch_size": 2, "image_size": 128}, 2, 1, marks=pytest.mark.exhaustive
+        ),
+        pytest.param({"method": "full", "micro_batch_size": 2}, 5, 3, marks=pytest.mark.exhaustive),
+        pytest.param(
+            {"method": "full", "precision": "bf16", "state_bits": 8, "checkpointing": "blocks"},
+            2,
+            3,
+            marks=pytest.mark.exhaustive,
+        ),
         ({"method": "full", "precision": "int8", "state_bits": 8, "micro_batch_size": 1, "batch_size": 2}, 2, 3),
-        ({"galore": "reference", "rank": 4}, 5, 3),
-        ({"galore": "reference", "micro_batch_size": 2, "checkpointing": "blocks"}, 2, 3),
+        pytest.param({"galore": "reference", "rank": 4}, 5, 3, marks=pytest.mark.exhaustive),
+        pytest.param(
+            {"galore": "reference", "micro_batch_size": 2, "checkpointing": "blocks"},
+            2,
+            3,
+            marks=pytest.mark.exhaustive,
+        ),
         ({"galore": "reference", "precision": "bf16", "state_bits": 8}, 2, 1),
     ],
     ids=str,
@@ -83,8 +106,7 @@ def test_the_batch_costs_no_memory_beyond_its_second_micro_batch() -> None:
     assert few == many
 
 
-@pytest.mark.parametrize("method", ["medsaga", "full"])
-@pytest.mark.parametrize("state_bits", [8, 32])
+@pytest.mark.parametrize(("method", "state_bits"), spread(["medsaga", "full"], [8, 32]))
 def test_state_on_the_host_is_not_counted(method: str, state_bits: int) -> None:
     here, there = (predict(method=method, state_bits=state_bits, state_on_host=host) for host in (False, True))
     assert here.breakdown["optimizer"] > 0

@@ -17,9 +17,9 @@ MIB = 2**20
     [
         ("vit_b", 512, 12, "bf16", 350, 333),
         ("vit_b", 1024, 1, "bf16", 550, 400),
-        ("vit_l", 1024, 1, "bf16", 1150, 993),
-        ("vit_h", 1024, 1, "bf16", 2048, 1817),
-        ("vit_h", 1024, 1, "int8", 1500, 1261),
+        pytest.param("vit_l", 1024, 1, "bf16", 1150, 993, marks=pytest.mark.exhaustive),
+        pytest.param("vit_h", 1024, 1, "bf16", 2048, 1817, marks=pytest.mark.exhaustive),
+        pytest.param("vit_h", 1024, 1, "int8", 1500, 1261, marks=pytest.mark.exhaustive),
     ],
 )
 def test_a_training_step_stays_within_its_target(

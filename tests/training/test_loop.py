@@ -108,7 +108,7 @@ def test_micro_batches_train_like_the_whole_batch_at_each_resolution_of_the_loss
 
 
 def test_killed_and_resumed_equals_never_interrupted(toy: Path, tmp_path: Path, quick: Settings) -> None:
-    settings = dataclasses.replace(quick, steps=40)
+    settings = dataclasses.replace(quick, steps=16)
     train(toy, tmp_path / "whole", settings)
     killed = tmp_path / "killed"
     process = subprocess.Popen(_command(toy, killed, settings), stderr=subprocess.DEVNULL)
