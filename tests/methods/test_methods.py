@@ -143,3 +143,12 @@ def test_every_method_suits_its_own_image_sizes() -> None:
             sizes = method.image_sizes(architecture)
             assert sizes == sorted(sizes)
             assert resolved(method=name, model=architecture).image_size == sizes[-1]
+
+
+def test_the_projection_may_have_two_sides(toy: Path, tmp_path: Path, quick: Settings) -> None:
+    train(toy, tmp_path / "run", dataclasses.replace(quick, projection="two_sided", rank=4, steps=1))
+    states = torch.load(tmp_path / "run" / "state.pt", weights_only=True)["optimizer"]["state"].values()
+    bases = [(state["basis_left"].shape[1], state["basis_right"].shape[1]) for state in states if "basis_left" in state]
+    assert len(bases) > 20
+    assert set(bases) == {(4, 4)}
+    assert {state["exp_avg"].shape for state in states if "basis_left" in state} == {(4, 4)}

@@ -23,6 +23,7 @@ def _groups(model: KClassSam, settings: ResolvedSettings) -> Groups:
         "weight_decay": settings.weight_decay,
         "rank": settings.rank,
         "refresh_every": settings.refresh_every,
+        "projection": settings.projection,
         **PRESETS[settings.galore],
     }
     return [

@@ -28,6 +28,7 @@ DEFAULTS: dict[str, Any] = {
     "max_gradient_norm": 1.0,
     "rank": 64,
     "galore": "default",
+    "projection": "std",
     "augmentation": "fewshot",
 }
 """For every model and method that has no value of its own."""

@@ -267,6 +267,12 @@ class Settings(SharedSettings):
         metavar="default|reference",
         shown="default",
     )
+    projection: Literal["std", "two_sided"] | None = option(
+        "std projects a gradient onto one side, as GaLore does; two_sided onto both, the form of MedSAGa's text.",
+        group="GaLore",
+        metavar="std|two_sided",
+        shown="std",
+    )
 
     def __post_init__(self) -> None:
         """Reject contradictions before anything is read.
@@ -327,7 +333,7 @@ MAY_CHANGE = frozenset(
     {
         *("steps", "batch_size", "micro_batch_size", "checkpointing", "precision", "state_bits", "state_on_host"),
         *("encoder_lr", "decoder_lr", "weight_decay", "optimizer", "warmup", "max_gradient_norm", "seed", "device"),
-        *("rank", "refresh_every", "galore", "augmentation", "dice_weight", "dice_form"),
+        *("rank", "refresh_every", "galore", "projection", "augmentation", "dice_weight", "dice_form"),
         *("loss_resolution", "evaluate_every", "patience", "protocol"),
     }
 )
@@ -362,6 +368,7 @@ class ResolvedSettings(Settings):
     rank: int = field()
     refresh_every: int = field()
     galore: Literal["default", "reference"] = field()
+    projection: Literal["std", "two_sided"] = "std"
     evaluate_every: int = field()
 
 
