@@ -58,6 +58,16 @@ def test_unusable_arguments_exit_with_2(argv: list[str]) -> None:
     assert stopped.value.code == 2
 
 
+def test_predict_imports_no_compiler(run: Path, toy: Path, tmp_path: Path) -> None:
+    heavy = "{'torch._dynamo', 'sympy', 'torchvision', 'monai', 'transformers', 'matplotlib', 'scipy.stats'}"
+    probe = f"import sys; from medsaga.cli import main; main(sys.argv[1:]); sys.exit(str({heavy} & sys.modules.keys()))"
+    command = [sys.executable, "-c", probe, "predict", str(run), str(toy / "images/img0.png")]
+    command += ["--out", str(tmp_path / "p.png"), "--device", "cpu"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stderr.strip().splitlines()[-1] == "set()"
+    assert (tmp_path / "p.png").exists()
+
+
 def test_train_evaluate_predict(run: Path, toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     assert main(["evaluate", str(run), "--json", "--device", "cpu"]) == 0

@@ -3,9 +3,35 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+
+@contextmanager
+def on_meta() -> Iterator[None]:
+    """Make modules on the meta device, without drawing their initial weights.
+
+    Torch imports its compiler to draw numbers that are none, which takes seconds.
+    """
+    with torch.device("meta"), _Undrawn():
+        yield
+
+
+class _Undrawn(TorchFunctionMode):
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.randn:
+            func = torch.empty
+        # torch.nn.init hands some of its functions over whole: what they call inside does not come here.
+        drawing = func in (Tensor.uniform_, Tensor.normal_) or getattr(func, "__module__", None) == "torch.nn.init"
+        return (args or (kwargs.get("tensor"),))[0] if drawing else func(*args, **kwargs)
 
 
 def value_of(tensor: Tensor, *, otherwise: float) -> float:

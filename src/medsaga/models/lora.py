@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from medsaga import files
 from medsaga.errors import InputError
+from medsaga.memory.meta import on_meta
 from medsaga.models.encoders.base import ImageEncoder
 from medsaga.models.sam import KClassSam, build_sam
 from medsaga.models.weights.loading import DESCRIPTION, check_tensors
@@ -165,7 +166,7 @@ def load_adapter(path: Path, model: KClassSam) -> None:
         raise InputError(
             path, expected=f"an adapter for {_words(ours)}", found=_words(theirs), do="Use a model that fits it."
         )
-    with torch.device("meta"):
+    with on_meta():
         twin = build_sam(**ours)
         add_lora(twin.image_encoder, rank)
     state = own_names(state)

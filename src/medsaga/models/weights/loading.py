@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from medsaga import files
 from medsaga.errors import InputError
+from medsaga.memory.meta import on_meta
 from medsaga.models.base import SegmentationModel
 from medsaga.models.encoders import ENCODERS
 from medsaga.models.encoders.sam_vit import count_blocks
@@ -193,7 +194,7 @@ def load_model(path: Path, build: Callable[..., SegmentationModel] = build_sam) 
     try:
         described = json.loads(metadata["medsaga"])
         architecture, classes, image_size, in_channels = (described[name] for name in DESCRIPTION)
-        with torch.device("meta"):
+        with on_meta():
             model = build(architecture, classes=classes, image_size=image_size, in_channels=in_channels)
     except (KeyError, TypeError, ValueError, AttributeError):
         raise InputError(
@@ -262,7 +263,7 @@ def _recognise(source: str | Path, state: State) -> tuple[str, int, int]:
 
 def _layout_of(architecture: str, classes: int, image_size: int, in_channels: int) -> State:
     """Return a model's state without its values."""
-    with torch.device("meta"):
+    with on_meta():
         model = build_sam(architecture, classes=classes, image_size=image_size, in_channels=in_channels)
     return model.state_dict()
 
