@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 
 from medsaga.errors import InputError
 from medsaga.methods.base import Method
-from medsaga.settings.options import Precision, ResolvedSettings, Settings, flag, parse_bytes
+from medsaga.settings.amounts import parse_bytes
+from medsaga.settings.options import Precision, ResolvedSettings, Settings, flag
 
 USABLE = 0.9
 """Share of a budget that tensors may take: the allocator's rounding and the GPU's own context take the rest."""

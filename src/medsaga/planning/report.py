@@ -11,7 +11,8 @@ from medsaga.errors import InputError
 from medsaga.planning.defaults import planned_defaults
 from medsaga.planning.estimate import predict_memory
 from medsaga.planning.resolve import Facts, resolve
-from medsaga.settings.options import Settings, flag, parse_bytes
+from medsaga.settings.amounts import parse_bytes
+from medsaga.settings.options import Settings, flag
 
 SHOWN = (
     "model",
