@@ -141,5 +141,5 @@ def test_the_least_confident_come_first() -> None:
 @pytest.mark.parametrize("module", ["confidence", "measure", "postprocess"])
 def test_the_modules_need_nothing_heavy(module: str) -> None:
     heavy = "{'torch', 'monai', 'transformers', 'matplotlib', 'SimpleITK'}"
-    code = f"import sys, medsaga.{module}; sys.exit(bool({heavy} & sys.modules.keys()))"
+    code = f"import sys, medsaga.prediction.{module}; sys.exit(bool({heavy} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
