@@ -100,13 +100,18 @@ class SegmentationModel(nn.Module):
         return self.checkpoint_blocks and torch.is_grad_enabled()
 
 
-def weight_matrices(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+def weight_matrices(module: nn.Module, *, grouped: bool = True) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """Divide a module's parameters into weights of linear and convolution layers, and everything else.
 
     Position tables and embeddings are two-dimensional too, but they are no linear maps: they count as the rest.
+
+    Args:
+        module: whose parameters they are.
+        grouped: whether kernels of convolutions in groups, such as depthwise ones, are among the weights. Each is many
+            small maps, not one matrix.
     """
     layers = (child for child in module.modules() if isinstance(child, nn.Linear | nn.Conv2d | nn.ConvTranspose2d))
-    matrices = [child.get_parameter("weight") for child in layers]
+    matrices = [child.get_parameter("weight") for child in layers if grouped or getattr(child, "groups", 1) == 1]
     known = {id(parameter) for parameter in matrices}
     return matrices, [parameter for parameter in module.parameters() if id(parameter) not in known]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 NORM_GROUPS = 8
@@ -14,6 +16,58 @@ class LayerNorm2d(nn.LayerNorm):
     def forward(self, input: Tensor) -> Tensor:
         """Normalise ``(batch, channels, height, width)``; the result has its channels last in memory."""
         return super().forward(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class FrozenBatchNorm2d(nn.Module):
+    """Batch normalisation (arXiv 1502.03167) whose statistics are those of pre-training; scale and shift learn.
+
+    A run has few cases and small micro-batches, whose statistics would be noise, and would change with their size.
+    Tensors have the names of ``nn.BatchNorm2d``.
+
+    Attributes:
+        weight: ``(channels,)``.
+        bias: ``(channels,)``.
+        running_mean: ``(channels,)`` float32.
+        running_var: ``(channels,)`` float32.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, channels: int, *, eps: float = 1e-5) -> None:
+        """Take the number of channels and what is added to the variance; the norm changes nothing yet."""
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels, dtype=torch.float32))
+        self.register_buffer("running_var", torch.ones(channels, dtype=torch.float32))
+
+    def scale_and_shift(self) -> tuple[Tensor, Tensor]:
+        """Return what a channel is multiplied by and what is then added, ``(channels,)`` each, in float32."""
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        return scale, self.bias - self.running_mean * scale
+
+
+def normalised_convolution(inputs: Tensor, convolution: nn.Conv2d, norm: FrozenBatchNorm2d) -> Tensor:
+    """Convolve and normalise in one operation: the norm is folded into the kernel, so that nothing else is kept.
+
+    The gradients of the kernel, of scale and of shift are those of a convolution followed by a norm.
+
+    Args:
+        inputs: ``(batch, in_channels, height, width)``, in the type of the kernel.
+        convolution: without a bias.
+        norm: of its results.
+
+    Returns:
+        ``(batch, out_channels, height / stride, width / stride)``.
+    """
+    scale, shift = norm.scale_and_shift()
+    kernel, dtype = convolution.weight, inputs.dtype
+    assert convolution.bias is None
+    kernel = (kernel * scale.view(-1, 1, 1, 1)).to(dtype)
+    sizes = (convolution.stride, convolution.padding, convolution.dilation, convolution.groups)
+    return F.conv2d(inputs, kernel, shift.to(dtype), *sizes)
 
 
 class ResidualConvolutions(nn.Module):

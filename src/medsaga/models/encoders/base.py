@@ -47,9 +47,10 @@ class ImageEncoder(nn.Module, ABC):
     def weight_matrices(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """Return the parameters whose gradients GaLore projects, and all others.
 
-        A convolution kernel ``(out, in, height, width)`` counts as a matrix ``(out, in * height * width)``.
+        A convolution kernel ``(out, in, height, width)`` counts as a matrix ``(out, in * height * width)``; a depthwise
+        one is none.
         """
-        return weight_matrices(self)
+        return weight_matrices(self, grouped=False)
 
     def attentions(self) -> Sequence[nn.Module] | None:
         """Return the modules whose ``qkv`` LoRA updates: a linear layer to queries, keys and values, a third each.
