@@ -13,8 +13,8 @@ from transformers.models.sam.configuration_sam import (
 from transformers.models.sam.modeling_sam import SamModel
 
 from medsaga.models.encoders import ENCODERS
+from medsaga.models.encoders.base import SAM_MEAN, SAM_STD
 from medsaga.models.encoders.sam_vit import SamVitSpec
-from medsaga.models.sam import PIXEL_MEAN, PIXEL_STD
 
 
 def random_reference(architecture: str, side: int) -> SamModel:
@@ -56,5 +56,5 @@ def random_reference(architecture: str, side: int) -> SamModel:
 
 def normalised(images: Tensor) -> Tensor:
     """Shift and scale colours in 0..255, ``(batch, 3, height, width)``, as SAM's processor does."""
-    mean, std = (torch.tensor(values, dtype=images.dtype).view(3, 1, 1) for values in (PIXEL_MEAN, PIXEL_STD))
+    mean, std = (torch.tensor(values, dtype=images.dtype).view(3, 1, 1) for values in (SAM_MEAN, SAM_STD))
     return (images - mean) / std

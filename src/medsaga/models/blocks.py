@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 NORM_GROUPS = 8
@@ -49,6 +48,17 @@ class FrozenBatchNorm2d(nn.Module):
         return scale, self.bias - self.running_mean * scale
 
 
+class PointwiseConvolution(nn.Conv2d):
+    """A convolution of single pixels, without a bias: a matrix, which LoRA may update."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, kernel_size=1, bias=False)
+
+    def kernel(self) -> Tensor:
+        """Return what pixels are multiplied by, ``(out, in, 1, 1)``."""
+        return self.weight
+
+
 def normalised_convolution(inputs: Tensor, convolution: nn.Conv2d, norm: FrozenBatchNorm2d) -> Tensor:
     """Convolve and normalise in one operation: the norm is folded into the kernel, so that nothing else is kept.
 
@@ -63,11 +73,11 @@ def normalised_convolution(inputs: Tensor, convolution: nn.Conv2d, norm: FrozenB
         ``(batch, out_channels, height / stride, width / stride)``.
     """
     scale, shift = norm.scale_and_shift()
-    kernel, dtype = convolution.weight, inputs.dtype
+    kernel = convolution.kernel() if isinstance(convolution, PointwiseConvolution) else convolution.weight
     assert convolution.bias is None
+    dtype = inputs.dtype
     kernel = (kernel * scale.view(-1, 1, 1, 1)).to(dtype)
-    sizes = (convolution.stride, convolution.padding, convolution.dilation, convolution.groups)
-    return F.conv2d(inputs, kernel, shift.to(dtype), *sizes)
+    return convolution._conv_forward(inputs, kernel, shift.to(dtype))
 
 
 class ResidualConvolutions(nn.Module):

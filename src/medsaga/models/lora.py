@@ -1,7 +1,8 @@
 """SAMed's adapter (arXiv 2304.13785): a frozen image encoder, and a low-rank update of its queries and values.
 
 LoRA (Hu et al., arXiv 2106.09685) adds to a matrix W the product of two thin ones: W + B A. SAMed does so to the query
-and the value part of every fused query-key-value projection of SAM's image encoder, without a scaling factor.
+and the value part of every fused query-key-value projection of SAM's image encoder, without a scaling factor. An
+encoder without attention gets one on every pointwise convolution of its blocks in their place.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import operator
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from medsaga import files
 from medsaga.errors import InputError
 from medsaga.memory.meta import on_meta
+from medsaga.models.blocks import PointwiseConvolution
 from medsaga.models.encoders.base import ImageEncoder
 from medsaga.models.sam import KClassSam, build_sam
 from medsaga.models.weights.loading import DESCRIPTION, check_tensors
@@ -29,6 +30,8 @@ from medsaga.models.weights.sources import read_safetensors
 
 FACTORS = ("query_down", "query_up", "value_down", "value_up")
 """What :class:`LoraQkv` adds to the parameters of a linear layer."""
+POINTWISE_FACTORS = ("down", "up")
+"""What :class:`LoraPointwise` adds to those of a convolution."""
 TRAINED = ("prompt_encoder.", "mask_decoder.")
 """How the names of the other tensors of an adapter begin."""
 
@@ -83,18 +86,53 @@ class LoraQkv(nn.Linear):
         return torch.cat((F.pad(self.query_up, (0, rank, 0, size)), F.pad(self.value_up, (rank, 0))))
 
 
+class LoraPointwise(PointwiseConvolution):
+    """A pointwise convolution with a low-rank update.
+
+    ``weight`` is that of the layer that it replaces.
+
+    Attributes:
+        down: ``(rank, in_channels)``, A.
+        up: ``(out_channels, rank)``, B, zeros at first.
+    """
+
+    def __init__(self, plain: PointwiseConvolution, rank: int) -> None:
+        """Take over a convolution; what it computes does not change yet.
+
+        The factors are of the weight's type and on its device; A is drawn from torch's global generator.
+        """
+        out, channels = plain.weight.shape[:2]
+        with on_meta():
+            super().__init__(channels, out)
+        self.weight = plain.weight
+        like: dict[str, Any] = {"dtype": plain.weight.dtype, "device": plain.weight.device}
+        self.down = nn.Parameter(torch.empty(rank, channels, **like))
+        self.up = nn.Parameter(torch.zeros(out, rank, **like))
+        nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))
+
+    def kernel(self) -> Tensor:
+        """Return the weight with its update, ``(out, in, 1, 1)``."""
+        return self.weight + (self.up @ self.down).view_as(self.weight)
+
+
 def add_lora(encoder: ImageEncoder, rank: int) -> None:
     """Give the queries and values of every layer of an image encoder a low-rank update, in place.
+
+    Where there is no attention, the pointwise convolutions of the blocks get them.
 
     Nothing is frozen here, and the encoder computes what it did. Layers may be quantised before or after.
 
     Args:
-        encoder: has attention, and no such updates.
+        encoder: has no such updates.
         rank: of each update; SAMed's is 4.
     """
-    for attention in _attentions(encoder):
-        assert not isinstance(attention.qkv, LoraQkv), "the encoder has updates already"
-        attention.qkv = LoraQkv(attention.qkv, rank)
+    assert not lora_parameters(encoder), "the encoder has updates already"
+    for attention in encoder.attentions():
+        owner: Any = attention
+        owner.qkv = LoraQkv(owner.qkv, rank)
+    if not encoder.attentions():
+        for owner, name, layer in _pointwise(encoder):
+            setattr(owner, name, LoraPointwise(layer, rank))
 
 
 @torch.no_grad()
@@ -103,19 +141,26 @@ def merge_lora(encoder: ImageEncoder) -> None:
 
     The sum is made in float32 and rounded to the weight's type; of an int8 weight, to the type that it looks like.
     """
-    for attention in _attentions(encoder):
-        qkv = attention.qkv
-        assert isinstance(qkv, LoraQkv), "the encoder has no updates"
+    assert lora_parameters(encoder), "the encoder has no updates"
+    for attention in encoder.attentions():
+        owner: Any = attention
+        qkv = owner.qkv
         plain = nn.Linear(qkv.in_features, qkv.out_features, bias=qkv.bias is not None, device="meta")
         plain.weight = nn.Parameter(qkv.merged_weight().to(qkv.weight.dtype), requires_grad=qkv.weight.requires_grad)
         plain.bias = qkv.bias
-        attention.qkv = plain
+        owner.qkv = plain
+    if not encoder.attentions():
+        for owner, name, layer in _pointwise(encoder):
+            with on_meta():
+                convolution = PointwiseConvolution(layer.in_channels, layer.out_channels)
+            convolution.weight = nn.Parameter(layer.kernel(), requires_grad=layer.weight.requires_grad)
+            setattr(owner, name, convolution)
 
 
 def lora_parameters(encoder: nn.Module) -> list[nn.Parameter]:
     """Return all factors of an encoder, layer by layer; none when it has no updates."""
-    layers = (module for module in encoder.modules() if isinstance(module, LoraQkv))
-    return [layer.get_parameter(name) for layer in layers for name in FACTORS]
+    added = {LoraQkv: FACTORS, LoraPointwise: POINTWISE_FACTORS}
+    return [layer.get_parameter(name) for layer in encoder.modules() for name in added.get(type(layer), ())]
 
 
 def save_adapter(path: Path, model: KClassSam) -> None:
@@ -176,8 +221,9 @@ def load_adapter(path: Path, model: KClassSam) -> None:
 
 
 def _of_adapter(state: State) -> State:
+    factors = FACTORS + POINTWISE_FACTORS
     return {
-        name: tensor for name, tensor in state.items() if name.startswith(TRAINED) or name.rpartition(".")[2] in FACTORS
+        name: tensor for name, tensor in state.items() if name.startswith(TRAINED) or name.rpartition(".")[2] in factors
     }
 
 
@@ -185,7 +231,13 @@ def _words(description: dict[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in description.items())
 
 
-def _attentions(encoder: ImageEncoder) -> Sequence[Any]:
-    attentions = encoder.attentions()
-    assert attentions, "the encoder has no attention"
-    return attentions
+def _pointwise(encoder: ImageEncoder) -> list[tuple[nn.Module, str, PointwiseConvolution]]:
+    """Return the pointwise convolutions of an encoder's blocks, each with its owner and its name there."""
+    found = [
+        (owner, name, layer)
+        for owner in encoder.blocks.modules()
+        for name, layer in owner.named_children()
+        if isinstance(layer, PointwiseConvolution)
+    ]
+    assert found, "the encoder has neither attention nor pointwise convolutions"
+    return found

@@ -21,10 +21,6 @@ from medsaga.models.encoders import ENCODERS
 from medsaga.models.lean import recomputed
 from medsaga.models.prompt import PromptEncoder
 
-PIXEL_MEAN = (123.675, 116.28, 103.53)
-PIXEL_STD = (58.395, 57.12, 57.375)
-"""SAM's normalisation of red, green and blue in 0..255."""
-
 
 class KClassSam(SegmentationModel):
     """SAM that gives every pixel one of k classes.
@@ -74,7 +70,8 @@ class KClassSam(SegmentationModel):
 
     def make_constants(self) -> None:
         """Create the buffers of the pixel normalisation, float32, which no file stores."""
-        mean, std = torch.tensor([PIXEL_MEAN, PIXEL_STD], dtype=torch.float32).view(2, 1, 3, 1, 1)
+        spec = ENCODERS[self.architecture]
+        mean, std = torch.tensor([spec.pixel_mean, spec.pixel_std], dtype=torch.float32).view(2, 1, 3, 1, 1)
         if self.in_channels not in (1, 3):
             mean, std = mean.mean(1, keepdim=True), std.mean(1, keepdim=True)
         self.register_buffer("pixel_mean", mean, persistent=False)
@@ -140,7 +137,7 @@ class KClassSam(SegmentationModel):
         return [n * (strides[-1] // stride) ** 2 for n, stride in zip(channels, strides, strict=True)]
 
     def _normalise(self, images: Tensor) -> Tensor:
-        """Shift and scale to SAM's input range, in float32, then take the parameters' type; grey becomes RGB."""
+        """Shift and scale as the encoder wants it, in float32, then take the parameters' type; grey becomes RGB."""
         normalised = (images.float() - self.pixel_mean) / self.pixel_std
         return normalised.to(self.class_tokens.dtype)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from medsaga.models.encoders.base import EncoderSpec, ImageEncoder
+from medsaga.models.encoders.lite import LiteSpec
 from medsaga.models.encoders.sam_vit import SamVitSpec
 from medsaga.models.encoders.tiny import TinySpec
 
@@ -18,6 +19,7 @@ ENCODERS: dict[str, EncoderSpec] = {
         decoder_mlp_dim=512,
         image_size=192,
     ),
+    "lite": LiteSpec(width=1.0, depth=1.1, out_channels=128, image_size=256),
     "vit_b": SamVitSpec(hidden_size=768, layers=12, heads=12, global_layers=(2, 5, 8, 11)),
     "vit_l": SamVitSpec(hidden_size=1024, layers=24, heads=16, global_layers=(5, 11, 17, 23)),
     "vit_h": SamVitSpec(hidden_size=1280, layers=32, heads=16, global_layers=(7, 15, 23, 31)),

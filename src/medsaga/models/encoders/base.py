@@ -10,6 +10,10 @@ from torch import Tensor, nn
 
 from medsaga.models.base import SIDE_MULTIPLE, weight_matrices
 
+SAM_MEAN = (123.675, 116.28, 103.53)
+SAM_STD = (58.395, 57.12, 57.375)
+"""SAM's normalisation of red, green and blue in 0..255, which most networks have from ImageNet."""
+
 State = Mapping[str, Tensor]
 """Tensors of an encoder under the names of its own ``state_dict``, without the prefix ``image_encoder.``."""
 
@@ -52,12 +56,12 @@ class ImageEncoder(nn.Module, ABC):
         """
         return weight_matrices(self, grouped=False)
 
-    def attentions(self) -> Sequence[nn.Module] | None:
+    def attentions(self) -> Sequence[nn.Module]:
         """Return the modules whose ``qkv`` LoRA updates: a linear layer to queries, keys and values, a third each.
 
-        None where the encoder has no attention.
+        Where there are none, it updates the blocks' `medsaga.models.blocks.PointwiseConvolution`.
         """
-        return None
+        return ()
 
     def fit_positions(self, state: State) -> State:
         """Return tensors of this encoder that were made for another image size, with positions that fit this one."""
@@ -73,12 +77,16 @@ class EncoderSpec(ABC):
         side_multiple: what the side of an image must be a multiple of, in pixels.
         decoder_mlp_dim: hidden size of the perceptrons of the mask decoder's transformer.
         decoder_refines: whether the mask decoder has convolutions where it adds skips.
+        pixel_mean: of red, green and blue in 0..255, which the encoder wants subtracted.
+        pixel_std: what the difference is then divided by.
     """
 
     image_size: int = 1024
     side_multiple: int = SIDE_MULTIPLE
     decoder_mlp_dim: int = 2048
     decoder_refines: bool = False
+    pixel_mean: tuple[float, float, float] = SAM_MEAN
+    pixel_std: tuple[float, float, float] = SAM_STD
 
     @abstractmethod
     def build(self, *, image_size: int, in_channels: int) -> ImageEncoder:
