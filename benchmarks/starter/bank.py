@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
@@ -46,7 +47,9 @@ class Bank:
     groups: dict[str, list[npt.NDArray[np.int64]]]
 
 
-def make_bank(data: Path, folder: Path, *, worlds: int, most_real: int | None, processes: int) -> Bank:
+def make_bank(
+    data: Path, folder: Path, *, worlds: int, most_real: int | None, without: Sequence[str], processes: int
+) -> Bank:
     """Open the bank in a folder, or make it there; a bank of other images is an error.
 
     Args:
@@ -54,13 +57,14 @@ def make_bank(data: Path, folder: Path, *, worlds: int, most_real: int | None, p
         folder: where the bank is kept.
         worlds: number of made-up worlds.
         most_real: use so many of the real images only.
+        without: datasets that are left out.
         processes: that work side by side; their number changes nothing.
     """
-    made_of = {"worlds": worlds, "most_real": most_real}
+    made_of = {"worlds": worlds, "most_real": most_real, "without": list(without)}
     record = folder / "bank.json"
     if not record.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        _write_bank(data, folder, worlds=worlds, most_real=most_real, processes=processes)
+        _write_bank(data, folder, worlds=worlds, most_real=most_real, without=without, processes=processes)
         files.write_json(record, made_of)
     if (there := json.loads(record.read_text())) != made_of:
         raise SystemExit(f"{folder}: expected a bank of {made_of}, found one of {there}. Give another --bank.")
@@ -73,9 +77,11 @@ def make_bank(data: Path, folder: Path, *, worlds: int, most_real: int | None, p
     return Bank(np.load(folder / "images.npy", mmap_mode="r"), np.load(folder / "labels.npy", mmap_mode="r"), groups)
 
 
-def _write_bank(data: Path, folder: Path, *, worlds: int, most_real: int | None, processes: int) -> None:
+def _write_bank(
+    data: Path, folder: Path, *, worlds: int, most_real: int | None, without: Sequence[str], processes: int
+) -> None:
     with (data / "manifest.csv").open(newline="") as file:
-        rows = [(row["dataset"], row["name"]) for row in csv.DictReader(file)]
+        rows = [(row["dataset"], row["name"]) for row in csv.DictReader(file) if row["dataset"] not in without]
     if most_real is not None:
         rows = [rows[i] for i in np.linspace(0, len(rows) - 1, most_real).astype(int)]
     datasets = sorted({dataset for dataset, _ in rows})

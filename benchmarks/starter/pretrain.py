@@ -1,24 +1,23 @@
-"""Pre-train the starter checkpoint, a small SAM: weights from which few-shot runs go far.
+"""Pre-train the starter checkpoint: ImageNet's encoder, and a pyramid and decoder taught to segment from few examples.
 
-    python -m benchmarks.starter.pretrain DATA --out FOLDER
+    python -m benchmarks.starter.pretrain DATA --encoder efficientnet-lite1.pth --out FOLDER
 
 DATA is the folder of pre-training images (``manifest.csv``, and ``images/`` and ``masks/`` of each dataset). FOLDER
 gets the bank of images, the state of the training, its log and ``starter.safetensors``. Started again, it goes on.
 
-It does what runs do, many times over, and moves the start towards where they end (Reptile, Nichol et al., arXiv
-1803.02999). A run here has 12 steps on the labelled images of a task and 6 on the others, which makes the move one
-towards weights that generalise (Hendryx et al., arXiv 1912.06290).
+A step is what a run begins with, many times over: the mean embedding of each class in a few labelled images is added
+to the token that all classes share, and the decoder segments these images and others of the same kind. So it learns to
+find what looks like the examples, whatever it is. The encoder moves slowly, and what is kept is the mean of the weights
+over the last part of the training.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import tempfile
+import math
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.starter.bank import Bank, make_bank
-from benchmarks.starter.tasks import MOST_CLASSES, Task, draw_task
+from benchmarks.starter.tasks import Task, draw_task
 from medsaga import files
 from medsaga.data.augment import AUGMENTATIONS, augment
 from medsaga.models.encoders import ENCODERS
@@ -37,234 +36,202 @@ from medsaga.models.weights.loading import DESCRIPTION, load_pretrained, save_st
 from medsaga.models.weights.verification import convert
 from medsaga.training.loss import segmentation_loss
 
-State = dict[str, Tensor]
-TOKENS = "mask_decoder.mask_tokens.weight"
-NETWORKS = "mask_decoder.output_hypernetworks_mlps."
+ARCHITECTURE = "lite"
 MASKS = 4
-"""Mask tokens of the file, as SAM's files have them."""
-OWN_SIDE = ENCODERS["tiny"].image_size
+"""Mask tokens of the file, as SAM's files have them; all start alike."""
+HELD_BACK = ("usgra_nerve_us", "pfc_neurons", "glomeruli_histology", "cerebrum7t_brain_mr")
+"""Kinds of images that are never taught, so that few-shot runs on them judge."""
+SIDES = (128, 160, 192, 224)
+"""Of a task's images, in pixels; drawn anew for each."""
+SAVE_SECONDS = 600
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that decides what comes out, apart from the images."""
+    """Everything that decides what comes out, apart from the images and the encoder's file."""
 
     steps: int
-    side: int
     seed: int
     worlds: int
     most_real: int | None
     tasks: int = 2
-    support_steps: int = 12
-    query_steps: int = 6
-    batch: int = 4
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.1
-    move: float = 0.3
-    warmup: int = 10
+    encoder_lr: float = 5e-5
+    decoder_lr: float = 1e-3
+    weight_decay: float = 0.05
+    warmup: int = 100
+    average: float = 0.998
 
 
-def start_of(side: int, seed: int) -> State:
-    """Return the state of a model of random weights, whose classes are alike."""
-    torch.manual_seed(seed)
-    return _tied(build_sam("tiny", classes=MOST_CLASSES, image_size=side).state_dict())
+class Pretraining:
+    """The state of a pre-training: model, optimizer, averaged weights and the number of the next step."""
 
+    def __init__(self, plan: Plan, encoder: Path, bank: Bank) -> None:
+        """Start from ImageNet's encoder, and a pyramid and decoder drawn from the plan's seed."""
+        torch.manual_seed(plan.seed)
+        self.plan, self.bank, self.step = plan, bank, 0
+        self.model = build_sam(ARCHITECTURE, classes=MASKS, image_size=max(SIDES))
+        load_pretrained(self.model, encoder)
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.average = [p.detach().clone() for p in self.parameters]
+        self.optimizer = _optimizer(self.model, plan)
 
-def _tied(state: State) -> State:
-    """Give all classes the token and the hypernetwork of the first."""
-    state[TOKENS] = state[TOKENS][:1].expand(MOST_CLASSES, -1).clone()
-    for name in [name for name in state if name.startswith(NETWORKS)]:
-        number = name.removeprefix(NETWORKS).split(".")[0]
-        state[name] = state[name.replace(f"{NETWORKS}{number}.", f"{NETWORKS}0.")].clone()
-    return state
+    def advance(self) -> dict[str, float]:
+        """Make a step, and return its loss, and its Dice on the images that gave no examples."""
+        plan, step = self.plan, self.step
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * rate_at(plan, step)
+        found = []
+        for number in range(plan.tasks * step, plan.tasks * (step + 1)):
+            task = _augmented(self._draw(number), plan.seed, number)
+            logits = few_shot_logits(self.model, task)
+            loss = segmentation_loss(logits, task.labels, dice_weight=0.8, resolution="image").sum()
+            (loss / plan.tasks).backward()
+            found.append({"loss": float(loss.detach()), "dice": _dice(logits.detach(), task)})
+        nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.step += 1
+        share = min(plan.average, self.step / (self.step + 10))
+        torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - share)
+        return {key: float(np.mean([one[key] for one in found])) for key in ("loss", "dice")}
 
+    def _draw(self, number: int) -> Task:
+        side = int(np.random.default_rng([self.plan.seed, number, 2]).choice(SIDES))
+        return draw_task(self.bank, side=side, seed=self.plan.seed, number=number)
 
-class Worker:
-    """Does short runs; one in each process."""
+    def state(self) -> dict[str, Any]:
+        """Return everything that going on needs."""
+        return {
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "average": self.average,
+            "optimizer": self.optimizer.state_dict(),
+        }
 
-    def __init__(self, plan: Plan, bank: Bank) -> None:
-        """Build the model; its weights come with every task."""
-        self.plan, self.bank = plan, bank
-        self.model = build_sam("tiny", classes=MOST_CLASSES, image_size=plan.side)
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from a state."""
+        self.step = state["step"]
+        self.model.load_state_dict(state["model"])
+        self.average = state["average"]
+        self.optimizer.load_state_dict(state["optimizer"])
 
-    def run(self, state: State, number: int) -> tuple[State, dict[str, float]]:
-        """Adapt weights to a task, and return how far each has moved, and how well the others were segmented then."""
-        plan, model = self.plan, self.model
-        task = draw_task(self.bank, side=plan.side, seed=plan.seed, number=number)
-        model.load_state_dict(state)
-        means = _class_means(model, task)
+    def export(self, path: Path) -> None:
+        """Write the averaged weights, with SAM's number of masks, for images of the architecture's own side."""
+        averaged = build_sam(ARCHITECTURE, classes=MASKS, image_size=ENCODERS[ARCHITECTURE].image_size)
+        averaged.load_state_dict(self.model.state_dict())
         with torch.no_grad():
-            model.mask_decoder.mask_tokens.weight[: task.classes] += means
-        optimizer = _optimizer(model, plan)
-        quality = {}
-        for step, rows in enumerate(_batches(task, plan, number)):
-            if step == plan.support_steps:
-                quality = _judged(model, task)
-            images, labels = augment(
-                task.images[rows], task.labels[rows], seed=number, step=step, strength=AUGMENTATIONS["fewshot"]
-            )
-            for group in optimizer.param_groups:
-                group["lr"] = plan.learning_rate * min(1.0, (step + 1) / 3)
-            logits = _logits(model, images, task.classes)
-            optimizer.zero_grad()
-            segmentation_loss(logits, labels, dice_weight=0.8, resolution="image").sum().backward()
-            nn.utils.clip_grad_norm_([p for p in model.parameters() if p.grad is not None], 1.0)
-            optimizer.step()
-        with torch.no_grad():
-            model.mask_decoder.mask_tokens.weight[: task.classes] -= means
-        moves = {name: tensor - state[name] for name, tensor in model.state_dict().items()}
-        return _shared(moves, task.classes), quality
+            for parameter, mean in zip(averaged.parameters(), self.average, strict=True):
+                parameter.copy_(mean)
+        _tie(averaged)
+        state = averaged.state_dict()
+        save_state(path, state, episodic=True, **{name: getattr(averaged, name) for name in DESCRIPTION})
 
 
-def _class_means(model: KClassSam, task: Task) -> Tensor:
-    """Return the mean embedding of each class in the images to learn from, as `medsaga.training.class_tokens` does."""
-    images, labels = task.images[: task.support], task.labels[: task.support]
-    with torch.no_grad():
-        embeddings = model.encode(images.float())[-1]
-    inside = (labels[:, None] == torch.arange(task.classes)[:, None, None]).float()
+def few_shot_logits(model: KClassSam, task: Task) -> Tensor:
+    """Segment all images of a task, with the mean embeddings of its classes in the examples as class tokens."""
+    images = task.images.float()
+    model.image_size = images.shape[-1]
+    *skips, embeddings = model.encode(images)
+    inside = (task.labels[: task.support, None] == torch.arange(task.classes)[:, None, None]).float()
     shares = F.adaptive_avg_pool2d(inside, embeddings.shape[-1])
-    return torch.einsum("bkhw,bchw->kc", shares, embeddings) / shares.sum((0, 2, 3))[:, None].clamp(min=1e-6)
-
-
-def _optimizer(model: KClassSam, plan: Plan) -> torch.optim.Optimizer:
-    parameters = list(model.parameters())
-    return torch.optim.AdamW(
-        [
-            {"params": [p for p in parameters if p.dim() > 1], "weight_decay": plan.weight_decay},
-            {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
-        ],
-        lr=plan.learning_rate,
-        fused=True,
-    )
-
-
-def _batches(task: Task, plan: Plan, number: int) -> Iterator[Tensor]:
-    """Yield the rows of each step: first of the images to learn from, then of the others."""
-    random = np.random.default_rng([plan.seed, number, 1])
-    for step in range(plan.support_steps + plan.query_steps):
-        low, high = (0, task.support) if step < plan.support_steps else (task.support, len(task.images))
-        yield torch.from_numpy(random.integers(low, high, plan.batch))
-
-
-def _logits(model: KClassSam, images: Tensor, classes: int) -> Tensor:
-    """Segment with the first classes of the model."""
-    *skips, embeddings = model.encode(images.float())
+    sums = torch.einsum("bkhw,bchw->kc", shares, embeddings[: task.support])
+    means = sums / shares.sum((0, 2, 3))[:, None].clamp(min=1e-6)
     decoder = model.mask_decoder
-    tokens, pixels = model.attend(embeddings, decoder.mask_tokens.weight[:classes].expand(len(images), -1, -1))
+    tokens = (decoder.mask_tokens.weight[:1] + means).expand(len(images), -1, -1)
+    tokens, pixels = model.attend(embeddings, tokens)
+    kernels = decoder.output_hypernetworks_mlps[0](tokens)
     upscaled = decoder.upscale(pixels, skips)
-    kernels = torch.stack([decoder.output_hypernetworks_mlps[c](tokens[:, c]) for c in range(classes)], dim=1)
     return (kernels @ upscaled.flatten(2)).unflatten(2, upscaled.shape[2:])
 
 
-@torch.no_grad()
-def _judged(model: KClassSam, task: Task) -> dict[str, float]:
-    """Return loss and mean Dice on the images that were not learned from."""
-    images, labels = task.images[task.support :], task.labels[task.support :]
-    logits = _logits(model, images, task.classes)
-    loss = segmentation_loss(logits, labels, dice_weight=0.8, resolution="image").sum()
-    found = F.interpolate(logits, labels.shape[1:], mode="bilinear").argmax(1)
-    dice = [
-        2 * ((found == c) & (labels == c)).sum() / ((found == c).sum() + (labels == c).sum())
-        for c in range(1, task.classes)
+def rate_at(plan: Plan, step: int) -> float:
+    """Return the share of the peak learning rates: a linear warm-up, then half a cosine."""
+    return min(1.0, (step + 1) / plan.warmup) * 0.5 * (1 + math.cos(math.pi * step / plan.steps))
+
+
+def _augmented(task: Task, seed: int, number: int) -> Task:
+    images, labels = augment(task.images, task.labels, seed=seed, step=number, strength=AUGMENTATIONS["fewshot"])
+    return Task(images, labels, task.support, task.classes)
+
+
+def _dice(logits: Tensor, task: Task) -> float:
+    """Return the mean Dice of the foreground on the images that gave no examples."""
+    labels = task.labels[task.support :]
+    found = F.interpolate(logits[task.support :], labels.shape[1:], mode="bilinear").argmax(1)
+    sizes = [(found == c).sum() + (labels == c).sum() for c in range(1, task.classes)]
+    both = [((found == c) & (labels == c)).sum() for c in range(1, task.classes)]
+    return float(np.mean([2 * float(b) / float(s) for b, s in zip(both, sizes, strict=True) if s > 0] or [0.0]))
+
+
+def _optimizer(model: KClassSam, plan: Plan) -> torch.optim.Optimizer:
+    network = [p for name, p in model.image_encoder.named_parameters() if not name.startswith("pyramid.")]
+    slow = {id(p) for p in network}
+    groups = [
+        {"params": [p], "peak_lr": lr, "lr": lr, "weight_decay": plan.weight_decay if p.dim() > 1 else 0.0}
+        for p in model.parameters()
+        for lr in [plan.encoder_lr if id(p) in slow else plan.decoder_lr]
     ]
-    return {"loss": float(loss), "dice": float(torch.stack(dice).mean())}
+    return torch.optim.AdamW(groups, betas=(0.9, 0.99))
 
 
-def _shared(moves: State, classes: int) -> State:
-    """Give the first class the mean of what the classes of the task have moved by."""
-    moves[TOKENS][0] = moves[TOKENS][:classes].mean(0)
-    for name in [name for name in moves if name.startswith(f"{NETWORKS}0.")]:
-        of_all = [moves[name.replace(f"{NETWORKS}0.", f"{NETWORKS}{c}.")] for c in range(classes)]
-        moves[name] = torch.stack(of_all).mean(0)
-    return moves
-
-
-def move_at(plan: Plan, step: int) -> float:
-    """Return which share of a run's way the start goes: warm-up, then constant, then to 0 over the second half."""
-    left = min(1.0, 2 * (1 - step / plan.steps))
-    return plan.move * min(1.0, (step + 1) / plan.warmup) * left
-
-
-_worker: Worker
-
-
-def _begin(plan: Plan, data: Path, bank: Path) -> None:
-    global _worker
-    torch.set_num_threads(1)
-    _worker = Worker(plan, make_bank(data, bank, worlds=plan.worlds, most_real=plan.most_real, processes=1))
-
-
-def _run(job: tuple[dict[str, Any], int]) -> tuple[dict[str, Any], dict[str, float]]:
-    arrays, number = job
-    moves, quality = _worker.run({name: torch.from_numpy(array) for name, array in arrays.items()}, number)
-    return {name: move.numpy() for name, move in moves.items()}, quality
-
-
-def export(state: State, side: int, path: Path) -> None:
-    """Write the start as weights with SAM's number of masks, for images of the architecture's own side."""
-    trained, model = (build_sam("tiny", classes=MASKS, image_size=size) for size in (side, OWN_SIDE))
-    trained.load_state_dict({name: state[name][: len(tensor)] for name, tensor in trained.state_dict().items()})
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "trained.safetensors"
-        _save(trained, file)
-        load_pretrained(model, str(file))
-    _save(model, path)
-
-
-def _save(model: KClassSam, path: Path) -> None:
-    save_state(path, model.state_dict(), episodic=True, **{name: getattr(model, name) for name in DESCRIPTION})
+@torch.no_grad()
+def _tie(model: KClassSam) -> None:
+    """Give all masks the token and the hypernetwork of the first, the only ones that were taught."""
+    decoder = model.mask_decoder
+    decoder.mask_tokens.weight.copy_(decoder.mask_tokens.weight[:1].expand(MASKS, -1))
+    for network in decoder.output_hypernetworks_mlps[1:]:
+        network.load_state_dict(decoder.output_hypernetworks_mlps[0].state_dict())
 
 
 def main() -> None:
     """Do it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
+    parser.add_argument("--encoder", type=Path, required=True, help="the published file of EfficientNet-Lite1")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--bank", type=Path, help="folder of the bank; default OUT/bank")
-    parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--side", type=int, default=128)
-    parser.add_argument("--worlds", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--worlds", type=int, default=600)
     parser.add_argument("--most-real", type=int)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--processes", type=int, default=2, help="their number changes nothing")
-    parser.add_argument("--save-every", type=int, default=20)
+    parser.add_argument("--threads", type=int, default=1, help="another number gives other bits")
     arguments = parser.parse_args()
-    plan = Plan(arguments.steps, arguments.side, arguments.seed, arguments.worlds, arguments.most_real)
+    torch.set_num_threads(arguments.threads)
     out: Path = arguments.out
-    bank = arguments.bank or out / "bank"
-    make_bank(arguments.data, bank, worlds=plan.worlds, most_real=plan.most_real, processes=arguments.processes)
+    plan = Plan(arguments.steps, arguments.seed, arguments.worlds, arguments.most_real)
+    bank = make_bank(
+        arguments.data,
+        arguments.bank or out / "bank",
+        worlds=plan.worlds,
+        most_real=plan.most_real,
+        without=HELD_BACK,
+        processes=2,
+    )
     out.mkdir(parents=True, exist_ok=True)
     stored, record = out / "state.pt", out / "plan.json"
     if record.exists() and files.read_json(record) != asdict(plan):
         raise SystemExit(f"{record}: expected the plan that was begun with; found another. Give another --out.")
     files.write_json(record, asdict(plan))
-    step, state = 0, start_of(plan.side, plan.seed)
+    pretraining = Pretraining(plan, arguments.encoder, bank)
     if stored.exists():
-        saved = torch.load(stored, weights_only=True)
-        step, state = saved["step"], saved["state"]
-    qualities: list[dict[str, float]] = []
-    began = time.perf_counter()
-    pool = get_context("spawn").Pool(arguments.processes, _begin, (plan, arguments.data, bank))
-    with pool, (out / "log.jsonl").open("a") as log:
-        while step < plan.steps:
-            arrays = {name: tensor.numpy() for name, tensor in state.items()}
-            jobs = [(arrays, plan.tasks * step + i) for i in range(plan.tasks)]
-            results = pool.map(_run, jobs, chunksize=1)
-            for name, tensor in state.items():
-                mean = torch.from_numpy(np.mean([moves[name] for moves, _ in results], axis=0, dtype=np.float32))
-                state[name] = tensor + move_at(plan, step) * mean
-            state = _tied(state)
-            qualities += [quality for _, quality in results]
-            step += 1
-            if step % arguments.save_every == 0 or step == plan.steps:
-                line = {"step": step, "seconds": round((time.perf_counter() - began) * plan.tasks / len(qualities), 2)}
-                line |= {key: round(float(np.mean([q[key] for q in qualities])), 4) for key in ("loss", "dice")}
+        pretraining.load(torch.load(stored, weights_only=True))
+    began = saved = time.perf_counter()
+    window: list[dict[str, float]] = []
+    with (out / "log.jsonl").open("a") as log:
+        while pretraining.step < plan.steps:
+            window.append(pretraining.advance())
+            now = time.perf_counter()
+            if pretraining.step % 100 == 0 or pretraining.step == plan.steps:
+                means = {key: round(float(np.mean([one[key] for one in window])), 4) for key in window[0]}
+                line = {"step": pretraining.step, "seconds": round((now - began) / len(window), 3), **means}
                 print(json.dumps(line), file=log, flush=True)
                 print(line, flush=True)
+                window, began = [], now
+            if now - saved > SAVE_SECONDS or pretraining.step == plan.steps:
+                saved = now
                 with files.replacing(stored) as temporary:
-                    torch.save({"step": step, "state": state}, temporary)
-                export(state, plan.side, out / "full.safetensors")
-                qualities, began = [], time.perf_counter()
+                    torch.save(pretraining.state(), temporary)
+                pretraining.export(out / "full.safetensors")
     (out / "starter.safetensors").unlink(missing_ok=True)
     convert(out / "full.safetensors", out / "starter.safetensors", half=True)
     print(out / "starter.safetensors", files.sha256(out / "starter.safetensors"))

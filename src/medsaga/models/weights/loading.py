@@ -42,7 +42,7 @@ class WeightsInfo:
         source: what the user named.
         file: the file that was read.
         sha256: of that file.
-        layout: ``official`` or ``transformers``: whose names the tensors had.
+        layout: see `medsaga.models.weights.sources.SourceFile`.
         architecture: key of ``ENCODERS``.
         image_size: side in pixels that the weights were made for.
         release: what the file is, if it is one of the known weights, or None.
@@ -88,6 +88,7 @@ def load_pretrained(model: SegmentationModel, source: str | Path) -> WeightsInfo
     - Absolute positions are resized bicubically, relative positions of the global layers linearly.
     - Class c starts as SAM's mask c modulo 4; where several classes start as the same mask, a little noise from a
       fixed seed tells the later ones apart.
+    - What an ImageNet encoder's file lacks, the pyramid and the decoder, stays as the model has it.
     - A kernel for other than RGB input is the mean over RGB, scaled to keep the size of its sums.
 
     Args:
@@ -107,7 +108,9 @@ def load_pretrained(model: SegmentationModel, source: str | Path) -> WeightsInfo
             found=f"weights of {weights.architecture}",
             do=f"Use --model {weights.architecture}, or other weights.",
         )
-    model.load_state_dict(fit_to(model, weights.file.state, masks=weights.classes))
+    own = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(weights.file.absent)}
+    masks = model.classes if own else weights.classes
+    model.load_state_dict(fit_to(model, own | weights.file.state, masks=masks))
     return WeightsInfo(
         source=str(source),
         file=weights.file.path.name,
@@ -132,7 +135,10 @@ def read_weights(source: str | Path) -> Weights:
     architecture, side, in_channels = _recognise(source, file.state)
     tokens = file.state.get("mask_decoder.mask_tokens.weight")
     classes = max(2, len(tokens)) if tokens is not None else 4
-    check_tensors(source, file.state, _layout_of(architecture, classes, side, in_channels))
+    expected = _layout_of(architecture, classes, side, in_channels)
+    check_tensors(
+        source, file.state, {name: tensor for name, tensor in expected.items() if not name.startswith(file.absent)}
+    )
     odd = [name for name, tensor in file.state.items() if not tensor.isfinite().all()]
     if odd:
         raise InputError(

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from medsaga.errors import InputError
+from medsaga.models.weights.efficientnet import ABSENT, is_efficientnet, own_efficientnet_names
 from medsaga.models.weights.names import State, has_transformers_names, own_names
 from medsaga.models.weights.registry import known_as
 
@@ -31,15 +32,17 @@ class SourceFile:
 
     Attributes:
         path: the file.
-        layout: ``official`` or ``transformers``: whose names its tensors had.
+        layout: ``official``, ``transformers`` or ``efficientnet``: whose names its tensors had.
         state: its tensors under our names.
         metadata: what else a safetensors file says.
+        absent: how the names of a model's tensors begin that no file of this layout has.
     """
 
     path: Path
     layout: str
     state: State
     metadata: Mapping[str, str]
+    absent: tuple[str, ...] = ()
 
 
 def read_source(source: str | Path) -> SourceFile:
@@ -50,6 +53,8 @@ def read_source(source: str | Path) -> SourceFile:
     """
     path = locate(source)
     raw, metadata = read_safetensors(path) if path.suffix == ".safetensors" else (_read_pickle(path), {})
+    if is_efficientnet(raw):
+        return SourceFile(path, "efficientnet", own_efficientnet_names(raw), metadata, ABSENT)
     layout = "transformers" if has_transformers_names(raw) else "official"
     return SourceFile(path, layout, own_names(raw), metadata)
 

@@ -60,6 +60,13 @@ def convert(source: str | Path, out: Path, *, half: bool = False) -> None:
         raise InputError(out, expected="a name that ends in .safetensors", found=out.name, do="Choose another name.")
     files.require_new(out, "a file", "Choose another name.")
     weights = read_weights(source)
+    if weights.file.absent:
+        raise InputError(
+            source,
+            expected="weights of a whole model",
+            found="those of an image encoder alone",
+            do="It can be used as it is: --model and the name of the file.",
+        )
     state = _halved(source, weights) if half else weights.file.state
     save_state(
         out,
