@@ -203,7 +203,7 @@ def test_the_embedding_is_the_mean_over_slices_and_positions_without_padding(tmp
     square[:, 0, :32] = values.transpose(2, 1, 0)[:, ::-1, ::-1]
     with torch.inference_mode():
         expected = model.pack(model.encode(torch.from_numpy(square)))[:, :, :4].double().mean(dim=(0, 2, 3))
-    assert looker.look_at([item]).embedding == pytest.approx(expected.numpy(), abs=1e-5)
+    assert looker.embed([item]).embedding == pytest.approx(expected.numpy(), abs=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -261,4 +261,4 @@ def test_a_model_of_tiles_looks_at_tiles(tmp_path: Path) -> None:
     halves = torch.from_numpy(np.stack([values[:, :64], values[:, 64:]])[:, None]).float()
     with torch.inference_mode():
         expected = model.pack(model.encode(halves)).double().mean(dim=(0, 2, 3))
-    assert looker.look_at(find_inputs(tmp_path)).embedding == pytest.approx(expected.numpy(), abs=1e-5)
+    assert looker.embed(find_inputs(tmp_path)).embedding == pytest.approx(expected.numpy(), abs=1e-5)

@@ -90,7 +90,7 @@ def run_cell(
     cell: Cell,
     settings: Settings,
     *,
-    checked: LoadedData,
+    loaded: LoadedData,
     examples: Sequence[Item],
     keep_run: bool,
     console: Console,
@@ -105,7 +105,7 @@ def run_cell(
         out: folder of the comparison.
         cell: which one.
         settings: of the run.
-        checked: the dataset.
+        loaded: the dataset.
         examples: items whose prediction is kept, in ``NAME.npz``.
         keep_run: whether the run folder stays.
         console: where progress is shown.
@@ -116,7 +116,7 @@ def run_cell(
     cell.traceback(out).unlink(missing_ok=True)
     status, message, result, unexpected = "done", None, None, False
     try:
-        result = train(data, folder, settings, checked=checked, console=console)
+        result = train(data, folder, settings, loaded=loaded, console=console)
         if examples:
             _keep_examples(out / CELLS / f"{cell.name}.npz", folder, examples)
     except Interrupted:
@@ -134,7 +134,7 @@ def run_cell(
         "message": message,
         "unexpected": unexpected,
         "requested": named(settings),
-        "data_fingerprint": checked.fingerprint,
+        "data_fingerprint": loaded.fingerprint,
         "settings": _settings(folder),
         "machine": _machine(folder),
         "result": result,

@@ -88,8 +88,8 @@ def compare(
     methods, shots = list(dict.fromkeys(methods)), sorted(set(shots))
     _check(methods, shots, seeds)
     _check_out(out)
-    checked = load_data(data, Settings(channels=shared.channels, binary=shared.binary), console)
-    dataset = checked.dataset
+    loaded = load_data(data, Settings(channels=shared.channels, binary=shared.binary), console)
+    dataset = loaded.dataset
     test_cases = _test_cases(dataset, shared.fold, max(shots), test_cases)
     grid = {
         cell: _settings_of(cell, shared, methods, test_cases)
@@ -99,10 +99,10 @@ def compare(
         for cell in (Cell(table, method, count, seed) for method in methods)
         if table == "equal" or METHODS[cell.method].recipe is not None
     }
-    splits = [split_of(checked, settings) for settings in grid.values()]
-    examples = _examples(checked, splits[0]) if pictures else ()
+    splits = [split_of(loaded, settings) for settings in grid.values()]
+    examples = _examples(loaded, splits[0]) if pictures else ()
     shown = {Cell("equal", method, max(shots), 0) for method in methods}
-    done = {cell: finished(out, cell, settings, checked.fingerprint) for cell, settings in grid.items()}
+    done = {cell: finished(out, cell, settings, loaded.fingerprint) for cell, settings in grid.items()}
     if retry:
         done = {
             cell: document if document and document["status"] == "done" else None for cell, document in done.items()
@@ -118,7 +118,7 @@ def compare(
                 out,
                 cell,
                 grid[cell],
-                checked=checked,
+                loaded=loaded,
                 examples=examples if cell in shown else (),
                 keep_run=keep_runs,
                 console=console if console.is_terminal else Console(file=io.StringIO()),
@@ -215,15 +215,15 @@ def _settings_of(cell: Cell, shared: SharedSettings, methods: Sequence[str], tes
     return settings
 
 
-def _examples(checked: LoadedData, split: Split) -> tuple[Item, ...]:
+def _examples(loaded: LoadedData, split: Split) -> tuple[Item, ...]:
     """Choose items to show, before any result is known: those of the test cases that show most labels."""
-    labels_of_cases = checked.survey.labels_of_cases
+    labels_of_cases = loaded.survey.labels_of_cases
 
     def rank(case: str) -> tuple[int, bytes]:
         return -len(labels_of_cases[case]), hashlib.sha256(os.fsencode(case)).digest()
 
     cases = sorted(split.test, key=rank)[:EXAMPLES]
-    return tuple(next(item for item in checked.dataset.items if item.case == case) for case in cases)
+    return tuple(next(item for item in loaded.dataset.items if item.case == case) for case in cases)
 
 
 def _pictures(out: Path, items: Sequence[Item], methods: Sequence[str], shots: int) -> list[Example]:

@@ -123,7 +123,7 @@ def survey(dataset: Dataset, progress: Callable[[int, int], None] | None = None)
     reported = {problem.where for problem in dataset.problems}
     found = []
     for done, item in enumerate(dataset.items, start=1):
-        found.append(_look_at(item, dataset, reported))
+        found.append(_survey_item(item, dataset, reported))
         # A file that holds image and label map is damaged only once.
         reported.update(problem.where for problem in found[-1].problems)
         if progress is not None:
@@ -146,7 +146,7 @@ def survey(dataset: Dataset, progress: Callable[[int, int], None] | None = None)
     return Survey(tuple(found), tuple(problems), (*warnings, *_mixed_depths(dataset.items)))
 
 
-def _look_at(item: Item, dataset: Dataset, passed_over: set[str]) -> ItemSurvey:
+def _survey_item(item: Item, dataset: Dataset, passed_over: set[str]) -> ItemSurvey:
     problems: list[InputError] = []
     constant: list[tuple[Path, np.generic]] = []
     labels: Labels | None = None

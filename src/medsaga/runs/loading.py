@@ -52,12 +52,12 @@ def load_data(data: Path, settings: Settings, console: Console) -> LoadedData:
     return LoadedData(dataset, found, fingerprint(dataset))
 
 
-def unseen_labels(checked: LoadedData, split: Split) -> tuple[str, ...]:
+def unseen_labels(loaded: LoadedData, split: Split) -> tuple[str, ...]:
     """Return a warning for the labels that other cases hold and no training case does."""
-    values = checked.survey.labels_of_cases
+    values = loaded.survey.labels_of_cases
     trained = frozenset[int]().union(*(values.get(case, frozenset()) for case in split.train))
     elsewhere = frozenset[int]().union(*values.values())
-    unseen = [name for name, value in checked.dataset.labels.items() if value in elsewhere - trained and value != 0]
+    unseen = [name for name, value in loaded.dataset.labels.items() if value in elsewhere - trained and value != 0]
     if not unseen:
         return ()
     return (f"no training case holds {listed(unseen)}: the model cannot learn what it never sees",)
@@ -69,14 +69,14 @@ def warn(console: Console, warnings: Sequence[str]) -> None:
         console.print(f"warning: {warning}", style="yellow", markup=False, highlight=False)
 
 
-def split_of(checked: LoadedData, settings: Settings) -> Split:
+def split_of(loaded: LoadedData, settings: Settings) -> Split:
     """Return the cases of a run; InputError where there are not enough."""
     return split_cases(
-        checked.dataset,
+        loaded.dataset,
         shots=settings.shots,
         seed=settings.seed,
         validation=settings.validation_cases,
         fold=settings.fold,
-        labels_of=checked.survey.labels_of_cases,
+        labels_of=loaded.survey.labels_of_cases,
         test_cases=settings.test_cases,
     )

@@ -94,7 +94,7 @@ class Prepared:
     device: torch.device
 
 
-def new_run(data: Path, out: Path, settings: Settings, console: Console, checked: LoadedData | None = None) -> Run:
+def new_run(data: Path, out: Path, settings: Settings, console: Console, loaded: LoadedData | None = None) -> Run:
     """Check everything, then make the run folder.
 
     Args:
@@ -102,7 +102,7 @@ def new_run(data: Path, out: Path, settings: Settings, console: Console, checked
         out: the run folder.
         settings: what is left open is filled in.
         console: where progress is shown.
-        checked: the same dataset, if it has been checked with the same channels.
+        loaded: the same dataset, if it has been checked with the same channels.
 
     Raises:
         InputError: the data, the settings or the weights cannot be used; nothing has been written.
@@ -110,13 +110,13 @@ def new_run(data: Path, out: Path, settings: Settings, console: Console, checked
     files.require_new(out, "a run folder", _OR_RESUME)
     find_weights(choose_model(settings))
     device = choose_device(settings.device)
-    checked = checked or load_data(data, settings, console)
-    split = split_of(checked, settings)
-    warn(console, unseen_labels(checked, split))
-    config = _config(settings, checked, split, device)
+    loaded = loaded or load_data(data, settings, console)
+    split = split_of(loaded, settings)
+    warn(console, unseen_labels(loaded, split))
+    config = _config(settings, loaded, split, device)
     model, model_info = _new_model(config, console)
-    manifest = _manifest(checked.fingerprint, config, device, model_info) | {"requested": named(settings)}
-    return _begun(Prepared(out, config, split, checked.dataset, model, model_info, device), manifest, console)
+    manifest = _manifest(loaded.fingerprint, config, device, model_info) | {"requested": named(settings)}
+    return _begun(Prepared(out, config, split, loaded.dataset, model, model_info, device), manifest, console)
 
 
 def continued_run(before: Path, data: Path, out: Path, settings: Settings, console: Console) -> Run:
@@ -224,9 +224,9 @@ def resumed_run(data: Path, out: Path, settings: Settings, console: Console, bef
     return _with_samples(Prepared(out, config, split, dataset, model, model_info, device), console)
 
 
-def _config(settings: Settings, checked: LoadedData, split: Split, device: torch.device) -> RunConfig:
+def _config(settings: Settings, loaded: LoadedData, split: Split, device: torch.device) -> RunConfig:
     """Return the configuration of a new run, in which nothing is left open."""
-    dataset, items = checked.dataset, checked.dataset.items_of(split.train)
+    dataset, items = loaded.dataset, loaded.dataset.items_of(split.train)
     facts = Facts(
         device=defaults_for(device),
         classes=len(dataset.labels),
@@ -238,7 +238,7 @@ def _config(settings: Settings, checked: LoadedData, split: Split, device: torch
         data=str(dataset.root.resolve()),
         labels=dataset.labels,
         channels=dataset.channels,
-        intensities=choose_intensity(dataset, checked.survey.of(items), resolved.intensity, resolved.window),
+        intensities=choose_intensity(dataset, loaded.survey.of(items), resolved.intensity, resolved.window),
         settings=resolved,
     )
 
@@ -267,8 +267,8 @@ def _check_same(asked: dict[str, Any], before: dict[str, Any], kept: ResolvedSet
 def _data_again(data: Path, config: RunConfig, split: Split, console: Console) -> tuple[Dataset, str]:
     """Return the data of a run that has begun, and their fingerprint now."""
     if not config.added:
-        checked = load_data(data, config.settings, console)
-        return checked.dataset, checked.fingerprint
+        loaded = load_data(data, config.settings, console)
+        return loaded.dataset, loaded.fingerprint
     config = dataclasses.replace(config, added=(*config.added[:-1], str(data.resolve())))
     joined = joined_data(config, split, console)
     return joined.dataset, joined.fingerprint

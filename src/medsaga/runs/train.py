@@ -33,7 +33,7 @@ def train(
     *,
     continue_from: Path | None = None,
     resume: bool = False,
-    checked: LoadedData | None = None,
+    loaded: LoadedData | None = None,
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Fine-tune a model on a folder of labelled cases, test it on the held-out ones, and write the run folder.
@@ -45,7 +45,7 @@ def train(
         continue_from: a run to start from, whose training cases ``data`` adds to and whose settings it keeps; see
             `medsaga.runs.prepare.continued_run`.
         resume: go on with the run in ``out``, to the same bits as if it had never stopped.
-        checked: the dataset, if `medsaga.runs.loading.load_data` has been through it; for a new run.
+        loaded: the dataset, if `medsaga.runs.loading.load_data` has been through it; for a new run.
         console: where progress is shown; stderr by default.
 
     Returns:
@@ -70,7 +70,7 @@ def train(
     elif before is not None:
         run = continued_run(before, data, out, settings, console)
     else:
-        run = new_run(data, out, settings, console, checked)
+        run = new_run(data, out, settings, console, loaded)
     try:
         with contextlib.closing(run.train), contextlib.closing(run.monitor):
             fit(run, console)

@@ -59,19 +59,19 @@ class CaseEmbedder:
     batch_size: int
     classes: bool
 
-    def look_at(self, items: Sequence[Item]) -> CaseEmbedding:
-        """CaseEmbedding at the images of a case; each counts alike, however many slices it has.
+    def embed(self, items: Sequence[Item]) -> CaseEmbedding:
+        """Embed the images of a case; each counts alike, however many slices it has.
 
         Raises:
             InputError: an image cannot be read.
         """
-        looks = [self._look_at(item) for item in items]
-        sure = [look.confidence for look in looks if look.confidence is not None]
-        embedding = np.mean([look.embedding for look in looks], axis=0)
+        parts = [self._embed(item) for item in items]
+        sure = [part.confidence for part in parts if part.confidence is not None]
+        embedding = np.mean([part.embedding for part in parts], axis=0)
         return CaseEmbedding(embedding, sum(sure) / len(sure) if sure else None)
 
     @torch.inference_mode()
-    def _look_at(self, item: Item) -> CaseEmbedding:
+    def _embed(self, item: Item) -> CaseEmbedding:
         sums: npt.NDArray[np.float64] | None = None
         parts = 0
         sure = Confidence(self.model.classes)

@@ -1,4 +1,4 @@
-"""What ``medsaga suggest`` does: find the cases that nobody has labelled, look at them, and choose."""
+"""What ``medsaga suggest`` does: find the cases that nobody has labelled, embed them, and choose."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def suggest(
     Args:
         folder: images, one per case, or a dataset of which not all images have masks.
         run: a run folder. Cases of its names are not suggested.
-        model: weights of SAM to look with when there is no run, as `medsaga weights verify` takes them;
+        model: weights of SAM to embed cases with when there is no run, as `medsaga weights verify` takes them;
             ``starter`` by default.
         count: number of cases to suggest.
         series: which DICOM series of each examination is meant; see `medsaga.data.inputs.find_inputs`.
@@ -95,13 +95,13 @@ def suggest(
     if run is None:
         looked_with = model or STARTER
         found = _found(folder, None, series, problems, warn)
-        looker = _pretrained(looked_with, found, choose_device(device))
+        embedder = _pretrained(looked_with, found, choose_device(device))
         unlabelled, labelled = _divided(found, frozenset())
     else:
         looked_with = run.resolve().name
         segmenter = Segmenter.load(run, device)
         found = _found(folder, segmenter.config, series, problems, warn)
-        looker = _trained(segmenter)
+        embedder = _trained(segmenter)
         split = Split.from_json(files.read_json(run / run_folder.SPLIT))
         unlabelled, labelled = _divided(found, {*split.train, *split.validation, *split.test})
         if known := sorted(found.keys() - unlabelled.keys() - labelled.keys()):
@@ -111,14 +111,14 @@ def suggest(
             console.print(f"left out, because the run has their images: {listed(copies)}", markup=False)
         labelled |= _training_cases(segmenter.config, split, console)
     _check_count(folder, count, len(unlabelled))
-    looks = _looks(looker, unlabelled | labelled, problems, counting(console, "looking at cases"))
+    embeddings = _embeddings(embedder, unlabelled | labelled, problems, counting(console, "embedding cases"))
     for problem in problems:
         console.print(f"left out: {problem}", style="yellow", markup=False, highlight=False)
-    unlabelled = {name: items for name, items in unlabelled.items() if name in looks}
+    unlabelled = {name: items for name, items in unlabelled.items() if name in embeddings}
     if not unlabelled:
         raise problems[0]
     return {
-        "suggestions": _suggestions(unlabelled, looks, min(count, len(unlabelled))),
+        "suggestions": _suggestions(unlabelled, embeddings, min(count, len(unlabelled))),
         "unlabelled": len(unlabelled),
         "labelled": len(labelled),
         "looked_with": looked_with,
@@ -138,10 +138,10 @@ def _check_count(folder: Path, count: int, unlabelled: int) -> None:
         raise InputError("--n", expected=expected, found=str(count), do="Choose another number.")
 
 
-def _suggestions(unlabelled: Cases, looks: dict[str, CaseEmbedding], count: int) -> list[dict[str, Any]]:
-    names = list(looks)
-    points = standardised(np.stack([look.embedding for look in looks.values()]))
-    uncertainty = [None if look.confidence is None else 1 - look.confidence for look in looks.values()]
+def _suggestions(unlabelled: Cases, embeddings: dict[str, CaseEmbedding], count: int) -> list[dict[str, Any]]:
+    names = list(embeddings)
+    points = standardised(np.stack([case.embedding for case in embeddings.values()]))
+    uncertainty = [None if case.confidence is None else 1 - case.confidence for case in embeddings.values()]
     choices = choose(
         points,
         weights=np.array([1.0 if value is None else value for value in uncertainty]),
@@ -160,15 +160,15 @@ def _suggestions(unlabelled: Cases, looks: dict[str, CaseEmbedding], count: int)
     ]
 
 
-def _looks(
-    looker: CaseEmbedder, cases: Cases, problems: list[InputError], progress: Callable[[int, int], None]
+def _embeddings(
+    embedder: CaseEmbedder, cases: Cases, problems: list[InputError], progress: Callable[[int, int], None]
 ) -> dict[str, CaseEmbedding]:
-    looks = {}
+    embeddings = {}
     for done, (name, items) in enumerate(cases.items(), 1):
         with collecting(problems):
-            looks[name] = looker.look_at(items)
+            embeddings[name] = embedder.embed(items)
         progress(done, len(cases))
-    return looks
+    return embeddings
 
 
 def _found(
@@ -260,7 +260,7 @@ def _trained(segmenter: Segmenter) -> CaseEmbedder:
 
 
 def _pretrained(source: str, found: Cases, device: torch.device) -> CaseEmbedder:
-    """Return pre-trained weights as a looker at these cases; there are no masks yet to choose a CT window on."""
+    """Return pre-trained weights as a embedder at these cases; there are no masks yet to choose a CT window on."""
     start = choose_model(Settings(model=source))
     if start.weights in (None, RANDOM):
         raise InputError(

@@ -103,7 +103,7 @@ class PixelFormat:
         return least, least + 2**self.stored - 1
 
 
-def checked(path: Path, file: reading.Opened) -> PixelFormat:
+def pixel_format(path: Path, file: reading.Opened) -> PixelFormat:
     """Return what a file says of its pixels, after a look at whether it can hold them.
 
     Raises:
@@ -133,7 +133,7 @@ def stored_frames(path: Path, numbers: Iterable[int]) -> Iterator[npt.NDArray[An
         InputError: the pixels are damaged, more than the file can hold, or their compression has no decoder.
     """
     with reading.opened(path, KEYWORDS) as file:
-        pixels = checked(path, file)
+        pixels = pixel_format(path, file)
         decode = _Decoder(path, file, pixels)
         for number in numbers:
             assert 0 <= number < pixels.frames

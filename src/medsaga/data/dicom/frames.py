@@ -90,7 +90,7 @@ def frames_of(path: Path) -> list[Frame]:
         InputError: the header is damaged, or there are several frames that do not say where they lie.
     """
     with reading.opened(path, _KEYWORDS) as file:
-        header, pixels = file.header, decoding.checked(path, file)
+        header, pixels = file.header, decoding.pixel_format(path, file)
     shared = _items(path, header, "SharedFunctionalGroupsSequence")
     each = _items(path, header, "PerFrameFunctionalGroupsSequence")
     if not each:

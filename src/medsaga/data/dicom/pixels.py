@@ -24,7 +24,7 @@ def header_of(geometry: Geometry) -> Header:
     """
     first = geometry.instances[0]
     with reading.opened(first.file, decoding.KEYWORDS) as file:
-        pixels = decoding.checked(first.file, file)
+        pixels = decoding.pixel_format(first.file, file)
     return Header(geometry.grid, pixels.channels, _declared(pixels, geometry.instances))
 
 
@@ -85,7 +85,7 @@ def _slices(geometry: Geometry, header: Header) -> Iterator[npt.NDArray[Any]]:
     for file, run in groupby(geometry.instances, key=lambda instance: instance.file):
         instances = list(run)
         with reading.opened(file, decoding.KEYWORDS) as opened:
-            pixels = decoding.checked(file, opened)
+            pixels = decoding.pixel_format(file, opened)
         if pixels.channels != header.channels:
             raise InputError(
                 file,

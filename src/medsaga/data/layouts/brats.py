@@ -11,7 +11,7 @@ from pathlib import Path
 
 from medsaga.data.formats import stem
 from medsaga.data.labels import listed
-from medsaga.data.layouts.checks import checked, joint_header
+from medsaga.data.layouts.checks import joint_header, with_mismatches
 from medsaga.data.layouts.finding import by_stem, image_files, subfolders, without_strays
 from medsaga.data.layouts.labelling import labels_or
 from medsaga.data.names import normal
@@ -51,7 +51,9 @@ def read(root: Path, *, masks_required: bool) -> Dataset:
             masks = _mask(folder, files, problems, required=masks_required)
             name = normal(folder.name)
             items.append(Item(name, name, images, masks, joint_header(images)))
-    return checked(Dataset(home, "brats", labels, CHANNELS, tuple(items), tuple(problems), warnings=tuple(warnings)))
+    return with_mismatches(
+        Dataset(home, "brats", labels, CHANNELS, tuple(items), tuple(problems), warnings=tuple(warnings))
+    )
 
 
 def _home(root: Path) -> Path | None:

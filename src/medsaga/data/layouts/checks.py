@@ -47,7 +47,7 @@ def shown(shape: Sequence[int]) -> str:
     return " x ".join(map(str, shape))
 
 
-def checked(dataset: Dataset) -> Dataset:
+def with_mismatches(dataset: Dataset) -> Dataset:
     """Add what shows only when items are compared: channel counts, and masks against images."""
     problems, dataset = list(dataset.problems), replace(dataset, items=_grey_beside_grey(dataset))
     counts = Counter(item.header.channels for item in dataset.items)

@@ -123,7 +123,7 @@ def labels_of_named_masks(root: Path, masks: Collection[Path], problems: list[In
 
 def names_for(mask: Collection[Path], labels: Mapping[str, int]) -> tuple[tuple[str, int], ...]:
     """Return name and value of every label for an `Item` whose mask names its structures; nothing for any other."""
-    # A damaged mask is a problem that `checked` finds.
+    # A damaged mask is a problem that `with_mismatches` finds.
     with contextlib.suppress(InputError):
         return tuple(labels.items()) if any(map(is_named, mask)) else ()
     return ()
