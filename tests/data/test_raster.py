@@ -308,9 +308,13 @@ def test_grey_pictures_stored_in_colour_are_grey_beside_grey(tmp_path: Path) -> 
     for item in dataset.items:
         assert np.array_equal(read_item(item), GREY[None])
     save(tmp_path / "images/RGB.png", COLOUR)
-    # With a coloured one, most are in colour.
-    grey = {str(tmp_path / f"images/{name}.png") for name in ("L", "LA")}
-    assert {problem.where for problem in read_dataset(tmp_path).problems} == grey
+    # With a coloured one, all are in colour.
+    dataset = read_dataset(tmp_path)
+    assert dataset.problems == ()
+    assert len(dataset.channels) == 3
+    for item in dataset.items:
+        expected = np.moveaxis(COLOUR, -1, 0) if item.name == "RGB" else np.stack([GREY] * 3)
+        assert np.array_equal(read_item(item), expected), item.name
     (tmp_path / "dataset.json").write_text('{"labels": {"background": 0, "odd": 1}, "channel_names": {"0": "xray"}}')
     (problem,) = read_dataset(tmp_path).problems
     assert problem.where == str(tmp_path / "images/RGB.png")

@@ -30,6 +30,8 @@ def read_item(item: Item) -> Array:
     image = images[0] if len(images) == 1 else np.concatenate(images)
     if item.header.channels == 1 and (grey := equal_channels(image)) is not None:
         image = grey
+    if _is_picture(item, channels=3) and len(image) == 1:
+        image = np.repeat(image, 3, axis=0)
     _require_shape(item, place_of(item.images[0]), image.shape, (item.header.channels, *item.header.grid.shape))
     return image
 
@@ -40,10 +42,20 @@ def as_grey(item: Item) -> Item:
     Raises:
         InputError: the picture, which is decoded for it, cannot be read.
     """
-    if item.header.channels != 3 or len(item.images) > 1 or len(item.header.grid.shape) != 2:
+    if not _is_picture(item, channels=3):
         return item
     is_grey = equal_channels(read_item(item)) is not None
     return replace(item, header=replace(item.header, channels=1)) if is_grey else item
+
+
+def in_colour(item: Item) -> Item:
+    """Return a grey picture as one of three equal colours; any other item as it is. Nothing is decoded."""
+    return replace(item, header=replace(item.header, channels=3)) if _is_picture(item, channels=1) else item
+
+
+def for_channels(item: Item, channels: int) -> Item:
+    """Return a picture in grey or in colour, whichever a model of so many channels takes."""
+    return as_grey(item) if channels == 1 else in_colour(item) if channels == 3 else item
 
 
 def read_mask(item: Item) -> Labels:
@@ -155,6 +167,10 @@ def _read_labels(item: Item, path: Path) -> Labels:
     labels = labels if turned is None else turned
     _require_shape(item, path, labels.shape, item.header.grid.shape)
     return labels
+
+
+def _is_picture(item: Item, *, channels: int) -> bool:
+    return (item.header.channels, len(item.images), len(item.header.grid.shape)) == (channels, 1, 2)
 
 
 def _require_shape(item: Item, where: Path, found: tuple[int, ...], expected: tuple[int, ...]) -> None:

@@ -14,7 +14,7 @@ import torch
 
 from medsaga import run_folder
 from medsaga.data.inputs import find_inputs
-from medsaga.data.items import as_grey
+from medsaga.data.items import for_channels
 from medsaga.data.letterbox import content_size, letterbox, unletterbox
 from medsaga.data.pictures import picture_of, read_picture
 from medsaga.data.slices import SliceView, Stack, slice_channels, slice_view
@@ -157,8 +157,7 @@ class Segmenter:
         progress: Callable[[int, int], None] | None = None,
     ) -> Prediction:
         """Segment an image or volume from its file or files; see `predict`."""
-        if len(self.config.channels) == 1:
-            item = as_grey(item)
+        item = for_channels(item, len(self.config.channels))
         self._check_channels(f"{item.header.channels}", place_of(item.images[0]))
         view = slice_view(item.header.grid, self.config.settings.axis)
         picture = read_picture(item, view, self.config.intensities)

@@ -15,7 +15,7 @@ from medsaga import files, run_folder
 from medsaga.data.dataset import raise_problems, read_dataset, select_channels
 from medsaga.data.inputs import find_inputs
 from medsaga.data.intensity import Intensity
-from medsaga.data.items import as_grey
+from medsaga.data.items import for_channels
 from medsaga.data.known import recognise
 from medsaga.data.labels import listed
 from medsaga.data.layouts import layout_of
@@ -192,9 +192,8 @@ def _found(
         items = find_inputs(folder, channels=channels, series=series, problems=problems, warn=warn)
         if not items:
             raise problems[0]
-    wanted = len(config.channels) if config else items[0].header.channels
-    if wanted == 1:
-        items = [as_grey(item) for item in items]
+    wanted = len(config.channels) if config else max(item.header.channels for item in items)
+    items = [for_channels(item, wanted) for item in items]
     for item in items:
         if item.header.channels != wanted:
             raise InputError(

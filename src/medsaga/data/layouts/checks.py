@@ -12,7 +12,7 @@ from medsaga.data.dicom import masks as dicom_masks
 from medsaga.data.dicom.documents import as_key
 from medsaga.data.formats import format_of, nifti
 from medsaga.data.formats.nifti_header import value_names
-from medsaga.data.items import as_grey
+from medsaga.data.items import as_grey, in_colour
 from medsaga.data.labels import listed
 from medsaga.data.layouts.finding import is_lossy_mask
 from medsaga.data.layouts.labelling import DESCRIPTION
@@ -49,7 +49,7 @@ def shown(shape: Sequence[int]) -> str:
 
 def with_mismatches(dataset: Dataset) -> Dataset:
     """Add what shows only when items are compared: channel counts, and masks against images."""
-    problems, dataset = list(dataset.problems), replace(dataset, items=_grey_beside_grey(dataset))
+    problems, dataset = list(dataset.problems), replace(dataset, items=_alike_in_colour(dataset))
     counts = Counter(item.header.channels for item in dataset.items)
     count = len(dataset.channels) or (counts.most_common(1)[0][0] if counts else 0)
     for item in dataset.items:
@@ -96,22 +96,25 @@ def _other_names(dataset: Dataset) -> Iterator[str]:
                     return
 
 
-def _grey_beside_grey(dataset: Dataset) -> tuple[Item, ...]:
-    """Return the items, pictures of three equal colours as grey where the dataset is grey.
+def _alike_in_colour(dataset: Dataset) -> tuple[Item, ...]:
+    """Return the items, grey pictures and coloured ones as one kind.
 
-    It is where ``dataset.json`` names one channel, and where all that is stored in colour turns out to be grey.
+    Pictures of three equal colours count as grey where ``dataset.json`` names one channel, and where all that is stored
+    in colour turns out to be grey; where anything is coloured, grey pictures count as coloured.
     """
     counts = {item.header.channels for item in dataset.items}
-    is_grey = len(dataset.channels) == 1 or (not dataset.channels and 1 in counts)
-    if not is_grey or 3 not in counts:
+    if counts != {1, 3} and not (counts == {3} and len(dataset.channels) == 1):
         return dataset.items
+    coloured = tuple(in_colour(item) for item in dataset.items)
+    if len(dataset.channels) > 1:
+        return coloured
     items = []
     for item in dataset.items:
         # What cannot be read is reported where everything is read.
         with contextlib.suppress(InputError):
             item = as_grey(item)
         if item.header.channels != 1 and not dataset.channels:
-            return dataset.items
+            return coloured
         items.append(item)
     return tuple(items)
 
