@@ -23,6 +23,8 @@ RANDOM = "random"
 STARTER = "starter"
 """The weights that come with the package; a run of their architecture starts from them unless told otherwise."""
 FOLDER = Path(__file__).parent / "pretrained"
+COSTS = FOLDER / "costs.json"
+"""What `benchmarks/memory/models.py` has measured of each architecture."""
 
 
 @dataclass(frozen=True, kw_only=True)
