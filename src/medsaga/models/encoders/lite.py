@@ -31,6 +31,7 @@ from medsaga.models.lean import recomputed
 NORM_EPS = 1e-3
 """Of every batch norm in EfficientNet."""
 STEM_CHANNELS = 32
+LARGEST_STRIDE = 32
 WIDTH_MULTIPLE = 8
 """What the channels of a stage are rounded to."""
 
@@ -70,7 +71,6 @@ class LiteSpec(EncoderSpec):
     width: float
     depth: float
     out_channels: int
-    side_multiple: int = 32
     pixel_mean: tuple[float, float, float] = (127.0, 127.0, 127.0)
     pixel_std: tuple[float, float, float] = (128.0, 128.0, 128.0)
     decoder_refines: bool = True
@@ -82,7 +82,7 @@ class LiteSpec(EncoderSpec):
 
     def useful_image_sizes(self) -> list[int]:
         """Return multiples of the largest stride."""
-        return [*range(96, self.image_size, self.side_multiple), self.image_size]
+        return [*range(96, self.image_size, LARGEST_STRIDE), self.image_size]
 
     def sizes_of(self, state: State) -> tuple[int, int] | None:
         """Look at the stem and the last block of the network."""
@@ -208,8 +208,8 @@ class Level(nn.Module):
         self.refine = nn.Sequential(convolution(out_channels, out_channels), ResidualConvolutions(out_channels))
 
     def forward(self, coarse: Tensor, fine: Tensor) -> Tensor:
-        """``(batch, channels, s, s)`` and ``(batch, channels, 2 * s, 2 * s)`` to ``(batch, out, 2 * s, 2 * s)``."""
-        upscaled = F.interpolate(self.from_coarse(coarse), scale_factor=2, mode="nearest")
+        """``(batch, channels, s / 2, s / 2)``, rounded up, and ``(batch, channels, s, s)`` to ``(batch, out, s, s)``."""
+        upscaled = F.interpolate(self.from_coarse(coarse), fine.shape[-2:], mode="nearest")
         return self.refine(self.from_fine(fine) + upscaled)
 
 
