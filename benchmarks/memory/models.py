@@ -76,11 +76,10 @@ def table(costs: dict[str, Any]) -> str:
     ]
     for name, cost in costs.items():
         peaks = [cost["bytes"][str(side)] for side in SIDES]
-        lines.append(
-            f"| {name} | {cost['encoder_parameters'] / 1e6:.1f} | {cost['parameters'] / 1e6:.1f} | "
-            f"{' | '.join(f'{each["peak"] / 2**20:,.0f}' for each in peaks)} | "
-            f"{peaks[-1]['weights'] / 2**20:,.0f} | {cost['relative_time']:.2f} |"
-        )
+        millions = [f"{cost[key] / 1e6:.1f}" for key in ("encoder_parameters", "parameters")]
+        mebibytes = [f"{size / 2**20:,.0f}" for size in (*(each["peak"] for each in peaks), peaks[-1]["weights"])]
+        time = f"{cost['relative_time']:.2f}"
+        lines.append(f"| {' | '.join([name, *millions, *mebibytes, time])} |")
     return "\n".join(lines) + "\n"
 
 

@@ -208,7 +208,7 @@ class Level(nn.Module):
         self.refine = nn.Sequential(convolution(out_channels, out_channels), ResidualConvolutions(out_channels))
 
     def forward(self, coarse: Tensor, fine: Tensor) -> Tensor:
-        """``(batch, channels, s / 2, s / 2)``, rounded up, and ``(batch, channels, s, s)`` to ``(batch, out, s, s)``."""
+        """``(batch, channels, s / 2, s / 2)`` and ``(batch, channels, s, s)`` to ``(batch, out_channels, s, s)``."""
         upscaled = F.interpolate(self.from_coarse(coarse), fine.shape[-2:], mode="nearest")
         return self.refine(self.from_fine(fine) + upscaled)
 
