@@ -232,10 +232,10 @@ def _words(description: dict[str, Any]) -> str:
 
 
 def _pointwise(encoder: ImageEncoder) -> list[tuple[nn.Module, str, PointwiseConvolution]]:
-    """Return the pointwise convolutions of an encoder's blocks, each with its owner and its name there."""
+    """Return the pointwise convolutions of an encoder, each with its owner and its name there."""
     found = [
         (owner, name, layer)
-        for owner in encoder.blocks.modules()
+        for owner in encoder.modules()
         for name, layer in owner.named_children()
         if isinstance(layer, PointwiseConvolution)
     ]
