@@ -61,11 +61,17 @@ class SamVitSpec(EncoderSpec):
         return [*range(window, self.image_size, window), self.image_size]
 
     def sizes_of(self, state: State) -> tuple[int, int] | None:
-        """Look at the patch embedding, the number of blocks, and the table of absolute positions."""
+        """Look at the patch embedding, the number of blocks, their widths, and the table of absolute positions."""
         patches, positions = state.get("patch_embed.proj.weight"), state.get("pos_embed")
         if patches is None or patches.dim() != 4:
             return None
         if (len(patches), count_blocks(state)) != (self.hidden_size, self.layers):
+            return None
+        widths = {
+            "blocks.0.mlp.lin1.weight": self.mlp_dim or 4 * self.hidden_size,
+            "blocks.0.attn.qkv.weight": 3 * (self.attention_size or self.hidden_size),
+        }
+        if any(name in state and len(state[name]) != width for name, width in widths.items()):
             return None
         if positions is None or positions.dim() != 4:
             return self.image_size, patches.shape[1]
