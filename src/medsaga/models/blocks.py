@@ -62,12 +62,17 @@ def normalised_convolution(inputs: Tensor, convolution: nn.Conv2d, norm: FrozenB
     Returns:
         ``(batch, out_channels, height / stride, width / stride)``.
     """
+    kernel, bias = folded(convolution, norm, inputs.dtype)
+    # Named, because torch's overloads cannot be told apart in a tuple.
+    stride, padding = convolution.stride, convolution.padding
+    return F.conv2d(inputs, kernel, bias, stride, padding, convolution.dilation, convolution.groups)
+
+
+def folded(convolution: nn.Conv2d, norm: FrozenBatchNorm2d, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return kernel and bias of the convolution that does what a convolution without bias and a norm do."""
     scale, shift = norm.scale_and_shift()
-    kernel, dtype = convolution.weight, inputs.dtype
     assert convolution.bias is None
-    kernel = (kernel * scale.view(-1, 1, 1, 1)).to(dtype)
-    sizes = (convolution.stride, convolution.padding, convolution.dilation, convolution.groups)
-    return F.conv2d(inputs, kernel, shift.to(dtype), *sizes)
+    return (convolution.weight * scale.view(-1, 1, 1, 1)).to(dtype), shift.to(dtype)
 
 
 class ResidualConvolutions(nn.Module):

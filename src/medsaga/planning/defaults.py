@@ -38,7 +38,7 @@ MODEL_DEFAULTS: dict[str, dict[str, Any]] = {"tiny": {"encoder_lr": 2e-3, "decod
 REFRESHES_PER_RUN = 20
 EVALUATIONS_PER_RUN = 10
 WARMUP_SHARE = 0.1
-RECOMPUTED = ("vit_b", "vit_l", "vit_h", "slimsam_77", FAMILY)
+RECOMPUTED = ("vit_b", "vit_l", "vit_h", "slimsam_77", "mobile_sam", FAMILY)
 """Models and families whose blocks are computed again unless the user says otherwise: activations outweigh them."""
 
 

@@ -7,6 +7,7 @@ from medsaga.models.encoders.base import EncoderSpec, ImageEncoder
 from medsaga.models.encoders.pruned import has_sizes, spec_with_sizes
 from medsaga.models.encoders.sam_vit import SamVitSpec
 from medsaga.models.encoders.tiny import TinySpec
+from medsaga.models.encoders.tiny_vit import TinyVitSpec
 
 ENCODERS: dict[str, EncoderSpec] = {
     "tiny": TinySpec(
@@ -24,6 +25,9 @@ ENCODERS: dict[str, EncoderSpec] = {
     "vit_l": SamVitSpec(hidden_size=1024, layers=24, heads=16, global_layers=(5, 11, 17, 23)),
     "vit_h": SamVitSpec(hidden_size=1280, layers=32, heads=16, global_layers=(7, 15, 23, 31)),
     "slimsam_77": SamVitSpec(hidden_size=168, layers=12, heads=12, global_layers=(2, 5, 8, 11), mlp_dim=696),
+    "mobile_sam": TinyVitSpec(
+        widths=(64, 128, 160, 320), depths=(2, 2, 6, 2), heads=(4, 5, 10), windows=(7, 14, 7), out_channels=256
+    ),
 }
 """The encoder of each architecture that has a name: published sizes of SAM, and one that trains on a CPU."""
 

@@ -99,12 +99,7 @@ class SamVit(ImageEncoder):
             Block(spec, grid=self.tokens, window=None if n in spec.global_layers else spec.window)
             for n in range(spec.layers)
         )
-        self.neck = nn.Sequential(
-            nn.Conv2d(spec.hidden_size, spec.out_channels, kernel_size=1, bias=False),
-            LayerNorm2d(spec.out_channels, eps=NORM_EPS),
-            nn.Conv2d(spec.out_channels, spec.out_channels, kernel_size=3, padding=1, bias=False),
-            LayerNorm2d(spec.out_channels, eps=NORM_EPS),
-        )
+        self.neck = neck(spec.hidden_size, spec.out_channels)
         self._draw_weights()
 
     @torch.no_grad()
@@ -145,6 +140,16 @@ class SamVit(ImageEncoder):
             for name in (f"blocks.{n}.attn.rel_pos_h", f"blocks.{n}.attn.rel_pos_w"):
                 fitted[name] = resize_relative_positions(state[name].float(), self.tokens)
         return fitted
+
+
+def neck(channels: int, out_channels: int) -> nn.Sequential:
+    """Return what narrows the channels of an encoder to those of image embeddings."""
+    return nn.Sequential(
+        nn.Conv2d(channels, out_channels, kernel_size=1, bias=False),
+        LayerNorm2d(out_channels, eps=NORM_EPS),
+        nn.Conv2d(out_channels, out_channels, kernel_size=3, padding=1, bias=False),
+        LayerNorm2d(out_channels, eps=NORM_EPS),
+    )
 
 
 class PatchEmbed(nn.Module):

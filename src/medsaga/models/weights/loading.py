@@ -270,7 +270,7 @@ def _recognise(source: str | Path, file: SourceFile) -> tuple[str, int, int]:
             source,
             expected="weights of SAM (image_encoder.* or vision_encoder.*)",
             found=_some(sorted(state)) if state else "no tensors",
-            do="SAM 2, SAM-HQ and MobileSAM are other models. Use a file of SAM or MedSAM, or facebook/sam-vit-base.",
+            do="SAM 2 and SAM-HQ are other models. Use a file of SAM, MedSAM or MobileSAM, or facebook/sam-vit-base.",
         )
     raise InputError(
         source,

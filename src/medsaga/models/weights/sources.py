@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from medsaga.errors import InputError
+from medsaga.models.weights.mobile_sam import without_unused
 from medsaga.models.weights.names import State, has_transformers_names, own_names
 from medsaga.models.weights.registry import known_as
 
@@ -51,7 +52,7 @@ def read_source(source: str | Path) -> SourceFile:
     path = locate(source)
     raw, metadata = read_safetensors(path) if path.suffix == ".safetensors" else (_read_pickle(path), {})
     layout = "transformers" if has_transformers_names(raw) else "official"
-    return SourceFile(path, layout, own_names(raw), metadata)
+    return SourceFile(path, layout, without_unused(own_names(raw)), metadata)
 
 
 def locate(source: str | Path) -> Path:
