@@ -3,9 +3,9 @@
     git clone https://github.com/ChaoningZhang/MobileSAM
     python -m benchmarks.parity.mobile_sam --code MobileSAM --out benchmarks/parity
 
-Writes mobile_sam.json. The public code asks for timm and torchvision; of these it gets four small functions that do what
-it uses of them, and what it imports only for prompts and pictures stays out. Its encoder takes images of 1,024 px; for
-another side its last reshape is done here.
+Writes mobile_sam.json. The public code asks for timm and torchvision. Three small functions stand in for what it uses
+of timm, and what it imports for prompts and pictures only stays out. Its encoder ends in a reshape for images of
+1,024 px, which is done here for the other sides.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def compare_encoders(code: Path, side: int) -> dict[str, Any]:
         (found,) = ours(images, recompute=recompute)
         (found * weights).mean().backward()
         gradients = {name: p.grad for name, p in theirs.named_parameters() if p.grad is not None}
-        own = {name: p.grad for name, p in ours.named_parameters()}
+        own = {name: p.grad for name, p in ours.named_parameters() if p.grad is not None}
         assert own.keys() == gradients.keys()
         far = {name: distance(own[name], gradients[name]) for name in own}
         worst = max(far, key=lambda name: far[name])

@@ -45,16 +45,23 @@ class LoraQkv(nn.Linear):
         value_up: ``(size, rank)``, B of the values, zeros at first.
     """
 
-    def __init__(self, qkv: nn.Linear, rank: int) -> None:
+    def __init__(self, qkv: nn.Linear, rank: int, groups: int = 1) -> None:
         """Take over a projection ``(3 * size, channels)``; what it computes does not change yet.
 
         The factors are of the weight's type and on its device; A is drawn from torch's global generator.
+
+        Args:
+            qkv: what it takes over.
+            rank: of the update.
+            groups: how many groups of rows the projection has, one after the other: of each a third each are queries,
+                keys and values.
         """
         channels, size = qkv.in_features, qkv.out_features // 3
         assert qkv.out_features == 3 * size, "queries, keys and values are equally wide"
         assert rank >= 1
         super().__init__(channels, 3 * size, bias=qkv.bias is not None, device="meta", dtype=qkv.weight.dtype)
         self.weight, self.bias = qkv.weight, qkv.bias
+        self.groups = groups
         # Not nn.Linear: what quantises or projects the encoder's linear layers is to see the base only.
         like: dict[str, Any] = {"dtype": qkv.weight.dtype, "device": qkv.weight.device}
         self.query_down = nn.Parameter(torch.empty(rank, channels, **like))
@@ -80,7 +87,8 @@ class LoraQkv(nn.Linear):
     def _up(self) -> Tensor:
         """``(3 * size, 2 * rank)``: both B, each in its rows and columns; the keys' rows are zeros."""
         size, rank = self.query_up.shape
-        return torch.cat((F.pad(self.query_up, (0, rank, 0, size)), F.pad(self.value_up, (rank, 0))))
+        thirds = torch.cat((F.pad(self.query_up, (0, rank, 0, size)), F.pad(self.value_up, (rank, 0))))
+        return thirds.unflatten(0, (3, self.groups, -1)).transpose(0, 1).flatten(0, 2)
 
 
 def add_lora(encoder: ImageEncoder, rank: int) -> None:
@@ -94,7 +102,7 @@ def add_lora(encoder: ImageEncoder, rank: int) -> None:
     """
     for attention in _attentions(encoder):
         assert not isinstance(attention.qkv, LoraQkv), "the encoder has updates already"
-        attention.qkv = LoraQkv(attention.qkv, rank)
+        attention.qkv = LoraQkv(attention.qkv, rank, getattr(attention, "qkv_groups", 1))
 
 
 @torch.no_grad()

@@ -55,7 +55,8 @@ class ImageEncoder(nn.Module, ABC):
     def attentions(self) -> Sequence[nn.Module] | None:
         """Return the modules whose ``qkv`` LoRA updates: a linear layer to queries, keys and values, a third each.
 
-        None where the encoder has no attention.
+        Where its rows are such thirds for one head after the other, the module says so by ``qkv_groups``, how many
+        there are. None where the encoder has no attention.
         """
         return None
 

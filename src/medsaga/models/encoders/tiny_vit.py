@@ -10,6 +10,7 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +29,7 @@ MERGING_STRIDES = (2, 2, 1)
 EXPANSION = 4
 """How many times more channels the hidden layers have, of convolutions and of perceptrons."""
 GROUP_ELEMENTS = 2**21
-"""Elements of a hidden layer of convolutions that exist at a time in a lean block."""
+"""Elements of a hidden layer of convolutions that exist at a time."""
 FIRST_KERNEL = "patch_embed.seq.0.c.weight"
 
 
@@ -113,7 +114,10 @@ class TinyVit(ImageEncoder):
     def _steps(self) -> Iterator[nn.Module]:
         yield self.patch_embed
         for stage in self.layers:
-            yield from stage.children_in_order()
+            assert isinstance(stage, Stage)
+            yield from stage.blocks
+            if stage.downsample is not None:
+                yield stage.downsample
 
     def forward(self, images: Tensor, *, recompute: bool = False) -> tuple[Tensor, ...]:
         """``(batch, channels, image_size, image_size)`` to one map, ``(batch, out_channels, tokens, tokens)``."""
@@ -146,7 +150,7 @@ class ConvNorm(nn.Module):
         groups = channels if depthwise else 1
         self.c = nn.Conv2d(channels, out_channels, side, stride, side // 2, groups=groups, bias=False)
         self.bn = FrozenBatchNorm2d(out_channels)
-        self.followed_by = "linear" if last else "relu"
+        self.followed_by: Literal["linear", "relu"] = "linear" if last else "relu"
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Change ``(batch, channels, height, width)``."""
@@ -169,7 +173,8 @@ class PatchEmbed(nn.Module):
 class Bottleneck(nn.Module):
     """A pointwise, a depthwise and a pointwise convolution (MobileNetV2, arXiv 1801.04381).
 
-    Each hidden channel depends on the inputs alone. So in a lean block some of them exist at a time.
+    Each hidden channel depends on the inputs alone. So in a lean block, and where nothing is kept for backward at all,
+    only some of them exist at a time.
     """
 
     def __init__(self, channels: int, hidden: int, out_channels: int, *, stride: int = 1) -> None:
@@ -181,7 +186,8 @@ class Bottleneck(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """``(batch, channels, height, width)`` to ``(batch, out_channels, height / stride, width / stride)``."""
         hidden, pixels = self.conv1.c.out_channels, inputs.numel() // inputs.shape[1]
-        at_once = max(1, GROUP_ELEMENTS // pixels) if inside_lean_block() else hidden
+        lean = inside_lean_block() or not torch.is_grad_enabled()
+        at_once = max(1, GROUP_ELEMENTS // pixels) if lean else hidden
         (up, up_bias), (depthwise, depthwise_bias), (down, down_bias) = (
             folded(layer.c, layer.bn, inputs.dtype) for layer in (self.conv1, self.conv2, self.conv3)
         )
@@ -264,9 +270,3 @@ class Stage(nn.Module):
         self.blocks = nn.ModuleList(block() for _ in range(spec.depths[n]))
         following = 0 if last else spec.widths[n + 1]
         self.downsample = None if last else Bottleneck(width, following, following, stride=MERGING_STRIDES[n])
-
-    def children_in_order(self) -> Iterator[nn.Module]:
-        """Yield what is computed, one after the other."""
-        yield from self.blocks
-        if self.downsample is not None:
-            yield self.downsample
