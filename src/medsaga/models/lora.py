@@ -43,6 +43,7 @@ class LoraQkv(nn.Linear):
         query_up: ``(size, rank)``, B of the queries, zeros at first.
         value_down: ``(rank, channels)``, A of the values.
         value_up: ``(size, rank)``, B of the values, zeros at first.
+        groups: of rows of ``weight``, each a third each queries, keys and values; the factors have no groups.
     """
 
     def __init__(self, qkv: nn.Linear, rank: int, groups: int = 1) -> None:
