@@ -12,14 +12,14 @@ from transformers.models.sam.configuration_sam import (
 )
 from transformers.models.sam.modeling_sam import SamModel
 
-from medsaga.models.encoders import ENCODERS
+from medsaga.models.encoders import encoder_spec
 from medsaga.models.encoders.base import SAM_MEAN, SAM_STD
 from medsaga.models.encoders.sam_vit import SamVitSpec
 
 
 def random_reference(architecture: str, side: int) -> SamModel:
     """Return transformers' own SAM with eager attention and random weights everywhere, tables and biases among them."""
-    spec = ENCODERS[architecture]
+    spec = encoder_spec(architecture)
     assert isinstance(spec, SamVitSpec)
     config = SamConfig(
         vision_config=SamVisionConfig(

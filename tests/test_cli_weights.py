@@ -193,6 +193,7 @@ def test_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     documents = json.loads(capsys.readouterr().out)
     assert [(known["name"], known["status"]) for known in documents] == [
         ("starter", "packaged"),
+        ("mobile_sam_vit_t", "not fetched"),
         ("sam_vit_b_01ec64", "not fetched"),
         ("sam_vit_l_0b3195", "not fetched"),
         ("sam_vit_h_4b8939", "not fetched"),

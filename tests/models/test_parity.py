@@ -9,22 +9,17 @@ from official import official_layout
 from sam_reference import normalised, random_reference
 from torch import Tensor
 
-from medsaga.models.encoders import ENCODERS
-from medsaga.models.encoders.sam_vit import SamVitSpec
 from medsaga.models.sam import build_sam
 
-NARROW = SamVitSpec(
-    hidden_size=36, layers=3, heads=3, global_layers=(1,), window=4, patch_size=16, out_channels=64, mlp_dim=50
-)
-"""Widths in the proportions of a pruned transformer, not of a published one."""
+NARROW = "sam_vit:hidden_size=42,layers=3,heads=3,global_layers=1,window=4,out_channels=64,mlp_dim=174"
+"""Heads of 14 channels and perceptrons in the proportions of SlimSAM's, not of a published transformer."""
 
 
 @pytest.fixture
 def narrow(monkeypatch: pytest.MonkeyPatch) -> str:
     """An architecture of pruned widths; transformers' softmax keeps float64, which it would compute in float32."""
-    monkeypatch.setitem(ENCODERS, "narrow", NARROW)
     monkeypatch.setattr(F, "softmax", lambda scores, dim, dtype=None: torch.softmax(scores, dim))
-    return "narrow"
+    return NARROW
 
 
 @pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])

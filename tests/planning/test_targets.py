@@ -17,6 +17,8 @@ MIB = 2**20
     [
         ("vit_b", 512, 12, "bf16", 350, 333),
         ("vit_b", 1024, 1, "bf16", 550, 400),
+        ("mobile_sam", 1024, 1, "bf16", 300, 176),
+        ("slimsam_77", 1024, 1, "bf16", 300, 180),
         pytest.param("vit_l", 1024, 1, "bf16", 1150, 993, marks=pytest.mark.exhaustive),
         pytest.param("vit_h", 1024, 1, "bf16", 2048, 1817, marks=pytest.mark.exhaustive),
         pytest.param("vit_h", 1024, 1, "int8", 1500, 1261, marks=pytest.mark.exhaustive),

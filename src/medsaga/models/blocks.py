@@ -72,12 +72,16 @@ def normalised_convolution(inputs: Tensor, convolution: nn.Conv2d, norm: FrozenB
     Returns:
         ``(batch, out_channels, height / stride, width / stride)``.
     """
+    kernel, bias = folded(convolution, norm, inputs.dtype)
+    return convolution._conv_forward(inputs, kernel, bias)
+
+
+def folded(convolution: nn.Conv2d, norm: FrozenBatchNorm2d, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return kernel and bias of the convolution that does what a convolution without bias and a norm do."""
     scale, shift = norm.scale_and_shift()
     kernel = convolution.kernel() if isinstance(convolution, PointwiseConvolution) else convolution.weight
     assert convolution.bias is None
-    dtype = inputs.dtype
-    kernel = (kernel * scale.view(-1, 1, 1, 1)).to(dtype)
-    return convolution._conv_forward(inputs, kernel, shift.to(dtype))
+    return (kernel * scale.view(-1, 1, 1, 1)).to(dtype), shift.to(dtype)
 
 
 class ResidualConvolutions(nn.Module):

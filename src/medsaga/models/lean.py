@@ -65,13 +65,18 @@ class LeanMlp(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Change ``(..., channels)`` token by token."""
-        if not inside_lean_block():
-            return self.lin2(F.gelu(self.lin1(inputs)))
-        tokens = inputs.flatten(0, -2)
-        output: Tensor = _Mlp.apply(
-            tokens, self.lin1.weight, self.lin1.bias, self.lin2.weight, self.lin2.bias, _now.again
-        )
-        return output.view_as(inputs)
+        return lean_mlp(inputs, self.lin1, self.lin2)
+
+
+def lean_mlp(inputs: Tensor, up: nn.Linear, down: nn.Linear) -> Tensor:
+    """Compute linear - GELU - linear of tokens, ``(..., channels)``; in a lean block, for a chunk of them at a time.
+
+    It has to be the last in a block that keeps anything for backward.
+    """
+    if not inside_lean_block():
+        return down(F.gelu(up(inputs)))
+    output: Tensor = _Mlp.apply(inputs.flatten(0, -2), up.weight, up.bias, down.weight, down.bias, _now.again)
+    return output.view_as(inputs)
 
 
 class _Mlp(torch.autograd.Function):

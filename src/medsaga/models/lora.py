@@ -46,18 +46,26 @@ class LoraQkv(nn.Linear):
         query_up: ``(size, rank)``, B of the queries, zeros at first.
         value_down: ``(rank, channels)``, A of the values.
         value_up: ``(size, rank)``, B of the values, zeros at first.
+        groups: of rows of ``weight``, each a third each queries, keys and values; the factors have no groups.
     """
 
-    def __init__(self, qkv: nn.Linear, rank: int) -> None:
+    def __init__(self, qkv: nn.Linear, rank: int, groups: int = 1) -> None:
         """Take over a projection ``(3 * size, channels)``; what it computes does not change yet.
 
         The factors are of the weight's type and on its device; A is drawn from torch's global generator.
+
+        Args:
+            qkv: what it takes over.
+            rank: of the update.
+            groups: how many groups of rows the projection has, one after the other: of each a third each are queries,
+                keys and values.
         """
         channels, size = qkv.in_features, qkv.out_features // 3
         assert qkv.out_features == 3 * size, "queries, keys and values are equally wide"
         assert rank >= 1
         super().__init__(channels, 3 * size, bias=qkv.bias is not None, device="meta", dtype=qkv.weight.dtype)
         self.weight, self.bias = qkv.weight, qkv.bias
+        self.groups = groups
         # Not nn.Linear: what quantises or projects the encoder's linear layers is to see the base only.
         like: dict[str, Any] = {"dtype": qkv.weight.dtype, "device": qkv.weight.device}
         self.query_down = nn.Parameter(torch.empty(rank, channels, **like))
@@ -83,7 +91,8 @@ class LoraQkv(nn.Linear):
     def _up(self) -> Tensor:
         """``(3 * size, 2 * rank)``: both B, each in its rows and columns; the keys' rows are zeros."""
         size, rank = self.query_up.shape
-        return torch.cat((F.pad(self.query_up, (0, rank, 0, size)), F.pad(self.value_up, (rank, 0))))
+        thirds = torch.cat((F.pad(self.query_up, (0, rank, 0, size)), F.pad(self.value_up, (rank, 0))))
+        return thirds.unflatten(0, (3, self.groups, -1)).transpose(0, 1).flatten(0, 2)
 
 
 class LoraPointwise(PointwiseConvolution):
@@ -129,7 +138,7 @@ def add_lora(encoder: ImageEncoder, rank: int) -> None:
     assert not lora_parameters(encoder), "the encoder has updates already"
     for attention in encoder.attentions():
         owner: Any = attention
-        owner.qkv = LoraQkv(owner.qkv, rank)
+        owner.qkv = LoraQkv(owner.qkv, rank, getattr(owner, "qkv_groups", 1))
     if not encoder.attentions():
         for owner, name, layer in _pointwise(encoder):
             setattr(owner, name, LoraPointwise(layer, rank))

@@ -14,10 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from medsaga.errors import InputError
 from medsaga.models.base import SegmentationModel
 from medsaga.models.decoder import MaskDecoder
-from medsaga.models.encoders import ENCODERS
+from medsaga.models.encoders import encoder_spec
 from medsaga.models.lean import recomputed
 from medsaga.models.prompt import PromptEncoder
 
@@ -41,7 +40,7 @@ class KClassSam(SegmentationModel):
     pixel_std: Tensor
 
     def __init__(self, architecture: str, *, classes: int, image_size: int, in_channels: int) -> None:
-        spec = ENCODERS[architecture]
+        spec = encoder_spec(architecture)
         super().__init__(
             architecture,
             classes=classes,
@@ -70,7 +69,7 @@ class KClassSam(SegmentationModel):
 
     def make_constants(self) -> None:
         """Create the buffers of the pixel normalisation, float32, which no file stores."""
-        spec = ENCODERS[self.architecture]
+        spec = encoder_spec(self.architecture)
         mean, std = torch.tensor([spec.pixel_mean, spec.pixel_std], dtype=torch.float32).view(2, 1, 3, 1, 1)
         if self.in_channels not in (1, 3):
             mean, std = mean.mean(1, keepdim=True), std.mean(1, keepdim=True)
@@ -150,7 +149,7 @@ def build_sam(
     Draws from torch's global generator and builds on torch's default device.
 
     Args:
-        architecture: key of ``medsaga.models.encoders.ENCODERS``.
+        architecture: as in `medsaga.models.encoders.encoder_spec`.
         classes: number of classes, background included.
         image_size: side of the square input in pixels, a multiple of the encoder's ``side_multiple``.
         in_channels: channels of the input. 1 is shown to SAM as grey RGB; other numbers than 1 and 3 get a patch
@@ -160,9 +159,6 @@ def build_sam(
     Raises:
         InputError: the architecture is not known, or the image size is no such multiple.
     """
-    if architecture not in ENCODERS:
-        known = ", ".join(ENCODERS)
-        raise InputError("--model", expected=f"one of {known}", found=repr(architecture), do="Choose one of them.")
     with _default_dtype(dtype):
         return KClassSam(architecture, classes=classes, image_size=image_size, in_channels=in_channels)
 

@@ -13,6 +13,7 @@ from medsaga.data.types import Grid
 from medsaga.errors import InputError
 from medsaga.methods import method_named
 from medsaga.methods.base import Method
+from medsaga.models.encoders import is_architecture
 from medsaga.models.weights.loading import detect_architecture
 from medsaga.models.weights.registry import RANDOM, STARTER, weights_named
 from medsaga.models.weights.sources import locate
@@ -48,7 +49,7 @@ class Choice:
         settings: with the values of the recipe where the user has named none.
         method: what `medsaga.methods.METHODS` has under this name.
         name: of the method.
-        model: key of the method's architectures.
+        model: one of the method's architectures, or the name of a SAM that holds its sizes.
         weights: what the model starts from: a source of weights or ``random``; None where no published weights fit.
     """
 
@@ -76,7 +77,7 @@ def choose_model(settings: Settings) -> Choice:
         _require_scratch(settings, name, method, model)
         return Choice(settings=settings, method=method, name=name, model=model, weights=None)
     weights = STARTER if model == weights_named(STARTER).architecture else RANDOM
-    if model not in method.architectures:
+    if not is_architecture(model):
         if settings.random_weights:
             raise InputError(
                 "--random-weights",

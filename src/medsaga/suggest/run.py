@@ -25,7 +25,7 @@ from medsaga.data.splits import Split
 from medsaga.data.types import Dataset, Item
 from medsaga.device import choose_device
 from medsaga.errors import InputError, collecting
-from medsaga.models.encoders import ENCODERS
+from medsaga.models.encoders import encoder_spec
 from medsaga.models.sam import build_sam
 from medsaga.models.weights.loading import load_pretrained
 from medsaga.models.weights.registry import RANDOM, STARTER
@@ -271,7 +271,7 @@ def _pretrained(source: str, found: Cases, device: torch.device) -> CaseEmbedder
     assert start.weights is not None
     items = [item for items in found.values() for item in items]
     channels = items[0].header.channels
-    size = min(ENCODERS[start.model].image_size, MOST_PIXELS)
+    size = min(encoder_spec(start.model).image_size, MOST_PIXELS)
     model = build_sam(start.model, classes=2, image_size=size, in_channels=channels)
     load_pretrained(model, start.weights)
     of_8_bits = all(item.header.dtype == np.uint8 for item in items)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from medsaga.errors import InputError
 from medsaga.models.encoders.base import EncoderSpec, ImageEncoder
 from medsaga.models.encoders.lite import LiteSpec
+from medsaga.models.encoders.pruned import has_sizes, spec_with_sizes
 from medsaga.models.encoders.sam_vit import SamVitSpec
 from medsaga.models.encoders.tiny import TinySpec
+from medsaga.models.encoders.tiny_vit import TinyVitSpec
 
 ENCODERS: dict[str, EncoderSpec] = {
     "tiny": TinySpec(
@@ -23,12 +26,43 @@ ENCODERS: dict[str, EncoderSpec] = {
     "vit_b": SamVitSpec(hidden_size=768, layers=12, heads=12, global_layers=(2, 5, 8, 11)),
     "vit_l": SamVitSpec(hidden_size=1024, layers=24, heads=16, global_layers=(5, 11, 17, 23)),
     "vit_h": SamVitSpec(hidden_size=1280, layers=32, heads=16, global_layers=(7, 15, 23, 31)),
+    "slimsam_77": SamVitSpec(hidden_size=168, layers=12, heads=12, global_layers=(2, 5, 8, 11), mlp_dim=696),
+    "mobile_sam": TinyVitSpec(
+        widths=(64, 128, 160, 320), depths=(2, 2, 6, 2), heads=(4, 5, 10), windows=(7, 14, 7), out_channels=256
+    ),
 }
-"""The encoder of each architecture: SAM's three published sizes, and one that trains on a CPU."""
+"""The encoder of each architecture that has a name: published sizes of SAM, and one that trains on a CPU."""
 
-__all__ = ["ENCODERS", "EncoderSpec", "ImageEncoder", "useful_image_sizes"]
+__all__ = ["ENCODERS", "EncoderSpec", "ImageEncoder", "encoder_spec", "is_architecture", "useful_image_sizes"]
+
+
+def encoder_spec(architecture: str) -> EncoderSpec:
+    """Return the encoder of an architecture: a key of ``ENCODERS``, or a name that holds the sizes of a SAM.
+
+    Raises:
+        InputError: it is neither.
+    """
+    if architecture in ENCODERS:
+        return ENCODERS[architecture]
+    if has_sizes(architecture):
+        try:
+            return spec_with_sizes(architecture)
+        except ValueError as error:
+            raise InputError(
+                "--model",
+                expected="a name with sizes, as `medsaga weights verify` shows it",
+                found=f"{architecture!r}: {error}",
+                do="Name the weights instead.",
+            ) from None
+    known = ", ".join(ENCODERS)
+    raise InputError("--model", expected=f"one of {known}", found=repr(architecture), do="Choose one of them.")
+
+
+def is_architecture(name: str) -> bool:
+    """Whether a name is meant as that of an architecture, not of weights."""
+    return name in ENCODERS or has_sizes(name)
 
 
 def useful_image_sizes(architecture: str) -> list[int]:
     """Return sides in pixels, ascending, that waste nothing; the last is the architecture's own."""
-    return ENCODERS[architecture].useful_image_sizes()
+    return encoder_spec(architecture).useful_image_sizes()

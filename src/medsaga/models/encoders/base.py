@@ -59,7 +59,8 @@ class ImageEncoder(nn.Module, ABC):
     def attentions(self) -> Sequence[nn.Module]:
         """Return the modules whose ``qkv`` LoRA updates: a linear layer to queries, keys and values, a third each.
 
-        Where there are none, it updates the blocks' `medsaga.models.blocks.PointwiseConvolution`.
+        Where its rows are such thirds for one head after the other, the module says so by ``qkv_groups``, how many
+        there are. Without any, LoRA updates the encoder's `medsaga.models.blocks.PointwiseConvolution`.
         """
         return ()
 

@@ -61,11 +61,17 @@ class SamVitSpec(EncoderSpec):
         return [*range(window, self.image_size, window), self.image_size]
 
     def sizes_of(self, state: State) -> tuple[int, int] | None:
-        """Look at the patch embedding, the number of blocks, and the table of absolute positions."""
+        """Look at the patch embedding, the number of blocks, their widths, and the table of absolute positions."""
         patches, positions = state.get("patch_embed.proj.weight"), state.get("pos_embed")
         if patches is None or patches.dim() != 4:
             return None
         if (len(patches), count_blocks(state)) != (self.hidden_size, self.layers):
+            return None
+        widths = {
+            "blocks.0.mlp.lin1.weight": self.mlp_dim or 4 * self.hidden_size,
+            "blocks.0.attn.qkv.weight": 3 * (self.attention_size or self.hidden_size),
+        }
+        if any(name in state and len(state[name]) != width for name, width in widths.items()):
             return None
         if positions is None or positions.dim() != 4:
             return self.image_size, patches.shape[1]
@@ -93,12 +99,7 @@ class SamVit(ImageEncoder):
             Block(spec, grid=self.tokens, window=None if n in spec.global_layers else spec.window)
             for n in range(spec.layers)
         )
-        self.neck = nn.Sequential(
-            nn.Conv2d(spec.hidden_size, spec.out_channels, kernel_size=1, bias=False),
-            LayerNorm2d(spec.out_channels, eps=NORM_EPS),
-            nn.Conv2d(spec.out_channels, spec.out_channels, kernel_size=3, padding=1, bias=False),
-            LayerNorm2d(spec.out_channels, eps=NORM_EPS),
-        )
+        self.neck = neck(spec.hidden_size, spec.out_channels)
         self._draw_weights()
 
     @torch.no_grad()
@@ -139,6 +140,16 @@ class SamVit(ImageEncoder):
             for name in (f"blocks.{n}.attn.rel_pos_h", f"blocks.{n}.attn.rel_pos_w"):
                 fitted[name] = resize_relative_positions(state[name].float(), self.tokens)
         return fitted
+
+
+def neck(channels: int, out_channels: int) -> nn.Sequential:
+    """Return what narrows the channels of an encoder to those of image embeddings."""
+    return nn.Sequential(
+        nn.Conv2d(channels, out_channels, kernel_size=1, bias=False),
+        LayerNorm2d(out_channels, eps=NORM_EPS),
+        nn.Conv2d(out_channels, out_channels, kernel_size=3, padding=1, bias=False),
+        LayerNorm2d(out_channels, eps=NORM_EPS),
+    )
 
 
 class PatchEmbed(nn.Module):

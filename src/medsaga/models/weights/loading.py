@@ -5,8 +5,9 @@ Every tensor has to find its place, or nothing is loaded.
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,8 @@ from medsaga import files
 from medsaga.errors import InputError
 from medsaga.memory.meta import on_meta
 from medsaga.models.base import SegmentationModel
-from medsaga.models.encoders import ENCODERS
+from medsaga.models.encoders import ENCODERS, EncoderSpec
+from medsaga.models.encoders.pruned import has_sizes, name_with_sizes, spec_with_sizes, told_by
 from medsaga.models.encoders.sam_vit import count_blocks
 from medsaga.models.int8 import float_state
 from medsaga.models.sam import KClassSam, build_sam
@@ -43,7 +45,7 @@ class WeightsInfo:
         file: the file that was read.
         sha256: of that file.
         layout: see `medsaga.models.weights.sources.SourceFile`.
-        architecture: key of ``ENCODERS``.
+        architecture: as in `medsaga.models.encoders.encoder_spec`.
         image_size: side in pixels that the weights were made for.
         release: what the file is, if it is one of the known weights, or None.
         episodic: whether they were pre-trained to know a class by its mean embedding.
@@ -66,7 +68,7 @@ class Weights:
     Attributes:
         file: that holds them.
         sha256: of the file.
-        architecture: key of ``ENCODERS``.
+        architecture: as in `medsaga.models.encoders.encoder_spec`.
         classes: number of mask tokens.
         image_size: side in pixels that they were made for.
         in_channels: channels of the patch embedding.
@@ -132,7 +134,7 @@ def read_weights(source: str | Path) -> Weights:
     """
     digest = checked_sha256(source, locate(source))
     file = read_source(source)
-    architecture, side, in_channels = _recognise(source, file.state)
+    architecture, side, in_channels = _recognise(source, file)
     tokens = file.state.get("mask_decoder.mask_tokens.weight")
     classes = max(2, len(tokens)) if tokens is not None else 4
     expected = _layout_of(architecture, classes, side, in_channels)
@@ -151,7 +153,7 @@ def read_weights(source: str | Path) -> Weights:
 
 
 def detect_architecture(source: str | Path) -> str:
-    """Return which of ``ENCODERS`` a source of weights, as in :func:`load_pretrained`, belongs to.
+    """Return the architecture that a source of weights, as in :func:`load_pretrained`, belongs to.
 
     Raises:
         InputError: the file cannot be read, or belongs to none.
@@ -159,7 +161,7 @@ def detect_architecture(source: str | Path) -> str:
     known = known_as(source)
     if known is not None:
         return known.architecture
-    return _recognise(source, read_source(source).state)[0]
+    return _recognise(source, read_source(source))[0]
 
 
 def save_model(path: Path, model: SegmentationModel) -> None:
@@ -237,18 +239,35 @@ def load_in_place(path: Path, model: SegmentationModel) -> None:
             owner._buffers[leaf] = value
 
 
-def _is_episodic(file: SourceFile) -> bool:
+def _facts(file: SourceFile) -> dict[str, object]:
+    """Return what a file says of itself, if this package wrote it."""
     try:
         facts = json.loads(file.metadata.get("medsaga", "{}"))
     except ValueError:
-        return False
-    return isinstance(facts, dict) and facts.get(EPISODIC) is True
+        return {}
+    return facts if isinstance(facts, dict) else {}
 
 
-def _recognise(source: str | Path, state: State) -> tuple[str, int, int]:
+def _is_episodic(file: SourceFile) -> bool:
+    return _facts(file).get(EPISODIC) is True
+
+
+def _candidates(file: SourceFile, encoder: State) -> Iterator[tuple[str, EncoderSpec]]:
+    """Yield the architectures that a file may have, those first that are sure."""
+    named = str(_facts(file).get("architecture"))
+    if has_sizes(named):
+        with contextlib.suppress(ValueError):
+            yield named, spec_with_sizes(named)
+    yield from ENCODERS.items()
+    if spec := told_by(encoder):
+        yield name_with_sizes(spec), spec
+
+
+def _recognise(source: str | Path, file: SourceFile) -> tuple[str, int, int]:
     """Return the architecture of weights, and the side in pixels and the channels of the images they were made for."""
+    state = file.state
     encoder = {name.removeprefix(ENCODER): tensor for name, tensor in state.items() if name.startswith(ENCODER)}
-    for name, spec in ENCODERS.items():
+    for name, spec in _candidates(file, encoder):
         if sizes := spec.sizes_of(encoder):
             return name, *sizes
     patches = encoder.get("patch_embed.proj.weight")
@@ -257,13 +276,13 @@ def _recognise(source: str | Path, state: State) -> tuple[str, int, int]:
             source,
             expected="weights of SAM (image_encoder.* or vision_encoder.*)",
             found=_some(sorted(state)) if state else "no tensors",
-            do="SAM 2, SAM-HQ and MobileSAM are other models. Use a file of SAM or MedSAM, or facebook/sam-vit-base.",
+            do="SAM 2 and SAM-HQ are other models. Use a file of SAM, MedSAM or MobileSAM, or facebook/sam-vit-base.",
         )
     raise InputError(
         source,
         expected=f"one of {', '.join(ENCODERS)}",
         found=f"an image encoder of {count_blocks(encoder)} layers with {len(patches)} channels",
-        do="Only these architectures of SAM are known.",
+        do="Other sizes are read from the tensors of a whole file that was made for images larger than a window.",
     )
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from medsaga.errors import InputError
 from medsaga.models.weights.efficientnet import ABSENT, is_efficientnet, own_efficientnet_names
+from medsaga.models.weights.mobile_sam import without_unused
 from medsaga.models.weights.names import State, has_transformers_names, own_names
 from medsaga.models.weights.registry import known_as
 
@@ -56,7 +57,7 @@ def read_source(source: str | Path) -> SourceFile:
     if is_efficientnet(raw):
         return SourceFile(path, "efficientnet", own_efficientnet_names(raw), metadata, ABSENT)
     layout = "transformers" if has_transformers_names(raw) else "official"
-    return SourceFile(path, layout, own_names(raw), metadata)
+    return SourceFile(path, layout, without_unused(own_names(raw)), metadata)
 
 
 def locate(source: str | Path) -> Path:
