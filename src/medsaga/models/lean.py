@@ -65,13 +65,23 @@ class LeanMlp(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Change ``(..., channels)`` token by token."""
-        if not inside_lean_block():
-            return self.lin2(F.gelu(self.lin1(inputs)))
-        tokens = inputs.flatten(0, -2)
-        output: Tensor = _Mlp.apply(
-            tokens, self.lin1.weight, self.lin1.bias, self.lin2.weight, self.lin2.bias, _now.again
-        )
-        return output.view_as(inputs)
+        return gelu_mlp(inputs, self.lin1, self.lin2)
+
+
+def gelu_mlp(inputs: Tensor, up: nn.Module, down: nn.Module) -> Tensor:
+    """Compute linear - GELU - linear; in a lean block, where it has to come last, for a chunk of tokens at a time.
+
+    Args:
+        inputs: ``(..., channels)``.
+        up: a linear layer from the channels to the hidden layer.
+        down: a linear layer from there back to the channels.
+    """
+    if not inside_lean_block():
+        result: Tensor = down(F.gelu(up(inputs)))
+        return result
+    tokens = inputs.flatten(0, -2)
+    output: Tensor = _Mlp.apply(tokens, up.weight, up.bias, down.weight, down.bias, _now.again)
+    return output.view_as(inputs)
 
 
 class _Mlp(torch.autograd.Function):

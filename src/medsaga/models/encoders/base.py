@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from medsaga.models.base import SIDE_MULTIPLE, weight_matrices
+from medsaga.models.decoder import MaskDecoder
 
 State = Mapping[str, Tensor]
 """Tensors of an encoder under the names of its own ``state_dict``, without the prefix ``image_encoder.``."""
@@ -21,15 +22,14 @@ class ImageEncoder(nn.Module, ABC):
         strides: side in pixels of the image that a cell of each feature map stands for, ascending: the finest map is
             the first, as in SAM 2's pyramid. The last map holds the image embeddings, which the decoder attends to; the
             others are skips, which it adds where its upscaling has their stride.
-        channels: of each feature map. A skip has as many as the decoder's upscaling has at its stride.
-        blocks: what is computed again in backward, one after the other, when memory is short.
+        channels: of each feature map. A skip has as many as the decoder's upscaling has at its stride, or as many as
+            the decoder's ``narrow`` takes.
         pixel_kernels: names of the parameters that see the channels of the image, ``(out, channels, height, width)``:
             their kernels follow when an image has other channels than those the weights were made for.
     """
 
     strides: tuple[int, ...]
     channels: tuple[int, ...]
-    blocks: nn.ModuleList
     pixel_kernels: tuple[str, ...]
 
     @abstractmethod
@@ -38,7 +38,8 @@ class ImageEncoder(nn.Module, ABC):
 
         Args:
             images: ``(batch, channels, image_size, image_size)``, normalised, in the type of the parameters.
-            recompute: keep only the input of each block for backward, and compute the block again there.
+            recompute: keep only the input of each block for backward, and compute the block again there, one after the
+                other.
 
         Returns:
             One map for each of ``strides``: ``(batch, channels, image_size / stride, image_size / stride)``.
@@ -73,12 +74,14 @@ class EncoderSpec(ABC):
         side_multiple: what the side of an image must be a multiple of, in pixels.
         decoder_mlp_dim: hidden size of the perceptrons of the mask decoder's transformer.
         decoder_refines: whether the mask decoder has convolutions where it adds skips.
+        decoder: the mask decoder: SAM's, or one that builds on it.
     """
 
     image_size: int = 1024
     side_multiple: int = SIDE_MULTIPLE
     decoder_mlp_dim: int = 2048
     decoder_refines: bool = False
+    decoder: type[MaskDecoder] = MaskDecoder
 
     @abstractmethod
     def build(self, *, image_size: int, in_channels: int) -> ImageEncoder:
