@@ -53,7 +53,9 @@ def test_every_record_is_complete(known: registry.KnownWeights) -> None:
     assert known.licence == "Apache-2.0"
     assert all((known.description, known.author, known.file))
     assert ENCODERS[known.architecture].image_size == known.image_size
-    assert known.url is None or known.url == f"https://dl.fbaipublicfiles.com/segment_anything/{known.file}"
+    folders = ("segment_anything", "segment_anything_2/092824")
+    published = {f"https://dl.fbaipublicfiles.com/{folder}/{known.file}" for folder in folders}
+    assert known.url is None or known.url in published
     assert known.name not in (registry.RANDOM, *ENCODERS)
     assert (registry.FOLDER / f"{known.name}.toml").is_file()
 
@@ -131,5 +133,5 @@ def test_the_cache_is_a_folder_of_ours_among_the_users_caches(monkeypatch: pytes
 
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
-    with pytest.raises(InputError, match=r"one of starter, sam_vit_b_01ec64, sam_vit_l_0b3195, sam_vit_h_4b8939"):
+    with pytest.raises(InputError, match=r"one of starter, sam2\.1_hiera_tiny_092824, .*sam_vit_h_4b8939"):
         weights_named("medsam")

@@ -37,7 +37,15 @@ MODEL_DEFAULTS: dict[str, dict[str, Any]] = {"tiny": {"encoder_lr": 2e-3, "decod
 REFRESHES_PER_RUN = 20
 EVALUATIONS_PER_RUN = 10
 WARMUP_SHARE = 0.1
-RECOMPUTED = ("vit_b", "vit_l", "vit_h")
+RECOMPUTED = (
+    "vit_b",
+    "vit_l",
+    "vit_h",
+    "sam2.1_hiera_tiny",
+    "sam2.1_hiera_small",
+    "sam2.1_hiera_base_plus",
+    "sam2.1_hiera_large",
+)
 """Models whose blocks are computed again in backward unless the user says otherwise: activations outweigh them."""
 
 

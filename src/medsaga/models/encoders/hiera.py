@@ -1,8 +1,8 @@
 """SAM 2's image encoder: Hiera (arXiv 2306.00989) and a feature pyramid (SAM 2: arXiv 2408.00714), images only.
 
-Four stages of transformer blocks, each with half the side and twice the channels of the one before: the first block of a
-stage takes the maximum over 2 x 2 queries. Most blocks attend within windows. Parameters have the names of the official
-files.
+Four stages of transformer blocks, each with half the side and twice the channels of the one before: the first block of
+a stage takes the maximum over 2 x 2 queries. Most blocks attend within windows. Parameters have the names of the
+official files.
 """
 
 from __future__ import annotations
@@ -179,7 +179,7 @@ class Block(nn.Module):
         """Take the channels of its input and of its result; a window of None attends to the whole image."""
         super().__init__()
         self.norm1 = nn.LayerNorm(width_in, eps=NORM_EPS)
-        self.attn = PooledAttention(width_in, width, heads=heads, pools=width != width_in)
+        self.attn = PooledAttention(width_in, width, heads=heads, pool=1 if width == width_in else POOL)
         self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
         self.mlp = Perceptron(width)
         self.proj = nn.Linear(width_in, width) if width != width_in else None
@@ -190,13 +190,9 @@ class Block(nn.Module):
         changed = self.norm1(hidden)
         if self.window is not None:
             changed = to_windows(changed, self.window)
-        changed = _in_groups(self._attend, changed, self.norm2.normalized_shape[0])
-        if self.proj is None:
-            grid = hidden.shape[1:3]
-        else:
-            grid = torch.Size(side // POOL for side in hidden.shape[1:3])
+        changed = _in_groups(self._attend, changed, self.attn.size)
         if self.window is not None:
-            changed = from_windows(changed, grid)
+            changed = from_windows(changed, [side // self.attn.pool for side in hidden.shape[1:3]])
         hidden = hidden + changed if self.proj is None else changed
         del changed
         return hidden + self.mlp(self.norm2(hidden))
@@ -204,7 +200,7 @@ class Block(nn.Module):
     def _attend(self, windows: Tensor) -> Tensor:
         """Let the tokens of each window look at each other; what stands for the identity is pooled like them."""
         attended = self.attn(windows)
-        return attended if self.proj is None else attended + max_pool(self.proj(windows))
+        return attended if self.proj is None else attended + max_pool(self.proj(windows), self.attn.pool)
 
 
 class PooledAttention(nn.Module):
@@ -215,20 +211,23 @@ class PooledAttention(nn.Module):
         proj: from the attended values to the result.
     """
 
-    def __init__(self, channels: int, size: int, *, heads: int, pools: bool) -> None:
-        """Take the channels of the tokens, and those of the queries of all heads, which the result has too."""
+    def __init__(self, channels: int, size: int, *, heads: int, pool: int) -> None:
+        """Take the channels of the tokens, those of the queries of all heads, and the side of the squares of queries.
+
+        The result has as many channels as the queries.
+        """
         super().__init__()
         assert size % heads == 0
-        self.heads, self.size, self.pools = heads, size, pools
+        self.heads, self.size, self.pool = heads, size, pool
         self.scale = (size // heads) ** -0.5
         self.qkv = nn.Linear(channels, 3 * size)
         self.proj = nn.Linear(size, size)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """``(grids, height, width, channels)`` to ``(grids, height, width, size)``, or half the sides if pooled."""
+        """``(grids, height, width, channels)`` to ``(grids, height / pool, width / pool, size)``."""
         query, key, value = self.qkv(hidden).split(self.size, dim=-1)
-        if self.pools:
-            query = max_pool(query)
+        if self.pool > 1:
+            query = max_pool(query, self.pool)
         grid = query.shape[:3]
         query, key, value = (
             tokens.flatten(1, 2).unflatten(-1, (self.heads, -1)).transpose(1, 2) for tokens in (query, key, value)
@@ -266,12 +265,13 @@ class Neck(nn.Module):
         return *reversed(finer), embeddings + F.interpolate(coarsest, scale_factor=2.0, mode="nearest")
 
 
-def max_pool(grids: Tensor) -> Tensor:
-    """Take the maximum over squares of 2 x 2: ``(grids, height, width, channels)`` to half the sides.
+def max_pool(grids: Tensor, side: int) -> Tensor:
+    """Take the maximum over squares of tokens, whose channels are the last axis.
 
-    Where several are the largest, they share the gradient.
+    ``(grids, height, width, channels)`` to ``(grids, height / side, width / side, channels)``. Where several are the
+    largest, they share the gradient.
     """
-    return grids.unflatten(2, (-1, POOL)).unflatten(1, (-1, POOL)).amax((2, 4))
+    return grids.unflatten(2, (-1, side)).unflatten(1, (-1, side)).amax((2, 4))
 
 
 def bicubic_matrix(old: int, new: int) -> Tensor:

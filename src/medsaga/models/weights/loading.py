@@ -1,4 +1,4 @@
-"""Published SAM weights into a k-class model, and this package's own model files.
+"""Published weights of SAM and SAM 2.1 into a k-class model, and this package's own model files.
 
 Every tensor has to find its place, or nothing is loaded.
 """
@@ -18,11 +18,13 @@ from medsaga.errors import InputError
 from medsaga.memory.meta import on_meta
 from medsaga.models.base import SegmentationModel
 from medsaga.models.encoders import ENCODERS
+from medsaga.models.encoders.hiera import TRUNK
 from medsaga.models.encoders.sam_vit import count_blocks
 from medsaga.models.int8 import float_state
 from medsaga.models.sam import KClassSam, build_sam
 from medsaga.models.weights.fitting import fit_to
 from medsaga.models.weights.names import ENCODER, State, own_names
+from medsaga.models.weights.others import refuse_others
 from medsaga.models.weights.registry import checked_sha256, known_as, release_of
 from medsaga.models.weights.sources import SourceFile, locate, read_safetensors, read_source
 
@@ -85,15 +87,17 @@ class Weights:
 def load_pretrained(model: SegmentationModel, source: str | Path) -> WeightsInfo:
     """Overwrite a model's weights by published ones, adapted to its classes, image size and channels.
 
-    - Absolute positions are resized bicubically, relative positions of the global layers linearly.
+    - Positions that depend on the image size are resized as the encoder says: absolute ones bicubically, relative ones
+      of SAM's global layers linearly.
     - Class c starts as SAM's mask c modulo 4; where several classes start as the same mask, a little noise from a
       fixed seed tells the later ones apart.
     - A kernel for other than RGB input is the mean over RGB, scaled to keep the size of its sums.
 
     Args:
         model: of the architecture of the weights; see :func:`detect_architecture`.
-        source: the name of known weights, an official or MedSAM ``.pth`` file, a ``.safetensors`` file, a Hugging Face
-            folder, or a hub id such as ``facebook/sam-vit-base``, which is downloaded once.
+        source: the name of known weights, an official ``.pth`` or ``.pt`` file or one of MedSAM or MedSAM2, a
+            ``.safetensors`` file, a Hugging Face folder, or a hub id such as ``facebook/sam2.1-hiera-tiny``, which is
+            downloaded once.
 
     Raises:
         InputError: as for :func:`read_weights`, or the weights belong to another architecture.
@@ -241,23 +245,25 @@ def _is_episodic(file: SourceFile) -> bool:
 
 def _recognise(source: str | Path, state: State) -> tuple[str, int, int]:
     """Return the architecture of weights, and the side in pixels and the channels of the images they were made for."""
+    refuse_others(source, state)
     encoder = {name.removeprefix(ENCODER): tensor for name, tensor in state.items() if name.startswith(ENCODER)}
     for name, spec in ENCODERS.items():
         if sizes := spec.sizes_of(encoder):
             return name, *sizes
-    patches = encoder.get("patch_embed.proj.weight")
+    trunk = {name.removeprefix(TRUNK): tensor for name, tensor in encoder.items()}
+    patches = trunk.get("patch_embed.proj.weight")
     if patches is None or patches.dim() != 4:
         raise InputError(
             source,
-            expected="weights of SAM (image_encoder.* or vision_encoder.*)",
+            expected="weights of SAM or SAM 2.1 (image_encoder.* or vision_encoder.*)",
             found=_some(sorted(state)) if state else "no tensors",
-            do="SAM 2, SAM-HQ and MobileSAM are other models. Use a file of SAM or MedSAM, or facebook/sam-vit-base.",
+            do="Use a file of SAM, MedSAM, SAM 2.1 or MedSAM2, or a hub id such as facebook/sam2.1-hiera-tiny.",
         )
     raise InputError(
         source,
         expected=f"one of {', '.join(ENCODERS)}",
-        found=f"an image encoder of {count_blocks(encoder)} layers with {len(patches)} channels",
-        do="Only these architectures of SAM are known.",
+        found=f"an image encoder of {count_blocks(trunk)} layers with {len(patches)} channels",
+        do="Only these architectures of SAM and SAM 2.1 are known.",
     )
 
 

@@ -1,4 +1,4 @@
-"""Finding and reading files of SAM weights."""
+"""Finding and reading files of weights."""
 
 from __future__ import annotations
 
