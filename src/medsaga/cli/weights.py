@@ -88,7 +88,7 @@ class Verify:
 
 @dataclass(kw_only=True)
 class Convert:
-    """Write weights as a safetensors file with SAM's official names, which --model takes."""
+    """Write weights as a safetensors file with medsaga's names (for SAM, the official ones), which --model takes."""
 
     source: Positional[str]
     """Name of the weights, a file, a Hugging Face folder or hub id."""
