@@ -194,7 +194,11 @@ def test_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     assert [(known["name"], known["status"]) for known in documents] == [
         ("starter", "packaged"),
         ("mobile_sam_vit_t", "not fetched"),
+        ("sam2.1_hiera_tiny_092824", "not fetched"),
+        ("sam2.1_hiera_small_092824", "not fetched"),
+        ("sam2.1_hiera_base_plus_092824", "not fetched"),
         ("sam_vit_b_01ec64", "not fetched"),
+        ("sam2.1_hiera_large_092824", "not fetched"),
         ("sam_vit_l_0b3195", "not fetched"),
         ("sam_vit_h_4b8939", "not fetched"),
     ]

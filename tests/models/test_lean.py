@@ -68,7 +68,8 @@ def heads_at_a_time(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def _model(dtype: torch.dtype = torch.float64, *, int8: bool = False) -> KClassSam:
     torch.manual_seed(0)
     model = build_sam("tiny", classes=3, image_size=SIDE, dtype=dtype)
-    for layer in model.image_encoder.blocks:  # biases and relative positions start at 0, and would hide mistakes
+    blocks: Any = model.image_encoder.blocks
+    for layer in blocks:  # biases and relative positions start at 0, and would hide mistakes
         for parameter in layer.parameters():
             if parameter.dim() == 1 or parameter.shape[-1] == CHANNELS // HEADS:
                 nn.init.normal_(parameter, std=0.1)

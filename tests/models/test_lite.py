@@ -129,14 +129,14 @@ def test_lora_updates_the_pointwise_convolutions() -> None:
     with torch.no_grad():
         for factor in factors:
             factor.copy_(0.1 * torch.randn(factor.shape, generator=torch.Generator().manual_seed(5)))
-        block = model.image_encoder.blocks[3]
-        down, up = block.get_parameter("expand_conv.down"), block.get_parameter("expand_conv.up")
-        expected = block.get_parameter("expand_conv.weight").flatten(1) + up @ down
+        encoder = model.image_encoder
+        down, up = encoder.get_parameter("blocks.3.expand_conv.down"), encoder.get_parameter("blocks.3.expand_conv.up")
+        expected = encoder.get_parameter("blocks.3.expand_conv.weight").flatten(1) + up @ down
     changed = model(images).detach()
     assert not torch.allclose(changed, plain)
     merge_lora(model.image_encoder)
     assert not lora_parameters(model.image_encoder)
-    torch.testing.assert_close(block.get_parameter("expand_conv.weight").flatten(1), expected)
+    torch.testing.assert_close(encoder.get_parameter("blocks.3.expand_conv.weight").flatten(1), expected)
     torch.testing.assert_close(model(images), changed)
 
 

@@ -49,7 +49,8 @@ def images() -> Tensor:
 
 def qkvs(model: KClassSam) -> list[Any]:
     """The fused projection of each block."""
-    return [block.get_submodule("attn.qkv") for block in model.image_encoder.blocks]
+    blocks: Any = model.image_encoder.blocks
+    return [block.get_submodule("attn.qkv") for block in blocks]
 
 
 def freeze_base(model: KClassSam) -> None:

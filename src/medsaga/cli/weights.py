@@ -42,10 +42,10 @@ class List:
             print(json.dumps(documents, indent=2))
             return
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-        for title in ("name", "architecture", "MB", "licence", "status", "SHA-256"):
+        for title in ("name", "MB", "licence", "status", "SHA-256"):
             table.add_column(title, justify="right" if title == "MB" else "left", no_wrap=True)
         for known in documents:
-            about = [str(known[name]) for name in ("name", "architecture", "megabytes", "licence", "status")]
+            about = [str(known[name]) for name in ("name", "megabytes", "licence", "status")]
             table.add_row(*about, known["sha256"][:SHORT])
         Console().print(table)
 
@@ -88,7 +88,7 @@ class Verify:
 
 @dataclass(kw_only=True)
 class Convert:
-    """Write weights as a safetensors file with SAM's official names, which --model takes."""
+    """Write weights as a safetensors file with medsaga's names (for SAM, the official ones), which --model takes."""
 
     source: Positional[str]
     """Name of the weights, a file, a Hugging Face folder or hub id."""

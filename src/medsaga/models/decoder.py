@@ -63,10 +63,24 @@ class MaskDecoder(nn.Module):
         Returns:
             class tokens and pixels, ``(batch, classes, channels)`` and ``(batch, channels, height, width)``.
         """
-        batch = len(embeddings)
-        tokens = torch.cat((self.iou_token.weight.expand(batch, 1, -1), class_tokens), dim=1)
+        leading = self.leading_tokens()
+        tokens = torch.cat((leading.expand(len(embeddings), -1, -1), class_tokens), dim=1)
         tokens, pixels = self.transformer(tokens, _as_tokens(embeddings), _as_tokens(positions))
-        return tokens[:, 1:], pixels.transpose(1, 2).reshape(embeddings.shape)
+        return tokens[:, len(leading) :], pixels.transpose(1, 2).reshape(embeddings.shape)
+
+    def leading_tokens(self) -> Tensor:
+        """Return the tokens before those of the classes, ``(number, channels)``: of them only attention makes use."""
+        return self.iou_token.weight
+
+    @property
+    def skip_channels(self) -> tuple[int, int]:
+        """Channels of the skips that :meth:`upscale` adds, the finer one first."""
+        channels = self.mask_tokens.embedding_dim
+        return channels // 8, channels // 4
+
+    def narrow(self, skips: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Give the encoder's finer maps the channels of :attr:`skip_channels`; here, they have them already."""
+        return skips
 
     def masks(self, class_tokens: Tensor, pixels: Tensor, skips: Sequence[Tensor] = ()) -> Tensor:
         """Score pixels: ``low_res_logits``, ``(batch, classes, 4 * height, 4 * width)``.

@@ -65,16 +65,22 @@ class LeanMlp(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Change ``(..., channels)`` token by token."""
-        return lean_mlp(inputs, self.lin1, self.lin2)
+        return gelu_mlp(inputs, self.lin1, self.lin2)
 
 
-def lean_mlp(inputs: Tensor, up: nn.Linear, down: nn.Linear) -> Tensor:
-    """Compute linear - GELU - linear of tokens, ``(..., channels)``; in a lean block, for a chunk of them at a time.
+def gelu_mlp(inputs: Tensor, up: nn.Module, down: nn.Module) -> Tensor:
+    """Compute linear - GELU - linear; in a lean block, for a chunk of tokens at a time.
 
     It has to be the last in a block that keeps anything for backward.
+
+    Args:
+        inputs: ``(..., channels)``.
+        up: a linear layer from the channels to the hidden layer.
+        down: a linear layer from there back to the channels.
     """
     if not inside_lean_block():
-        return down(F.gelu(up(inputs)))
+        result: Tensor = down(F.gelu(up(inputs)))
+        return result
     output: Tensor = _Mlp.apply(inputs.flatten(0, -2), up.weight, up.bias, down.weight, down.bias, _now.again)
     return output.view_as(inputs)
 

@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from medsaga.models.base import SegmentationModel
-from medsaga.models.decoder import MaskDecoder
 from medsaga.models.encoders import encoder_spec
 from medsaga.models.lean import recomputed
 from medsaga.models.prompt import PromptEncoder
@@ -51,7 +50,7 @@ class KClassSam(SegmentationModel):
         self.image_encoder = spec.build(image_size=image_size, in_channels=3 if in_channels == 1 else in_channels)
         channels = self.image_encoder.channels[-1]
         self.prompt_encoder = PromptEncoder(channels)
-        self.mask_decoder = MaskDecoder(
+        self.mask_decoder = spec.decoder(
             channels, classes=classes, mlp_dim=spec.decoder_mlp_dim, refines=spec.decoder_refines
         )
         self.make_constants()
@@ -95,8 +94,8 @@ class KClassSam(SegmentationModel):
         """
         expected = (self.in_channels, self.image_size, self.image_size)
         assert tuple(images.shape[1:]) == expected, f"images {tuple(images.shape)} are not (batch, *{expected})"
-        features: tuple[Tensor, ...] = self.image_encoder(self._normalise(images), recompute=self.recomputes())
-        return features
+        *skips, embeddings = self.image_encoder(self._normalise(images), recompute=self.recomputes())
+        return *self.mask_decoder.narrow(skips), embeddings
 
     def decode(self, features: tuple[Tensor, ...]) -> Tensor:
         """Turn what :meth:`encode` returns into ``low_res_logits``."""
@@ -132,7 +131,8 @@ class KClassSam(SegmentationModel):
 
     def _folded_channels(self) -> list[int]:
         """Return the channels of each feature map, folded to the side of the embeddings."""
-        strides, channels = self.image_encoder.strides, self.image_encoder.channels
+        strides = self.image_encoder.strides
+        channels = (*self.mask_decoder.skip_channels, self.image_encoder.channels[-1])[-len(strides) :]
         return [n * (strides[-1] // stride) ** 2 for n, stride in zip(channels, strides, strict=True)]
 
     def _normalise(self, images: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 
 from medsaga.device import choose_device
-from medsaga.models.encoders.pruned import FAMILY
+from medsaga.models.encoders import encoder_spec, is_architecture
 from medsaga.settings.options import Precision
 
 METHOD = "medsaga"
@@ -38,8 +38,6 @@ MODEL_DEFAULTS: dict[str, dict[str, Any]] = {"tiny": {"encoder_lr": 2e-3, "decod
 REFRESHES_PER_RUN = 20
 EVALUATIONS_PER_RUN = 10
 WARMUP_SHARE = 0.1
-RECOMPUTED = ("vit_b", "vit_l", "vit_h", "slimsam_77", "mobile_sam", FAMILY)
-"""Models and families whose blocks are computed again unless the user says otherwise: activations outweigh them."""
 
 
 @dataclass(frozen=True)
@@ -94,5 +92,10 @@ def derived(merged: dict[str, Any]) -> dict[str, Any]:
         "warmup": max(1, round(WARMUP_SHARE * steps)),
         "evaluate_every": max(1, steps // EVALUATIONS_PER_RUN),
         "micro_batch_size": merged["batch_size"],
-        "checkpointing": "blocks" if merged["model"].partition(":")[0] in RECOMPUTED else "none",
+        "checkpointing": "blocks" if _recomputes(merged["model"]) else "none",
     }
+
+
+def _recomputes(model: str) -> bool:
+    """Whether the blocks of a model are computed again in backward unless the user says otherwise."""
+    return is_architecture(model) and encoder_spec(model).recomputed

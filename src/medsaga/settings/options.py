@@ -34,7 +34,7 @@ class SharedSettings:
         shown="False",
     )
     model: str | None = option(
-        "tiny, vit_b, vit_l, vit_h, slimsam_77, mobile_sam, or weights: a name, a file, a hub id.",
+        "lite, vit_b, sam2.1_hiera_tiny, ..., or weights: a name, a file, a hub id.",
         group="model",
         metavar="MODEL",
         shown="tiny",

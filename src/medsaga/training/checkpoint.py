@@ -16,7 +16,7 @@ from medsaga import files, run_folder
 from medsaga.errors import InputError
 from medsaga.models.base import SegmentationModel
 from medsaga.models.int8 import load_plain_state, plain_state
-from medsaga.models.weights.names import has_transformers_names
+from medsaga.models.weights.names import layout_of
 from medsaga.optim.accumulation import AccumulatingOptimizer
 from medsaga.settings.options import ResolvedSettings
 from medsaga.training.scaling import LossScale, loss_scale_for
@@ -105,7 +105,7 @@ def load_state(
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         # The optimizer's state has no names: it would be given to parameters that are counted in another order now.
-        if has_transformers_names(state["model"]):
+        if layout_of(state["model"]).name == "transformers":
             raise ValueError("the state of a run that an earlier version of medsaga began; its model can still be used")
         load_plain_state(model, state["model"])
         optimizer.load_state_dict(state["optimizer"])

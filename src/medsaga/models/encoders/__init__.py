@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from medsaga.errors import InputError
 from medsaga.models.encoders.base import EncoderSpec, ImageEncoder
+from medsaga.models.encoders.hiera import HieraSpec
 from medsaga.models.encoders.lite import LiteSpec
 from medsaga.models.encoders.pruned import has_sizes, spec_with_sizes
 from medsaga.models.encoders.sam_vit import SamVitSpec
@@ -30,8 +31,16 @@ ENCODERS: dict[str, EncoderSpec] = {
     "mobile_sam": TinyVitSpec(
         widths=(64, 128, 160, 320), depths=(2, 2, 6, 2), heads=(4, 5, 10), windows=(7, 14, 7), out_channels=256
     ),
+    "sam2.1_hiera_tiny": HieraSpec(embed_dim=96, heads=1, stages=(1, 2, 7, 2), global_blocks=(5, 7, 9)),
+    "sam2.1_hiera_small": HieraSpec(embed_dim=96, heads=1, stages=(1, 2, 11, 2), global_blocks=(7, 10, 13)),
+    "sam2.1_hiera_base_plus": HieraSpec(
+        embed_dim=112, heads=2, stages=(2, 3, 16, 3), global_blocks=(12, 16, 20), position_grid=14
+    ),
+    "sam2.1_hiera_large": HieraSpec(
+        embed_dim=144, heads=2, stages=(2, 6, 36, 4), global_blocks=(23, 33, 43), windows=(8, 4, 16, 8)
+    ),
 }
-"""The encoder of each architecture that has a name: published sizes of SAM, and one that trains on a CPU."""
+"""The encoder of each architecture that has a name: the published sizes of SAM and its variants, and small ones."""
 
 __all__ = ["ENCODERS", "EncoderSpec", "ImageEncoder", "encoder_spec", "is_architecture", "useful_image_sizes"]
 

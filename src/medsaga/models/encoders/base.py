@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from medsaga.models.base import SIDE_MULTIPLE, weight_matrices
+from medsaga.models.decoder import MaskDecoder
 
 SAM_MEAN = (123.675, 116.28, 103.53)
 SAM_STD = (58.395, 57.12, 57.375)
@@ -25,15 +26,14 @@ class ImageEncoder(nn.Module, ABC):
         strides: side in pixels of the image that a cell of each feature map stands for, ascending: the finest map is
             the first, as in SAM 2's pyramid. The last map holds the image embeddings, which the decoder attends to; the
             others are skips, which it adds where its upscaling has their stride.
-        channels: of each feature map. A skip has as many as the decoder's upscaling has at its stride.
-        blocks: what is computed again in backward, one after the other, when memory is short.
+        channels: of each feature map. A skip has as many as the decoder's upscaling has at its stride, or as many as
+            the decoder's ``narrow`` takes.
         pixel_kernels: names of the parameters that see the channels of the image, ``(out, channels, height, width)``:
             their kernels follow when an image has other channels than those the weights were made for.
     """
 
     strides: tuple[int, ...]
     channels: tuple[int, ...]
-    blocks: nn.ModuleList
     pixel_kernels: tuple[str, ...]
 
     @abstractmethod
@@ -42,7 +42,8 @@ class ImageEncoder(nn.Module, ABC):
 
         Args:
             images: ``(batch, channels, image_size, image_size)``, normalised, in the type of the parameters.
-            recompute: keep only the input of each block for backward, and compute the block again there.
+            recompute: keep only the input of each block for backward, and compute the block again there, one after the
+                other.
 
         Returns:
             One map for each of ``strides``: ``(batch, channels, image_size / stride, image_size / stride)``.
@@ -78,6 +79,8 @@ class EncoderSpec(ABC):
         side_multiple: what the side of an image must be a multiple of, in pixels.
         decoder_mlp_dim: hidden size of the perceptrons of the mask decoder's transformer.
         decoder_refines: whether the mask decoder has convolutions where it adds skips.
+        recomputed: whether the activations of its blocks outweigh all else, so that they are better computed again.
+        decoder: the mask decoder: SAM's, or one that builds on it.
         pixel_mean: of red, green and blue in 0..255, which the encoder wants subtracted.
         pixel_std: what the difference is then divided by.
     """
@@ -86,6 +89,8 @@ class EncoderSpec(ABC):
     side_multiple: int = SIDE_MULTIPLE
     decoder_mlp_dim: int = 2048
     decoder_refines: bool = False
+    recomputed: bool = True
+    decoder: type[MaskDecoder] = MaskDecoder
     pixel_mean: tuple[float, float, float] = SAM_MEAN
     pixel_std: tuple[float, float, float] = SAM_STD
 

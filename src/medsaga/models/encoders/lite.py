@@ -74,6 +74,7 @@ class LiteSpec(EncoderSpec):
     pixel_mean: tuple[float, float, float] = (127.0, 127.0, 127.0)
     pixel_std: tuple[float, float, float] = (128.0, 128.0, 128.0)
     decoder_refines: bool = True
+    recomputed: bool = False
 
     def build(self, *, image_size: int, in_channels: int) -> LiteEncoder:
         """Make the encoder; see the base class."""

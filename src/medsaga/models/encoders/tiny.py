@@ -31,6 +31,7 @@ class TinySpec(SamVitSpec):
     pyramid_widths: tuple[int, int]
     patch_size: int = PATCH_SIZE
     decoder_refines: bool = True
+    recomputed: bool = False
 
     def __post_init__(self) -> None:
         """Check what the parts ask of each other."""

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from medsaga.models.blocks import FrozenBatchNorm2d, folded, normalised_convolution
 from medsaga.models.encoders.base import EncoderSpec, ImageEncoder, State
 from medsaga.models.encoders.sam_vit import INITIAL_SPREAD, from_windows, neck, to_windows
-from medsaga.models.lean import inside_lean_block, lean_block, lean_mlp, recomputed
+from medsaga.models.lean import gelu_mlp, inside_lean_block, lean_block, recomputed
 from medsaga.models.window_attention import WindowAttention
 
 PATCH_STRIDE = 4
@@ -107,7 +107,7 @@ class TinyVit(ImageEncoder):
                 nn.init.kaiming_normal_(module.c.weight, nonlinearity=module.followed_by)
 
     @property
-    def blocks(self) -> nn.ModuleList:  # type: ignore[override]
+    def blocks(self) -> nn.ModuleList:
         """All that is computed again in backward, in order."""
         return nn.ModuleList(self._steps())
 
@@ -231,7 +231,7 @@ class Mlp(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Change ``(..., channels)`` token by token."""
-        return lean_mlp(self.norm(tokens), self.fc1, self.fc2)
+        return gelu_mlp(self.norm(tokens), self.fc1, self.fc2)
 
 
 class TransformerBlock(nn.Module):

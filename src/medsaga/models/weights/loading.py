@@ -1,4 +1,4 @@
-"""Published SAM weights into a k-class model, and this package's own model files.
+"""Published weights of SAM and SAM 2.1 into a k-class model, and this package's own model files.
 
 Every tensor has to find its place, or nothing is loaded.
 """
@@ -19,12 +19,14 @@ from medsaga.errors import InputError
 from medsaga.memory.meta import on_meta
 from medsaga.models.base import SegmentationModel
 from medsaga.models.encoders import ENCODERS, EncoderSpec
+from medsaga.models.encoders.hiera import TRUNK
 from medsaga.models.encoders.pruned import has_sizes, name_with_sizes, spec_with_sizes, told_by
 from medsaga.models.encoders.sam_vit import count_blocks
 from medsaga.models.int8 import float_state
 from medsaga.models.sam import KClassSam, build_sam
 from medsaga.models.weights.fitting import fit_to
 from medsaga.models.weights.names import ENCODER, State, own_names
+from medsaga.models.weights.others import refuse_others
 from medsaga.models.weights.registry import checked_sha256, known_as, release_of
 from medsaga.models.weights.sources import SourceFile, locate, read_safetensors, read_source
 
@@ -87,7 +89,8 @@ class Weights:
 def load_pretrained(model: SegmentationModel, source: str | Path) -> WeightsInfo:
     """Overwrite a model's weights by published ones, adapted to its classes, image size and channels.
 
-    - Absolute positions are resized bicubically, relative positions of the global layers linearly.
+    - Positions that depend on the image size are resized as the encoder says: absolute ones bicubically, relative ones
+      of SAM's global layers linearly.
     - Class c starts as SAM's mask c modulo 4; where several classes start as the same mask, a little noise from a
       fixed seed tells the later ones apart.
     - What an ImageNet encoder's file lacks, the pyramid and the decoder, stays as the model has it.
@@ -95,8 +98,9 @@ def load_pretrained(model: SegmentationModel, source: str | Path) -> WeightsInfo
 
     Args:
         model: of the architecture of the weights; see :func:`detect_architecture`.
-        source: the name of known weights, an official or MedSAM ``.pth`` file, a ``.safetensors`` file, a Hugging Face
-            folder, or a hub id such as ``facebook/sam-vit-base``, which is downloaded once.
+        source: the name of known weights, an official ``.pth`` or ``.pt`` file or one of MedSAM or MedSAM2, a
+            ``.safetensors`` file, a Hugging Face folder, or a hub id such as ``facebook/sam2.1-hiera-tiny``, which is
+            downloaded once.
 
     Raises:
         InputError: as for :func:`read_weights`, or the weights belong to another architecture.
@@ -266,23 +270,25 @@ def _candidates(file: SourceFile, encoder: State) -> Iterator[tuple[str, Encoder
 def _recognise(source: str | Path, file: SourceFile) -> tuple[str, int, int]:
     """Return the architecture of weights, and the side in pixels and the channels of the images they were made for."""
     state = file.state
+    refuse_others(source, state)
     encoder = {name.removeprefix(ENCODER): tensor for name, tensor in state.items() if name.startswith(ENCODER)}
     for name, spec in _candidates(file, encoder):
         if sizes := spec.sizes_of(encoder):
             return name, *sizes
-    patches = encoder.get("patch_embed.proj.weight")
+    trunk = {name.removeprefix(TRUNK): tensor for name, tensor in encoder.items()}
+    patches = trunk.get("patch_embed.proj.weight")
     if patches is None or patches.dim() != 4:
         raise InputError(
             source,
-            expected="weights of SAM (image_encoder.* or vision_encoder.*)",
+            expected="weights of SAM or SAM 2.1 (image_encoder.* or vision_encoder.*)",
             found=_some(sorted(state)) if state else "no tensors",
-            do="SAM 2 and SAM-HQ are other models. Use a file of SAM, MedSAM or MobileSAM, or facebook/sam-vit-base.",
+            do="Use a file of SAM, MedSAM, MobileSAM, SAM 2.1 or MedSAM2, or a hub id: facebook/sam2.1-hiera-tiny.",
         )
     raise InputError(
         source,
         expected=f"one of {', '.join(ENCODERS)}",
-        found=f"an image encoder of {count_blocks(encoder)} layers with {len(patches)} channels",
-        do="Other sizes are read from the tensors of a whole file that was made for images larger than a window.",
+        found=f"an image encoder of {count_blocks(trunk)} layers with {len(patches)} channels",
+        do="Other sizes of SAM are read from a whole file that was made for images larger than a window.",
     )
 
 

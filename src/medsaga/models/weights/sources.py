@@ -1,4 +1,4 @@
-"""Finding and reading files of SAM weights."""
+"""Finding and reading files of weights."""
 
 from __future__ import annotations
 
@@ -18,9 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from medsaga.errors import InputError
-from medsaga.models.weights.efficientnet import ABSENT, is_efficientnet, own_efficientnet_names
-from medsaga.models.weights.mobile_sam import without_unused
-from medsaga.models.weights.names import State, has_transformers_names, own_names
+from medsaga.models.weights.names import State, layout_of
 from medsaga.models.weights.registry import known_as
 
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -54,10 +52,8 @@ def read_source(source: str | Path) -> SourceFile:
     """
     path = locate(source)
     raw, metadata = read_safetensors(path) if path.suffix == ".safetensors" else (_read_pickle(path), {})
-    if is_efficientnet(raw):
-        return SourceFile(path, "efficientnet", own_efficientnet_names(raw), metadata, ABSENT)
-    layout = "transformers" if has_transformers_names(raw) else "official"
-    return SourceFile(path, layout, without_unused(own_names(raw)), metadata)
+    layout = layout_of(raw)
+    return SourceFile(path, layout.name, layout.rename(raw), metadata, layout.absent)
 
 
 def locate(source: str | Path) -> Path:

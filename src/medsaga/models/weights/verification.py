@@ -45,7 +45,7 @@ def verify(source: str | Path) -> dict[str, Any]:
 
 
 def convert(source: str | Path, out: Path, *, half: bool = False) -> None:
-    """Write weights as safetensors with the official names, which every source of weights may be.
+    """Write weights as safetensors under our names, which for SAM are the official ones; it is a source of weights.
 
     Args:
         source: as in `medsaga.models.weights.loading.load_pretrained`.
