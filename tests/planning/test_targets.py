@@ -15,7 +15,7 @@ MIB = 2**20
 @pytest.mark.parametrize(
     ("model", "image_size", "batch_size", "precision", "target", "today"),
     [
-        ("vit_b", 512, 12, "bf16", 350, 333),
+        pytest.param("vit_b", 512, 12, "bf16", 350, 333, marks=pytest.mark.exhaustive),
         ("vit_b", 1024, 1, "bf16", 550, 400),
         pytest.param("vit_l", 1024, 1, "bf16", 1150, 993, marks=pytest.mark.exhaustive),
         pytest.param("vit_h", 1024, 1, "bf16", 2048, 1817, marks=pytest.mark.exhaustive),
