@@ -205,7 +205,7 @@ def test_our_own_fault_is_another_exit_code_though_the_results_are_printed(
     assert "equal-full-001-shots-seed-0" in told.err
 
 
-@pytest.mark.parametrize(("step", "finished"), [(1, 0), (3, 1)])
+@pytest.mark.parametrize(("step", "finished"), [pytest.param(1, 0, marks=pytest.mark.exhaustive), (3, 1)])
 def test_ctrl_c_keeps_what_is_done(
     toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, finished: int
 ) -> None:

@@ -88,7 +88,8 @@ def test_weights_that_are_not_there_are_missed_before_the_data_are_read(
         new_run(tmp_path / "no data either", tmp_path / "run", settings, Console(file=io.StringIO()))
 
 
-@pytest.mark.parametrize("random_weights", [False, True])
+# What begins with the starter, all other tests of resuming do.
+@pytest.mark.parametrize("random_weights", [pytest.param(False, marks=pytest.mark.exhaustive), True])
 def test_an_interrupted_run_goes_on_from_the_same_weights(
     random_weights: bool, toy: Path, tmp_path: Path, quick: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -165,7 +165,9 @@ def test_steps_may_be_made_in_portions_and_weights_exchanged_between_them(begun:
     assert [event.step for event in events if isinstance(event, Stepped)] == [1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", pytest.param("int8", marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize(
+    "precision", ["fp32", *(pytest.param(narrow, marks=pytest.mark.exhaustive) for narrow in ("bf16", "int8"))]
+)
 def test_the_final_test_takes_no_more_than_the_plan(
     precision: Any, toy: Path, tmp_path: Path, quick: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
