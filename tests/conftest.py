@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from medsaga.settings.options import Settings
 
@@ -54,8 +56,38 @@ def trained_toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def quick() -> Settings:
     """Settings of a run that takes a second or two."""
     return Settings(
-        shots=3, image_size=64, steps=6, batch_size=2, evaluate_every=2, refresh_every=3, rank=8, device="cpu"
+        shots=3, image_size=64, steps=4, batch_size=2, evaluate_every=2, refresh_every=3, rank=8, device="cpu"
     )
+
+
+def fit_only(
+    data: Path, out: Path, settings: Settings, *, resume: bool = False, console: Console | None = None
+) -> None:
+    """Train as ``medsaga train`` does, without the test and the report, which take longer than a few steps."""
+    from medsaga.runs.prepare import new_run, resumed_run
+    from medsaga.runs.train import fit
+
+    console = console or Console(quiet=True)
+    run = (resumed_run if resume else new_run)(data, out, settings, console)
+    with contextlib.closing(run.train), contextlib.closing(run.monitor):
+        fit(run, console)
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Settings], Path]:
+    """Makes a whole run on the toy dataset, once for the same settings; nobody writes to its folder."""
+    from medsaga.runs.train import train
+
+    root = tmp_path_factory.mktemp("uninterrupted")
+    data, runs = write_toy_dataset(root / "toy"), dict[Settings, Path]()
+
+    def whole(settings: Settings) -> Path:
+        if settings not in runs:
+            runs[settings] = root / f"run{len(runs)}"
+            train(data, runs[settings], settings, console=Console(quiet=True))
+        return runs[settings]
+
+    return whole
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shlex
 from pathlib import Path
@@ -23,21 +24,34 @@ def _runnable(page: Path) -> list[tuple[str, str]]:
 
 
 def _pages() -> list[Any]:
-    """The pages with something to run; those that train many models are `exhaustive`."""
-    long = ("README", "choose-a-method", "compare-methods")
-    return [
-        pytest.param(page, id=page.stem, marks=[pytest.mark.exhaustive] if page.stem in long else [])
-        for page in PAGES
-        if _runnable(page)
-    ]
+    """The pages with something to run, as they are; where they compare methods, `exhaustive`, and cut to one run."""
+    pages = []
+    for page in PAGES:
+        blocks = _runnable(page)
+        long = any("medsaga compare" in text for _, text in blocks)
+        if blocks:
+            marks = [pytest.mark.exhaustive] if long else []
+            pages.append(pytest.param(page, False, id=page.stem, marks=marks))
+        if long:
+            pages.append(pytest.param(page, True, id=f"{page.stem}, cut"))
+    return pages
 
 
-@pytest.mark.parametrize("page", _pages())
-def test_every_block_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _cut(arguments: list[str]) -> list[str]:
+    """Leave a comparison one method, one number of cases and one seed."""
+    lists = ("--methods", "--shots", "--seeds")
+    pairs = itertools.pairwise(["", *arguments])
+    if arguments[0] != "compare":
+        return arguments
+    return [("1" if name == "--seeds" else value.split(",")[0]) if name in lists else value for name, value in pairs]
+
+
+@pytest.mark.parametrize(("page", "is_cut"), _pages())
+def test_every_block_runs(page: Path, is_cut: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_toy_dataset(tmp_path / "data")
     monkeypatch.chdir(tmp_path)
     # The commands are the docs'; only the length of the run and the size of the images are cut down.
-    quick: dict[str, Any] = {"steps": 2, "batch_size": 2, "image_size": 64}
+    quick: dict[str, Any] = {"steps": 1, "batch_size": 2, "image_size": 64}
     for name, value in quick.items():
         monkeypatch.setitem(DEFAULTS, name, value)
     for kind, text in _runnable(page):
@@ -47,7 +61,7 @@ def test_every_block_runs(page: Path, tmp_path: Path, monkeypatch: pytest.Monkey
         for line in text.replace("\\\n", " ").strip().splitlines():
             program, *arguments = shlex.split(line, comments=True)
             assert program == "medsaga", line
-            assert main(arguments) == 0, line
+            assert main(_cut(arguments) if is_cut else arguments) == 0, line
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

@@ -50,6 +50,8 @@ pytestmark = [
 SECONDS, PATIENCE = 10, 60
 """Of CPU time that a file may take, and of wall clock, on a busy machine, after which it counts as a hang."""
 MOST_BYTES = 2**31
+FEW = 60
+"""Mutants of a kind that are made in each run of the tests."""
 SHAPE = (14, 11, 4)
 
 
@@ -141,14 +143,14 @@ KINDS = {
 }
 
 
-def mutants(kind: str, folder: Path) -> list[Mutant]:
-    """Make datasets of a kind, each with a spoilt file; the others are links to the same files."""
+def mutants(kind: str, folder: Path, most: int = 1000) -> list[Mutant]:
+    """Make datasets of a kind, ``most`` at most, each with a spoilt file; the others are links to the same files."""
     made, rng = KINDS[kind], random.Random(kind)
     original = folder / "original"
     spoilt = made.make(original)
     content = spoilt.read_bytes()
     found = []
-    for number in range(made.count):
+    for number in range(min(made.count, most)):
         mutator = made.mutators[number % len(made.mutators)]
         changed = content
         while changed == content:
@@ -180,9 +182,19 @@ def require_decent(done: Done, what: str) -> None:
         assert b"memory" not in done.err, f"{what}: {done.err!r}"
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_mutants_are_refused_or_read_as_others_read_them(tmp_path: Path, kind: str) -> None:
-    spoilt = mutants(kind, tmp_path)
+@pytest.mark.parametrize(
+    ("kind", "most"),
+    [
+        *((kind, FEW) for kind in KINDS),
+        *(
+            pytest.param(name, kind.count, marks=pytest.mark.exhaustive)
+            for name, kind in KINDS.items()
+            if kind.count > FEW
+        ),
+    ],
+)
+def test_mutants_are_refused_or_read_as_others_read_them(tmp_path: Path, kind: str, most: int) -> None:
+    spoilt = mutants(kind, tmp_path, most)
 
     done = info([mutant.root for mutant in spoilt], tmp_path / "told")
 
@@ -462,14 +474,16 @@ def test_tricks_with_names_links_and_pipes(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("pwned"))
 
 
-@pytest.mark.exhaustive
-def test_mutants_that_are_predicted_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("every", [30, pytest.param(6, marks=pytest.mark.exhaustive)])
+def test_mutants_that_are_predicted_on(tmp_path: Path, every: int) -> None:
     """No label map of an input that cannot be read, and none at another place than the input's."""
     a_slice(tmp_path / "data")
     write_examination(tmp_path / "data", "second", seed=2, shape=SHAPE)
     small = ["--image-size", "64", "--steps", "1", "--batch-size", "1", "--rank", "2", "--device", "cpu"]
     train = ["train", str(tmp_path / "data"), "--out", str(tmp_path / "run"), "--shots", "1", *small]
-    spoilt = [mutant for kind in ("slice", "frames", "nii.gz image") for mutant in mutants(kind, tmp_path / kind)[::6]]
+    spoilt = [
+        mutant for kind in ("slice", "frames", "nii.gz image") for mutant in mutants(kind, tmp_path / kind)[::every]
+    ]
     sources = [mutant.file if mutant.file.suffix == ".gz" else mutant.file.parent for mutant in spoilt]
     outs = [tmp_path / f"{number}.nii.gz" for number in range(len(spoilt))]
     predict = ["predict", str(tmp_path / "run"), "--device", "cpu", "--format", "nifti"]
@@ -478,7 +492,7 @@ def test_mutants_that_are_predicted_on(tmp_path: Path) -> None:
     first, *done = run_batch([train, *commands], tmp_path / "told", seconds=PATIENCE)
 
     assert first.code == 0, first.err
-    assert len(done) > 30
+    assert len(done) > 180 // every
     for mutant, each, out in zip(spoilt, done, outs, strict=True):
         require_decent(each, mutant.what)
         assert out.exists() == (each.code == 0), mutant.what

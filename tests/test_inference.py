@@ -27,10 +27,9 @@ def test_train_and_segment_from_python(toy: Path, tmp_path: Path, quick: medsaga
     assert from_array.probabilities is None
 
 
-def test_a_volume_is_segmented_slice_by_slice(toy: Path, tmp_path: Path, quick: medsaga.Settings) -> None:
-    medsaga.train(toy, tmp_path / "run", dataclasses.replace(quick, steps=2))
-    segmenter = medsaga.Segmenter.load(tmp_path / "run", device="cpu")
-    image = np.array(Image.open(toy / "images" / "img0.png"))
+def test_a_volume_is_segmented_slice_by_slice(trained_toy: Path) -> None:
+    segmenter = medsaga.Segmenter.load(trained_toy / "run", device="cpu")
+    image = np.array(Image.open(trained_toy / "data" / "images" / "img0.png"))
     volume = np.repeat(image[:, :, None], 11, axis=2)
     seen: list[tuple[int, int]] = []
     prediction = segmenter.predict(volume, spacing=(1, 1, 5), progress=lambda done, total: seen.append((done, total)))
@@ -40,10 +39,7 @@ def test_a_volume_is_segmented_slice_by_slice(toy: Path, tmp_path: Path, quick: 
 
 
 @pytest.mark.parametrize("shape", [(48, 64, 2, 3, 4), (2, 8, 8, 8)])
-def test_arrays_of_other_shapes_are_refused(
-    toy: Path, tmp_path: Path, quick: medsaga.Settings, shape: tuple[int, ...]
-) -> None:
-    medsaga.train(toy, tmp_path / "run", dataclasses.replace(quick, steps=1))
-    segmenter = medsaga.Segmenter.load(tmp_path / "run", device="cpu")
+def test_arrays_of_other_shapes_are_refused(trained_toy: Path, shape: tuple[int, ...]) -> None:
+    segmenter = medsaga.Segmenter.load(trained_toy / "run", device="cpu")
     with pytest.raises(medsaga.InputError, match="array"):
         segmenter.predict(np.zeros(shape, np.uint8))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -18,7 +20,7 @@ from PIL import Image
 import medsaga
 
 PAGES = Path(__file__).parents[1] / "docs" / "how-to"
-QUICK = ["--steps", "2", "--batch-size", "2", "--image-size", "64", "--device", "cpu"]
+QUICK = ["--steps", "1", "--batch-size", "2", "--image-size", "64", "--device", "cpu"]
 
 
 def blocks(page: str, kind: str) -> str:
@@ -70,10 +72,11 @@ def grown(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def medsaga_of(folder: Path, *arguments: str) -> str:
-    """Run the grown package; return what it printed."""
+def medsaga_of(folder: Path, commands: Sequence[Sequence[str]]) -> str:
+    """Run commands with the grown package, one after the other; return what they printed."""
     environment = os.environ | {"PYTHONPATH": str(folder)}
-    command = [sys.executable, "-m", "medsaga", *arguments]
+    code = "import json, sys; from medsaga.cli import main; sys.exit(max(map(main, json.loads(sys.argv[1]))))"
+    command = [sys.executable, "-c", code, json.dumps(commands)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=folder)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -86,10 +89,24 @@ def test_a_model_a_format_and_a_method_of_ones_own(grown: Path) -> None:
         for path in (toy / kind).iterdir():
             np.save(grown / "arrays" / kind / f"{path.stem}.npy", np.asarray(Image.open(path)))
     shutil.copy(toy / "dataset.json", grown / "arrays")
-    assert '"labels"' in medsaga_of(grown, "info", "arrays", "--json")
     how = ["--model", "stride16", "--method", "bitfit", "--shots", "3", *QUICK]
-    medsaga_of(grown, "train", "arrays", "--out", "run", *how)
-    medsaga_of(grown, "predict", "run", "arrays/images", "--out", "predictions")
+    # What the two pages ask for the memory of.
+    asked = [
+        shlex.split(line)[1:]
+        for page in ("add-a-model.md", "add-a-method.md")
+        for line in blocks(page, "console").splitlines()
+        if "medsaga memory" in line
+    ]
+    assert len(asked) == 2
+    commands = [
+        ["info", "arrays", "--json"],
+        ["train", "arrays", "--out", "run", *how],
+        ["predict", "run", "arrays/images", "--out", "predictions"],
+        *asked,
+    ]
+    printed = medsaga_of(grown, commands)
+    assert '"labels"' in printed
+    assert printed.count("peak of a training step") == 2
     labels = np.load(grown / "predictions" / "img0.npy")
     assert labels.shape == np.load(grown / "arrays" / "images" / "img0.npy").shape
     assert set(np.unique(labels)) <= {0, 1, 2}

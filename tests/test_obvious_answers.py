@@ -17,7 +17,7 @@ from medsaga.cli import main
 from medsaga.data.inputs import find_all_inputs, images_folder
 from medsaga.errors import InputError
 
-FAST = ["--image-size", "64", "--steps", "2", "--batch-size", "2", "--rank", "4", "--device", "cpu"]
+FAST = ["--image-size", "64", "--steps", "1", "--batch-size", "2", "--rank", "4", "--device", "cpu"]
 
 
 def said(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -198,7 +198,7 @@ def test_resuming_a_run_that_continues_another_without_its_data(
     for kind in ("images", "masks"):
         (new / kind / "img0.png").rename(new / kind / "later.png")
     run, options = str(tmp_path / "run"), [str(trained_toy / "run/model.safetensors"), str(new)]
-    assert main(["continue", *options, "--out", run, "--steps", "2"]) == 0
+    assert main(["continue", *options, "--out", run, "--steps", "1"]) == 0
     before = (tmp_path / "run/model.safetensors").read_bytes()
     (tmp_path / "run/result.json").unlink()
     assert main(["train", run, "--resume"]) == 0

@@ -29,7 +29,7 @@ def _block(kind: str) -> str:
 def test_the_page_on_adding_a_method_is_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_toy_dataset(tmp_path / "data")
     monkeypatch.chdir(tmp_path)
-    quick: dict[str, Any] = {"steps": 2, "batch_size": 2, "image_size": 64}
+    quick: dict[str, Any] = {"steps": 1, "batch_size": 2, "image_size": 64}
     for name, value in quick.items():
         monkeypatch.setitem(DEFAULTS, name, value)
     module = types.ModuleType("medsaga.methods.bitfit")

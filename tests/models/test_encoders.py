@@ -92,7 +92,7 @@ def test_its_files_are_recognised_and_fit_other_channels_and_classes(added: str,
         build_sam(added, classes=3, image_size=48)
 
 
-@pytest.mark.parametrize("method", ["medsaga", "full", "frozen"])
+@pytest.mark.parametrize("method", ["medsaga", pytest.param("full", marks=pytest.mark.exhaustive), "frozen"])
 def test_methods_train_it_and_the_run_predicts(
     added: str, toy: Path, tmp_path: Path, quick: Settings, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -179,6 +179,7 @@ def test_bfloat16_follows_float32() -> None:
     assert error < 0.03
 
 
+@pytest.mark.exhaustive
 def test_tiny_learns_from_scratch() -> None:
     torch.manual_seed(0)
     model = build_sam("tiny", classes=3, image_size=64, in_channels=1)

@@ -48,12 +48,16 @@ def test_tables_show_the_peak_and_options_that_train_takes(capsys: pytest.Captur
         assert any(option in line and value in line for line in printed.splitlines())
 
 
-@pytest.mark.exhaustive
-def test_a_budget_for_a_published_size(capsys: pytest.CaptureFixture[str]) -> None:
-    given = ["memory", "--model", "vit_b", "--budget", "4GB", "--device", "cpu", "--json"]
+@pytest.mark.parametrize(
+    ("options", "image_size"),
+    [(["--image-size", "224"], 224), pytest.param([], 1024, marks=pytest.mark.exhaustive)],
+    ids=["given size", "chosen size"],
+)
+def test_a_budget_for_a_published_size(options: list[str], image_size: int, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["memory", "--model", "vit_b", "--budget", "4GB", "--device", "cpu", "--json", *options]
     assert main(given) == 0
     document = json.loads(capsys.readouterr().out)
-    assert document["settings"]["image_size"] == 1024
+    assert document["settings"]["image_size"] == image_size
     assert document["settings"]["rank"] == 64
     assert max(document["peak_bytes"], document["inference_bytes"]) <= 4 * 10**9
 

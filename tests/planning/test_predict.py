@@ -41,7 +41,12 @@ def settings(**given: Any) -> ResolvedSettings:
             1,
             marks=pytest.mark.exhaustive,
         ),
-        ({"precision": "int8", "state_bits": 32, "checkpointing": "none", "image_size": 128, "batch_size": 2}, 5, 3),
+        pytest.param(
+            {"precision": "int8", "state_bits": 32, "checkpointing": "none", "image_size": 128, "batch_size": 2},
+            5,
+            3,
+            marks=pytest.mark.exhaustive,
+        ),
         pytest.param(
             {"precision": "bf16", "state_bits": 32, "image_size": 128, "micro_batch_size": 1, "batch_size": 2},
             2,
@@ -137,9 +142,9 @@ def test_inference_is_what_a_segmenter_takes(in_channels: int, micro_batch_size:
 
 def test_nothing_is_allocated() -> None:
     of = resolved(
-        model="vit_h",
-        batch_size=8,
-        micro_batch_size=8,
+        model="vit_b",
+        batch_size=32,
+        micro_batch_size=32,
         checkpointing="none",
         image_size=1024,
     )

@@ -15,7 +15,7 @@ MIB = 2**20
 @pytest.mark.parametrize(
     ("model", "image_size", "batch_size", "precision", "target", "today"),
     [
-        ("vit_b", 512, 12, "bf16", 350, 333),
+        pytest.param("vit_b", 512, 12, "bf16", 350, 333, marks=pytest.mark.exhaustive),
         ("vit_b", 1024, 1, "bf16", 550, 400),
         ("mobile_sam", 1024, 1, "bf16", 300, 176),
         ("slimsam_77", 1024, 1, "bf16", 300, 180),

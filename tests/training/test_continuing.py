@@ -156,7 +156,7 @@ def test_what_was_named_before_stays_and_what_is_named_now_counts() -> None:
 
 
 def test_recipe_and_budget_are_used_up() -> None:
-    before = resolved(recipe="medsaga-paper", budget="4GB")
+    before = resolved(recipe="medsaga-paper", budget="4GB", model="tiny")
     after = inherited(before, Settings(steps=10))
     assert (after.recipe, after.budget) == (None, None)
     assert (after.rank, after.encoder_lr, after.augmentation) == (before.rank, before.encoder_lr, before.augmentation)

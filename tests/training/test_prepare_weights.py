@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import interrupt_in
+from conftest import fit_only, interrupt_in
 from rich.console import Console
 
 from medsaga import files, run_folder
@@ -20,7 +20,6 @@ from medsaga.models.weights.loading import load_pretrained, save_model
 from medsaga.models.weights.registry import RANDOM, STARTER, weights_named
 from medsaga.planning.resolve import choose_model
 from medsaga.runs.prepare import new_run, resumed_run
-from medsaga.runs.train import train
 from medsaga.settings.options import Settings
 from medsaga.settings.run_config import read_config
 
@@ -89,18 +88,18 @@ def test_weights_that_are_not_there_are_missed_before_the_data_are_read(
         new_run(tmp_path / "no data either", tmp_path / "run", settings, Console(file=io.StringIO()))
 
 
-@pytest.mark.parametrize("random_weights", [False, True])
+# What begins with the starter, all other tests of resuming do.
+@pytest.mark.parametrize("random_weights", [pytest.param(False, marks=pytest.mark.exhaustive), True])
 def test_an_interrupted_run_goes_on_from_the_same_weights(
     random_weights: bool, toy: Path, tmp_path: Path, quick: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = dataclasses.replace(quick, random_weights=random_weights, steps=3)
-    whole = train(toy, tmp_path / "whole", settings)
+    settings = dataclasses.replace(quick, random_weights=random_weights, steps=2)
+    fit_only(toy, tmp_path / "whole", settings)
     with monkeypatch.context() as patch:
-        interrupt_in(patch, 2)
+        interrupt_in(patch, 1)
         with pytest.raises(Interrupted):
-            train(toy, tmp_path / "run", settings)
-    again = train(toy, tmp_path / "run", settings, resume=True)
-    assert again["cases"] == whole["cases"]
+            fit_only(toy, tmp_path / "run", settings)
+    fit_only(toy, tmp_path / "run", settings, resume=True)
     models = [files.sha256(tmp_path / name / run_folder.MODEL) for name in ("whole", "run")]
     assert models[0] == models[1]
 

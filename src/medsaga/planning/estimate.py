@@ -29,6 +29,11 @@ from medsaga.training.scaling import LossScale
 from medsaga.training.step import Batch, StepMeter, accumulate, update
 
 META = torch.device("meta")
+ALIKE: dict[str, Any] = {
+    **{"steps": 1, "warmup": 0, "refresh_every": 1, "evaluate_every": 1, "patience": None},
+    **{"budget": None, "recipe": None, "weights": None, "shots": None, "test_cases": None, "validation_cases": None},
+}
+"""Settings that no tensor's size depends on: the runs of a comparison that differ in them need one prediction."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,7 @@ def predict_memory(settings: ResolvedSettings, *, classes: int, in_channels: int
     """
     # A second micro-batch has to keep what the first has accumulated; a third would change nothing.
     images = min(settings.batch_size, 2 * settings.micro_batch_size)
-    return _predict(replace(settings, budget=None, batch_size=images, refresh_every=1), classes, in_channels)
+    return _predict(replace(settings, batch_size=images, **ALIKE), classes, in_channels)
 
 
 @functools.lru_cache(maxsize=256)

@@ -78,7 +78,7 @@ def triptych(
 def save_png(path: Path, rgb: Rgb) -> None:
     """Write a picture, ``(height, width, 3)`` uint8, as PNG, whole or not at all."""
     with files.replacing(path) as temporary:
-        Image.fromarray(rgb).save(temporary, format="PNG", optimize=True)
+        Image.fromarray(rgb).save(temporary, format="PNG")
 
 
 def _as_rgb(image: npt.NDArray[np.uint8]) -> Rgb:
