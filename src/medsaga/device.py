@@ -39,6 +39,14 @@ def kind_of_device(name: str) -> str:
     return choose_device().type if name == "auto" else name.partition(":")[0]
 
 
+def free_memory(device: torch.device) -> int | None:
+    """Return the free memory of an accelerator in bytes; None for a CPU, and for MPS, which shares the host's."""
+    if device.type != "cuda":
+        return None
+    free, _ = torch.cuda.mem_get_info(device)
+    return int(free)
+
+
 def release_cached_memory() -> None:
     """Give memory of freed tensors, which the accelerator's allocator keeps, back to the accelerator."""
     if torch.cuda.is_available():

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
+from medsaga.device import kind_of_device
 from medsaga.errors import InputError
 from medsaga.planning.defaults import planned_defaults
 from medsaga.planning.estimate import predict_memory
@@ -46,7 +47,13 @@ def memory_document(settings: Settings, *, classes: int, in_channels: int) -> di
     for name, number, least in (("classes", classes, 2), ("in_channels", in_channels, 1)):
         if number < least:
             raise InputError(flag(name), expected=f"at least {least}", found=str(number), do="Give a larger number.")
-    facts = Facts(device=planned_defaults(settings.device), classes=classes, channels=in_channels)
+    on_cpu = settings.budget is None or kind_of_device(settings.device) == "cpu"
+    facts = Facts(
+        device=planned_defaults(settings.device),
+        classes=classes,
+        channels=in_channels,
+        memory=None if on_cpu else parse_bytes(str(settings.budget)),
+    )
     resolved = resolve(settings, facts)
     prediction = predict_memory(resolved, classes=classes, in_channels=in_channels)
     document = {} if resolved.budget is None else {"budget_bytes": parse_bytes(resolved.budget)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from medsaga.models.encoders import is_architecture
 from medsaga.models.weights.loading import detect_architecture
 from medsaga.models.weights.registry import RANDOM, STARTER, weights_named
 from medsaga.models.weights.sources import locate
+from medsaga.planning.at_hand import AUTO, candidates
 from medsaga.planning.budget import plan
 from medsaga.planning.defaults import DEFAULTS, METHOD, MODEL_DEFAULTS, DeviceDefaults, derived
 from medsaga.planning.estimate import predict_memory
@@ -33,12 +35,14 @@ class Facts:
         classes: number of classes, background included.
         channels: of the images.
         grids: of the images that are trained on; none where there are no data, as for a prediction of memory.
+        memory: free bytes of the accelerator; None on a CPU.
     """
 
     device: DeviceDefaults
     classes: int
     channels: int
     grids: Sequence[Grid] = ()
+    memory: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +68,7 @@ def choose_model(settings: Settings) -> Choice:
     """Look up what the names in the settings stand for; the recipe and the header of a file of weights are read.
 
     A model that weights come with the package for starts from them, another one from random weights, unless the name
-    of the model is that of weights.
+    of the model is that of weights. ``auto``, which only `resolve` can answer, stands for the starter here.
 
     Raises:
         InputError: there is no such recipe, method or model, or they do not go together.
@@ -72,7 +76,7 @@ def choose_model(settings: Settings) -> Choice:
     settings = _with_recipe(settings)
     name = settings.method or METHOD
     method = method_named(name)
-    model = settings.model or method.architectures[0]
+    model = (STARTER if settings.model == AUTO and method.trains_sam else settings.model) or method.architectures[0]
     if not method.trains_sam:
         _require_scratch(settings, name, method, model)
         return Choice(settings=settings, method=method, name=name, model=model, weights=None)
@@ -112,6 +116,8 @@ def resolve(settings: Settings, facts: Facts) -> ResolvedSettings:
     Raises:
         InputError: as `choose_model`, or nothing fits the budget.
     """
+    if settings.model == AUTO and choose_model(settings).method.trains_sam:
+        return _best_at_hand(settings, facts)
     choice = choose_model(settings)
     settings = choice.settings
     sizes = choice.method.image_sizes(choice.model)
@@ -137,6 +143,17 @@ def resolve(settings: Settings, facts: Facts) -> ResolvedSettings:
         sizes=useful_sizes(sizes, side),
         precision=facts.device.precision,
     )
+
+
+def _best_at_hand(settings: Settings, facts: Facts) -> ResolvedSettings:
+    """Resolve with the first weights at hand that fit the budget or, without one, the accelerator's memory."""
+    if settings.budget is None and facts.memory is not None:
+        settings = dataclasses.replace(settings, budget=f"{facts.memory}B")
+    *larger, last = candidates(accelerator=facts.memory is not None)
+    for name in larger:
+        with contextlib.suppress(InputError):
+            return resolve(dataclasses.replace(settings, model=name), facts)
+    return resolve(dataclasses.replace(settings, model=last), facts)
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ def png(picture: Rgb, widest: int) -> str:
     image = Image.fromarray(picture)
     image.thumbnail((widest, widest))
     buffer = io.BytesIO()
-    # Pillow's `optimize` would take ten times as long, for a tenth to a fifth of the bytes.
+    # Pillow's `optimize` would take ten times as long, for a fifth of the bytes.
     image.save(buffer, format="PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 

@@ -20,13 +20,14 @@ from medsaga.data.known import Digests, digests_of_cases, images_on_both_sides
 from medsaga.data.samples import Samples, build_samples
 from medsaga.data.splits import Split
 from medsaga.data.types import Dataset, Item
-from medsaga.device import choose_device
+from medsaga.device import choose_device, free_memory
 from medsaga.errors import InputError
 from medsaga.methods import build_model, loading, method_named
 from medsaga.models.base import SegmentationModel
 from medsaga.models.precision import set_precision
 from medsaga.models.weights.loading import load_model, load_pretrained
 from medsaga.models.weights.registry import RANDOM
+from medsaga.planning.at_hand import AUTO, advice
 from medsaga.planning.defaults import defaults_for
 from medsaga.planning.resolve import Facts, choose_model, find_weights, resolve
 from medsaga.progress import counting
@@ -114,6 +115,9 @@ def new_run(data: Path, out: Path, settings: Settings, console: Console, loaded:
     split = split_of(loaded, settings)
     warn(console, unseen_labels(loaded, split))
     config = _config(settings, loaded, split, device)
+    on_accelerator = free_memory(device) is not None
+    if settings.model == AUTO and on_accelerator and (line := advice(str(config.settings.weights))):
+        console.print(line, markup=False, highlight=False)
     model, model_info = _new_model(config, console)
     manifest = _manifest(loaded.fingerprint, config, device, model_info) | {"requested": named(settings)}
     return _begun(Prepared(out, config, split, loaded.dataset, model, model_info, device), manifest, console)
@@ -232,6 +236,7 @@ def _config(settings: Settings, loaded: LoadedData, split: Split, device: torch.
         classes=len(dataset.labels),
         channels=len(dataset.channels),
         grids=[item.header.grid for item in items],
+        memory=free_memory(device),
     )
     resolved = resolve(settings, facts)
     return RunConfig(

@@ -34,7 +34,7 @@ class SharedSettings:
         shown="False",
     )
     model: str | None = option(
-        "lite, vit_b, sam2.1_hiera_tiny, ..., or weights: a name, a file, a hub id.",
+        "lite, vit_b, sam2.1_hiera_tiny, ..., auto, or weights: a name, a file, a hub id.",
         group="model",
         metavar="MODEL",
         shown="tiny",
