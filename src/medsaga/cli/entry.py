@@ -50,6 +50,11 @@ def main(argv: list[str] | None = None) -> int:
             args=arguments,
             config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitSubcommandPrefixes),
         )
+        processes = getattr(verb, "devices", 1)
+        if processes != 1 and "RANK" not in os.environ:  # torchrun has started the others
+            from medsaga.distributed.launch import launch
+
+            return launch(processes, verb.device, arguments)
         verb.run()
         sys.stdout.flush()
         return 0
@@ -60,7 +65,8 @@ def main(argv: list[str] | None = None) -> int:
             traceback.print_exc()
         code, message = _explain(error)
         if message:
-            say(f"medsaga: {message}")
+            rank = os.environ.get("RANK", "0")
+            say(f"medsaga: {message}" if rank == "0" else f"medsaga: process {rank}: {message}")
         return code
 
 
