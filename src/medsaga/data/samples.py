@@ -145,7 +145,8 @@ class Prefetcher:
     """Batches of the steps ``start`` to ``stop`` (excluded), loaded by one thread while the model computes.
 
     A context manager; iterating gives ``(step, images, labels)``. What goes wrong while loading is raised where the
-    batch is asked for. Of each batch only the places of ``share`` are loaded. Leaving the context waits for the batch under way and starts no other.
+    batch is asked for. Of each batch only the places of ``share`` are loaded. Leaving the context waits for the batch
+    under way and starts no other.
     """
 
     def __init__(

@@ -58,8 +58,13 @@ class Group:
         """Return the messages of all processes, on the CPU, ``(size, *shape)``; they are of one shape."""
         return message.cpu()[None]
 
-    def add(self, tensors: Iterable[Tensor]) -> None:
-        """Add up each tensor over the processes, in place; all get the same bits."""
+    def add(self, tensors: Iterable[Tensor], narrow: torch.dtype | None = None) -> None:
+        """Add up each tensor over the processes, in place; all get the same bits.
+
+        Args:
+            tensors: the same ones in all processes.
+            narrow: floating-point type in which those of more bits travel; None for each in its own.
+        """
 
     def copy_first(self, tensors: Iterable[Tensor]) -> None:
         """Overwrite each tensor with that of process 0."""
@@ -99,14 +104,10 @@ class ProcessGroup(Group):
 
     Messages and objects travel through the CPU's memory; the tensors of `add` and `copy_first` between the devices that
     they are on.
-
-    Args:
-        narrow: type in which floating-point tensors of more bits travel, such as bfloat16; None sends them as they are.
     """
 
-    def __init__(self, narrow: torch.dtype | None = None) -> None:
+    def __init__(self) -> None:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
-        self._narrow = narrow
 
     def gather(self, message: Tensor) -> Tensor:
         """Return the messages of all processes."""
@@ -117,9 +118,9 @@ class ProcessGroup(Group):
         return torch.stack(gathered)
 
     @torch.no_grad()
-    def add(self, tensors: Iterable[Tensor]) -> None:
+    def add(self, tensors: Iterable[Tensor], narrow: torch.dtype | None = None) -> None:
         """Add up each tensor over the processes: small ones together in one buffer, large ones where they lie."""
-        for tensor, parts in _packed(tensors, self._narrow):
+        for tensor, parts in packed(tensors, narrow):
             with _losses():
                 dist.all_reduce(tensor)
             _unpack(tensor, parts)
@@ -127,7 +128,7 @@ class ProcessGroup(Group):
     @torch.no_grad()
     def copy_first(self, tensors: Iterable[Tensor]) -> None:
         """Overwrite each tensor with that of process 0."""
-        for tensor, parts in _packed(tensors, None):
+        for tensor, parts in packed(tensors):
             with _losses():
                 dist.broadcast(tensor, src=0)
             _unpack(tensor, parts)
@@ -184,7 +185,9 @@ class _losses:  # noqa: N801 - it reads as a statement
             raise LostProcessError(f"another process of this run has ended, or cannot be reached ({said})") from None
 
 
-def _packed(tensors: Iterable[Tensor], narrow: torch.dtype | None) -> Iterable[tuple[Tensor, Sequence[Tensor]]]:
+def packed(
+    tensors: Iterable[Tensor], narrow: torch.dtype | None = None
+) -> Iterable[tuple[Tensor, Sequence[Tensor]]]:
     """Yield what travels, and the tensors to take it apart into; none where it is the tensor itself.
 
     The order depends on sizes and types alone, which are the same in all processes.

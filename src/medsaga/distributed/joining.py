@@ -10,7 +10,8 @@ from collections.abc import Iterator
 import torch
 import torch.distributed as dist
 
-from medsaga.distributed.group import ALONE, STORE, Group, ProcessGroup
+from medsaga.distributed.group import ALONE, STORE, FailedElsewhereError, Group, ProcessGroup
+from medsaga.errors import MedsagaError
 
 PATIENCE = datetime.timedelta(hours=3)
 """How long processes wait for one that is alive; process 0 may take so long to prepare images. A dead one is noticed
@@ -24,10 +25,10 @@ def launched_processes() -> int:
 
 @contextlib.contextmanager
 def joined() -> Iterator[Group]:
-    """Yield the group of all processes that this one was launched with; its own, where nobody has launched it.
+    """Yield the group of all processes that this one was launched with; `ALONE`, where nobody has launched it.
 
-    Tensors on the CPU travel by gloo, those on CUDA by nccl; ``cuda`` without a number means a GPU of this process's own
-    from here on.
+    Tensors on the CPU travel by gloo, those on CUDA by nccl; ``cuda`` without a number means a GPU of this process's
+    own from here on.
     """
     processes = launched_processes()
     if processes == 1:
@@ -48,5 +49,9 @@ def joined() -> Iterator[Group]:
     group = ProcessGroup()
     try:
         yield group
-    finally:
-        group.close()
+    except FailedElsewhereError:
+        # A launcher ends all processes when the first one fails: that is to be the one that says why.
+        with contextlib.suppress(MedsagaError):
+            group.wait()
+        raise
+    group.close()

@@ -55,14 +55,15 @@ def launch(processes: int, device: str, command: Sequence[str]) -> int:
             shutdown_timeout=SAVING_SECONDS,
             signals_to_handle="SIGTERM,SIGINT",
         )
-        # What it has to say of a failure is said below, once.
-        logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+        logging.disable()  # what the launcher has to say of a failure is said below, once
         try:
             elastic_launch(config, sys.executable)("-m", "medsaga", *command)
         except ChildFailedError as error:
             return _exit_code(error.failures)
         except SignalException:
             return Interrupted.exit_code
+        finally:
+            logging.disable(logging.NOTSET)
     return 0
 
 

@@ -76,7 +76,7 @@ def train(
             return continued_run(before, data, out, settings, console, group.size)
         return new_run(data, out, settings, console, loaded, group.size)
 
-    run = _prepared_once(group, prepare, out, console)
+    run = prepared_once(group, prepare, out, console)
     try:
         with contextlib.closing(run.train), contextlib.closing(run.monitor):
             fit(run, console, group)
@@ -107,8 +107,15 @@ def _result(out: Path, settings: Settings, before: Path | None, console: Console
     return result
 
 
-def _prepared_once(group: Group, prepare: Callable[[], Run], out: Path, console: Console) -> Run:
-    """Let process 0 check and prepare all; the others take its word, and the images that it has prepared."""
+def prepared_once(group: Group, prepare: Callable[[], Run], out: Path, console: Console) -> Run:
+    """Let process 0 check and prepare a run; the others take its word, and the images that it has prepared.
+
+    Args:
+        group: of the processes.
+        prepare: makes the run, in process 0.
+        out: the run folder.
+        console: where the others show their progress.
+    """
     own: list[Run] = []
 
     def work() -> Plan:
@@ -209,7 +216,7 @@ def _facts_before(run: Run, trainer: Trainer) -> dict[str, Any]:
     }
 
 
-def _test(run: Run, console: Console, group: Group) -> dict[str, Any]:
+def _test(run: Run, console: Console, group: Group = ALONE) -> dict[str, Any]:
     """Test the model where it is: a second one beside it would take more memory than the training has."""
     load_in_place(run.folder / run_folder.MODEL, run.model)
     segmenter = Segmenter(run.model, run.config, run.device)

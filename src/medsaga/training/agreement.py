@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -10,6 +12,14 @@ from medsaga.distributed.group import ALONE, Group
 
 class OutOfMemoryElsewhereError(Exception):
     """Another process has run out of memory: the step starts again in all of them."""
+
+
+def travelling_type(precision: str) -> torch.dtype | None:
+    """Return the type in which gradients of a precision travel; None for their own.
+
+    Weights of 16 bits or fewer have gradients of 16: what is projected of them in float32 is known no better.
+    """
+    return None if precision == "fp32" else torch.bfloat16
 
 
 class Agreement:
@@ -21,12 +31,18 @@ class Agreement:
     Args:
         group: of the processes.
         classes: of the model; the sums of Dice are the longest message.
+        narrow: type in which gradients travel, where theirs has more bits; see `travelling_type`.
     """
 
-    def __init__(self, group: Group = ALONE, classes: int = 1) -> None:
+    def __init__(self, group: Group = ALONE, classes: int = 1, narrow: torch.dtype | None = None) -> None:
         self.group = group
+        self._narrow = narrow
         self._message = torch.zeros(1 + 3 * classes, dtype=torch.float64)
         self._settled = False
+
+    def add(self, gradients: Iterable[Tensor]) -> None:
+        """Add up what has arrived of the gradients over all processes."""
+        self.group.add(gradients, self._narrow)
 
     def others(self, sums: Tensor) -> Tensor:
         """Return what these sums, (3, classes), are in the other processes together.

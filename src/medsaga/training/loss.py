@@ -58,8 +58,8 @@ def segmentation_loss(
         dice_form: `linear` or `squared`.
 
     Returns:
-        (2,) float32 (float64 of such logits): the mean cross-entropy of these images' pixels and 1 - Dice of the whole batch, each times its
-        weight.
+        (2,) float32, or float64 of such logits: the mean cross-entropy of these images' pixels and 1 - Dice of the
+        whole batch, each times its weight.
     """
     target = _at(resolution, labels, low_res_logits)
     cross_entropy, sums = _Sums.apply(low_res_logits, target, dice_form)

@@ -12,7 +12,7 @@ from medsaga.memory.tracker import is_out_of_memory, reset_device_peak
 from medsaga.models.base import SegmentationModel
 from medsaga.optim.accumulation import AccumulatingOptimizer
 from medsaga.settings.options import ResolvedSettings
-from medsaga.training.agreement import Agreement, OutOfMemoryElsewhereError
+from medsaga.training.agreement import Agreement, OutOfMemoryElsewhereError, travelling_type
 from medsaga.training.checkpoint import Counters
 from medsaga.training.interrupts import Interrupts
 from medsaga.training.step import Batch, StepMeter, accumulate, clip
@@ -54,7 +54,7 @@ def step_within_memory(
         OutOfMemoryError: nothing is left that could be made smaller with the same result.
     """
     calibrates = optimizer.needs_calibration()
-    agreement = Agreement(group, model.classes)
+    agreement = Agreement(group, model.classes, travelling_type(settings.precision))
     while True:
         shortage = None
         with meter.measuring(model, optimizer, batch):

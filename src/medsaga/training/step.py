@@ -153,7 +153,7 @@ def accumulate(
     def gradient() -> float:
         agreement.begin()
         loss = agreement.settle(backward(model, batch, **how))
-        agreement.group.add(optimizer.all_arrived())
+        agreement.add(optimizer.all_arrived())
         return loss
 
     if optimizer.needs_calibration():

@@ -136,6 +136,7 @@ class Trainer:
             raise
         if not self.finished:
             self.save()
+        self.group.wait()  # until it is saved: when one process ends, a launcher may end the others
         stopped = Stopped(step=self.counters.step, reason=self._reason())
         self._tell(stopped)
         return stopped

@@ -1,0 +1,124 @@
+"""Several processes make the steps that one process makes, and stay one: whatever happens to one happens to all."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+from processes import Trained, Trouble, together, train_alone, train_together
+
+from medsaga.distributed.group import FailedElsewhereError
+from medsaga.errors import RunError
+from medsaga.settings.options import Settings
+
+
+@pytest.fixture
+def settings() -> Settings:
+    """Four images a step, which two processes and three can share; two changes of subspace."""
+    return Settings(
+        shots=3, image_size=32, steps=4, batch_size=4, evaluate_every=100, refresh_every=2, rank=8, device="cpu",
+        random_weights=True, model="tiny",
+    )
+
+
+def _of_method(settings: Settings, method: str, **changes: Any) -> Settings:
+    own = {"model": None, "random_weights": False, "image_size": 64} if method == "unet" else {}
+    return dataclasses.replace(settings, method=method, **own, **changes)
+
+
+@pytest.mark.parametrize(
+    ("method", "size"),
+    [
+        ("medsaga", 2),
+        *(
+            pytest.param(method, size, marks=pytest.mark.exhaustive)
+            for method, size in [("medsaga", 3), ("samed", 2), ("full", 3), ("unet", 2), ("frozen", 2)]
+        ),
+    ],
+)
+def test_the_losses_are_those_of_one_process_and_the_weights_the_same_bits(
+    toy: Path, tmp_path: Path, settings: Settings, method: str, size: int
+) -> None:
+    settings = _of_method(settings, method, steps=20, refresh_every=5, encoder_lr=1e-4, decoder_lr=1e-4)
+    one = train_alone(toy, tmp_path / "one", settings)
+    all_of = together(size, tmp_path, train_together, toy, tmp_path / "run", settings)
+    for each in all_of:
+        assert isinstance(each, Trained), each
+        assert each.losses == pytest.approx(one.losses, abs=1e-5)
+        assert each.weights == all_of[0].weights
+    assert len(one.losses) == 20
+    assert one.losses[-1] < one.losses[0]
+
+
+@pytest.mark.parametrize("galore", ["default", pytest.param("reference", marks=pytest.mark.exhaustive)])
+def test_in_float64_nothing_but_rounding_is_left(toy: Path, tmp_path: Path, settings: Settings, galore: Any) -> None:
+    settings = dataclasses.replace(settings, galore=galore, steps=20)
+    one = train_alone(toy, tmp_path / "one", settings, double=True)
+    for each in together(2, tmp_path, train_together, toy, tmp_path / "run", settings, None, True):
+        assert each.losses == pytest.approx(one.losses, abs=1e-10)
+
+
+def _with(
+    trouble: Trouble, size: int, data: Path, out: Path, settings: Settings, folder: Path
+) -> list[Trained | Exception | None]:
+    return together(size, folder, train_together, data, out, settings, trouble)
+
+
+def test_out_of_memory_in_one_makes_all_smaller_and_the_result_is_that_of_the_smaller_parts(
+    toy: Path, tmp_path: Path, settings: Settings
+) -> None:
+    small = dataclasses.replace(settings, micro_batch_size=1)
+    expected = together(2, tmp_path, train_together, toy, tmp_path / "small", small)
+    # Two images each. The second pass is the first that moves weights; in the first, bases are made.
+    for name, call in (("calibration", 1), ("step", 2)):
+        got = _with(Trouble(1, call, "memory"), 2, toy, tmp_path / name, settings, tmp_path)
+        for ours, theirs in zip(got, expected, strict=True):
+            assert isinstance(ours, Trained), ours
+            assert ours.micro_batch_size == 1
+            assert ours.losses == theirs.losses
+            assert ours.weights == theirs.weights
+        assert got[0].said == ["out of memory in step 1; going on with 1 image(s) at a time: the same result, more time"]
+
+
+@pytest.mark.exhaustive
+def test_a_gradient_that_is_not_finite_in_one_is_skipped_by_all(toy: Path, tmp_path: Path, settings: Settings) -> None:
+    first, second = _with(Trouble(1, 3, "nan"), 2, toy, tmp_path / "run", settings, tmp_path)
+    assert isinstance(first, Trained)
+    assert isinstance(second, Trained)
+    assert first.made == second.made == [True, False, True, True]
+    assert first.weights == second.weights
+
+
+def test_a_signal_to_one_ends_all_after_the_step_and_any_number_goes_on_from_there(
+    toy: Path, tmp_path: Path, settings: Settings
+) -> None:
+    one = train_alone(toy, tmp_path / "one", settings)
+    run = tmp_path / "run"
+    stopped = _with(Trouble(1, 3, "signal"), 2, toy, run, settings, tmp_path)
+    for each in stopped:
+        assert isinstance(each, Trained), each
+        assert each.reason == "cancelled"
+        assert each.losses == pytest.approx(one.losses[:2], abs=1e-5)
+    resumed = together(3, tmp_path, train_together, toy, run, settings, None, False, True)
+    for each in resumed:
+        assert isinstance(each, Trained), each
+        assert each.losses == pytest.approx(one.losses[2:], abs=1e-4)
+        assert each.weights == resumed[0].weights
+
+
+def test_when_one_dies_the_others_end(toy: Path, tmp_path: Path, settings: Settings) -> None:
+    first, second, third = _with(Trouble(1, 3, "kill"), 3, toy, tmp_path / "run", settings, tmp_path)
+    assert second is None
+    for each in (first, third):
+        assert isinstance(each, FailedElsewhereError)
+        assert each.exit_code == 1
+
+
+@pytest.mark.exhaustive
+def test_weights_that_differ_are_an_error_that_names_the_first(toy: Path, tmp_path: Path, settings: Settings) -> None:
+    first, second = _with(Trouble(1, 3, "drift"), 2, toy, tmp_path / "run", settings, tmp_path)
+    assert isinstance(first, RunError)
+    assert isinstance(second, FailedElsewhereError)
+    assert "of process 1 is not that of process 0" in str(first)
