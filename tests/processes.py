@@ -20,6 +20,7 @@ from medsaga.distributed.group import ALONE, STORE, Group
 from medsaga.distributed.joining import joined
 from medsaga.errors import MedsagaError
 from medsaga.models.int8 import plain_state
+from medsaga.models.precision import cast_parameters
 from medsaga.runs.prepare import new_run, resumed_run
 from medsaga.runs.train import prepared_once
 from medsaga.settings.options import Settings
@@ -119,7 +120,7 @@ def train_together(
     opening = (lambda: resumed_run(data, out, settings, console)) if resume else None
     run = prepared_once(group, opening or (lambda: new_run(data, out, settings, console)), out, console)
     if double:
-        run.model.double()
+        cast_parameters(run.model, torch.float64)
     trained = Trained()
 
     def note(event: Event) -> None:
@@ -140,7 +141,8 @@ def train_together(
         with trainer.interrupts.on_signals(lambda: None):
             trained.reason = trainer.run().reason
         trained.weights = {
-            name: value.reshape(-1).view(torch.uint8).numpy().tobytes() for name, value in plain_state(run.model).items()
+            name: value.reshape(-1).view(torch.uint8).numpy().tobytes()
+            for name, value in plain_state(run.model).items()
         }
         trained.micro_batch_size = trainer.counters.micro_batch_size
         trained.peak_bytes = trainer.counters.peak_bytes

@@ -40,4 +40,4 @@ def fingerprint(tensor: Tensor) -> Tensor:
     Each word of the tensor's memory counts with the odd number of its place, modulo 2^64.
     """
     words = tensor.contiguous().flatten().view(_WORDS[tensor.itemsize]).long()
-    return (words * torch.arange(1, 2 * words.numel(), 2, device=tensor.device)).sum()
+    return (words * (2 * torch.arange(words.numel(), device=tensor.device) + 1)).sum()

@@ -185,9 +185,7 @@ class _losses:  # noqa: N801 - it reads as a statement
             raise LostProcessError(f"another process of this run has ended, or cannot be reached ({said})") from None
 
 
-def packed(
-    tensors: Iterable[Tensor], narrow: torch.dtype | None = None
-) -> Iterable[tuple[Tensor, Sequence[Tensor]]]:
+def packed(tensors: Iterable[Tensor], narrow: torch.dtype | None = None) -> Iterable[tuple[Tensor, Sequence[Tensor]]]:
     """Yield what travels, and the tensors to take it apart into; none where it is the tensor itself.
 
     The order depends on sizes and types alone, which are the same in all processes.

@@ -64,7 +64,7 @@ class Agreement:
         """
         if self.group.size == 1:
             return loss
-        total = float(self._exchange(torch.tensor([loss]))[:, 0].sum())
+        total = float(self._exchange(torch.tensor([loss], dtype=torch.float64))[:, 0].sum())
         self._settled = True
         return total
 

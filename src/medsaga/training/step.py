@@ -223,7 +223,9 @@ def backward(
             meter.phase("temporary")
         (scale.value * (share * cross_entropy + dice)).backward()
         # Every micro-batch sees the Dice of the whole batch.
-        total += torch.stack([share * cross_entropy.detach(), dice.detach() / (len(parts) * agreement.group.size)])
+        total = total + torch.stack(
+            [share * cross_entropy.detach(), dice.detach() / (len(parts) * agreement.group.size)]
+        )
     return value_of(total.sum(), otherwise=0.0)
 
 
