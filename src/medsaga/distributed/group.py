@@ -77,9 +77,14 @@ class Group:
         """
         return work()
 
+    def collect(self, own: Result) -> list[Result]:
+        """Return an object of each process, all in the order of the processes."""
+        return [own]
+
     def dealt_out(self, own: list[Result]) -> list[Result]:
         """Return the results of all, of things that were dealt out like cards, in the order of the things."""
-        return own
+        hands = self.collect(own)
+        return [hand[place] for place in range(len(hands[0])) for hand in hands if place < len(hand)]
 
     def any(self, said: bool) -> bool:
         """Return whether any process says so."""
@@ -149,12 +154,12 @@ class ProcessGroup(Group):
             raise FailedElsewhereError(received[1])
         return received[0]
 
-    def dealt_out(self, own: list[Result]) -> list[Result]:
-        """Return the results of all, in the order of the things."""
-        hands: list = [None] * self.size
+    def collect(self, own: Result) -> list[Result]:
+        """Return an object of each process."""
+        objects: list = [None] * self.size
         with _losses():
-            dist.all_gather_object(hands, own)
-        return [hand[place] for place in range(len(hands[0])) for hand in hands if place < len(hand)]
+            dist.all_gather_object(objects, own)
+        return objects
 
     def wait(self) -> None:
         """Wait until all processes have come here."""
