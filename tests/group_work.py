@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import io
+from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 
+from medsaga.compare.grid import compare
 from medsaga.distributed.group import SMALL, Group
 from medsaga.errors import InputError
+from medsaga.prediction.files import OutputOptions, predict_files
+from medsaga.runs.evaluate import evaluate_run
+from medsaga.settings.options import SharedSettings
 
 
 def everything(group: Group) -> dict[str, Any]:
@@ -42,3 +49,26 @@ def failing_once(group: Group) -> None:
         raise InputError("x", expected="a", found="b", do="c.")
 
     group.once(work)
+
+
+def predict_together(group: Group, run: Path, images: Path, out: Path) -> list[str]:
+    """Segment a folder; return what process 0 was told of, and what the others were."""
+    told: list[Path] = []
+    wanted = OutputOptions(measure=True)
+    predict_files(run, images, out, wanted, device="cpu", console=_silent(), written=told.append, group=group)
+    return [path.name for path in told]
+
+
+def evaluate_together(group: Group, run: Path, data: Path) -> dict[str, Any]:
+    """Score a run on other data."""
+    return evaluate_run(run, data=data, device="cpu", console=_silent(), group=group)
+
+
+def compare_together(group: Group, data: Path, out: Path) -> list[dict[str, Any]]:
+    """Compare two methods with one another."""
+    settings = SharedSettings(steps=2, batch_size=2, image_size=64, device="cpu", random_weights=True, model="tiny")
+    return compare(data, out, settings, methods=["medsaga", "unet"], shots=[1], seeds=1, console=_silent(), group=group)
+
+
+def _silent() -> Console:
+    return Console(file=io.StringIO())

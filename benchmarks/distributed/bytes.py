@@ -3,9 +3,9 @@
     python -m benchmarks.distributed.bytes --out benchmarks/distributed/bytes.json
 
 The real training step runs on tensors that have sizes but no values. Counted is the payload: an all-reduce over n
-processes sends and receives 2 (n - 1) / n times as much, whatever it carries. DistributedDataParallel's payload is every
-gradient of the same model with all parameters trained, in the type of its weights. Refreshing the subspace adds its
-sketches in one step of every twelve, as in a run of 250 steps; the table has the mean.
+processes sends and receives 2 (n - 1) / n times as much, whatever it carries. DistributedDataParallel's payload is
+every gradient of the same model with all parameters trained, in the type of its weights. Refreshing the subspace adds
+its sketches in one step of every twelve, as in a run of 250 steps; the table has the mean.
 """
 
 from __future__ import annotations
