@@ -18,7 +18,8 @@ from medsaga.distributed.launch import check_devices
 from medsaga.errors import InputError
 from medsaga.run_folder import read_metrics
 
-FLAGS = "--device cpu --model tiny --random-weights --image-size 32 --rank 4 --shots 3 --batch-size 4".split()
+FLAGS = ["--device=cpu", "--model=tiny", "--random-weights", "--image-size=32", "--rank=4", "--shots=3"]
+FLAGS += ["--batch-size=4"]
 
 
 def _started(data: Path, out: Path, *flags: str) -> subprocess.Popen[str]:
