@@ -29,12 +29,13 @@ from medsaga.planning.defaults import DeviceDefaults
 from medsaga.planning.estimate import META
 from medsaga.planning.resolve import Facts, resolve
 from medsaga.planning.shapes import OncePerShape
-from medsaga.settings.options import Settings
+from medsaga.settings.options import Precision, Settings
 from medsaga.training.agreement import Agreement, travelling_type
 from medsaga.training.scaling import LossScale
 from medsaga.training.step import Batch, accumulate, update
 
 MODELS, RANKS, SIDES = ("vit_b", "vit_h"), (4, 16, 64), (224, 1024)
+PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
 CLASSES, REFRESH_EVERY = 9, 12
 MESSAGES = 2 * 8 * (1 + 3 * CLASSES)
 """Bytes of the two small messages of a step: the sums of Dice and the loss, each with its flag."""
@@ -51,7 +52,7 @@ class Counting(Group):
         self.payload += sum(sent.nbytes for sent, _ in packed(list(tensors), narrow))
 
 
-def payloads(model: str, rank: int, side: int, precision: str) -> dict[str, Any]:
+def payloads(model: str, rank: int, side: int, precision: Precision) -> dict[str, Any]:
     """Return the bytes of a step without and with sketches, of their mean, and of DistributedDataParallel's step."""
     asked = Settings(model=model, image_size=side, batch_size=1, rank=rank, refresh_every=2, random_weights=True)
     settings = resolve(asked, Facts(device=DeviceDefaults(precision, 32), classes=CLASSES, channels=3))
@@ -108,7 +109,7 @@ def main() -> None:
         {"model": model, "side": side, "precision": precision, "rank": rank, **payloads(model, rank, side, precision)}
         for model in MODELS
         for side in SIDES
-        for precision in ("fp32", "bf16")
+        for precision in PRECISIONS
         for rank in RANKS
     ]
     files.write_json(out, {"classes": CLASSES, "refresh_every": REFRESH_EVERY, "rows": rows})

@@ -10,6 +10,7 @@ import torch
 from benchmarks.distributed.bytes import CLASSES, MESSAGES, payloads
 from medsaga.files import read_json
 from medsaga.models.sam import build_sam
+from medsaga.settings.options import Precision
 
 RECORD = Path(__file__).parents[2] / "benchmarks" / "distributed" / "bytes.json"
 
@@ -18,7 +19,7 @@ RECORD = Path(__file__).parents[2] / "benchmarks" / "distributed" / "bytes.json"
     ("model", "rank", "precision"),
     [("tiny", 4, "fp32"), ("tiny", 4, "bf16"), pytest.param("vit_b", 64, "fp32", marks=pytest.mark.exhaustive)],
 )
-def test_a_step_sends_the_projections_and_what_is_trained_in_full(model: str, rank: int, precision: str) -> None:
+def test_a_step_sends_the_projections_and_what_is_trained_in_full(model: str, rank: int, precision: Precision) -> None:
     with torch.device("meta"):
         network = build_sam(model, classes=CLASSES, image_size=64)
     matrices, _ = network.image_encoder.weight_matrices()

@@ -34,7 +34,7 @@ def _steps(run: Path) -> int:
 def _workers(launcher: int) -> list[int]:
     """Return the processes of a run in the order of their ranks."""
     children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
-    ranks = {}
+    ranks: dict[int, int] = {}
     for child in map(int, children):
         variables = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
         ranks |= {int(each[5:]): child for each in variables if each.startswith(b"RANK=")}
