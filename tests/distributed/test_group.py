@@ -10,7 +10,7 @@ import pytest
 import torch
 from processes import together
 
-from medsaga.distributed.agreeing import fingerprint
+from medsaga.distributed.same_weights import fingerprint
 from medsaga.distributed.group import ALONE, FailedElsewhereError
 from medsaga.errors import InputError
 

@@ -98,9 +98,40 @@ def test_out_of_memory_in_one_makes_all_smaller_and_the_result_is_that_of_the_sm
     for ours, theirs in zip(got, expected, strict=True):
         assert isinstance(ours, Trained), ours
         assert ours.micro_batch_size == 1
+        assert isinstance(theirs, Trained), theirs
         assert ours.losses == theirs.losses
         assert ours.weights == theirs.weights
         assert ours.said == ["out of memory in step 1; going on with 1 image(s) at a time: the same result, more time"]
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(
+    "how",
+    [{"precision": "bf16"}, {"precision": "fp16"}, {"precision": "int8", "state_bits": 8}, {"state_on_host": True}],
+)
+def test_weights_and_state_of_fewer_bits_stay_the_same_bits_in_all(
+    toy: Path, tmp_path: Path, settings: Settings, how: dict[str, Any]
+) -> None:
+    settings = dataclasses.replace(settings, **how)
+    one = train_alone(toy, tmp_path / "one", settings)
+    first, second = together(2, tmp_path, train_together, toy, tmp_path / "run", settings)
+    assert isinstance(first, Trained), first
+    assert isinstance(second, Trained), second
+    assert first.weights == second.weights
+    # Gradients of 16 bits are known to one part in 256; the first losses are those of the same weights.
+    assert first.losses[0] == pytest.approx(one.losses[0], rel=1e-3)
+    assert first.losses == pytest.approx(one.losses, rel=0.05)
+
+
+@pytest.mark.exhaustive
+def test_a_process_takes_the_memory_of_one_that_has_its_share_of_the_batch(
+    toy: Path, tmp_path: Path, settings: Settings
+) -> None:
+    settings = dataclasses.replace(settings, image_size=64)
+    one = train_alone(toy, tmp_path / "one", dataclasses.replace(settings, batch_size=2))
+    for each in together(2, tmp_path, train_together, toy, tmp_path / "run", settings):
+        assert isinstance(each, Trained), each
+        assert each.peak_bytes <= 1.03 * one.peak_bytes
 
 
 @pytest.mark.exhaustive

@@ -139,7 +139,7 @@ def compare(
         else:
             console.print(f"  Dice {dice_text(document['result']['dice_mean'])}", highlight=False)
     of_all = group.collect(done)
-    documents = [next(document for run in of_all if (document := run[cell]) is not None) for cell in grid]
+    documents = [next(found for run in of_all if (found := run[cell]) is not None) for cell in grid]
     if group.is_first:
         write_pages(
             out,
