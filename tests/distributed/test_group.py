@@ -10,8 +10,8 @@ import pytest
 import torch
 from processes import together
 
-from medsaga.distributed.same_weights import fingerprint
 from medsaga.distributed.group import ALONE, FailedElsewhereError
+from medsaga.distributed.same_weights import fingerprint
 from medsaga.errors import InputError
 
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from medsaga import run_folder
 from medsaga.data.augment import AUGMENTATIONS
 from medsaga.data.samples import Prefetcher, Samples
-from medsaga.distributed.same_weights import require_same_weights
 from medsaga.distributed.group import ALONE, Group
+from medsaga.distributed.same_weights import require_same_weights
 from medsaga.errors import RunError
 from medsaga.memory.tracker import TensorTracker, device_peak, reset_device_peak
 from medsaga.methods import method_named, new_optimizer
