@@ -16,7 +16,8 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from medsaga.distributed.group import ALONE, STORE, Group
+from medsaga.distributed.environment import STORE
+from medsaga.distributed.group import ALONE, Group
 from medsaga.distributed.joining import joined
 from medsaga.errors import MedsagaError
 from medsaga.models.int8 import plain_state

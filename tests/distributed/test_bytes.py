@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.distributed.bytes import CLASSES, MESSAGES, payloads
+from benchmarks.distributed.bytes import CLASSES, MESSAGES, RANKS, payloads
 from medsaga.files import read_json
 from medsaga.models.sam import build_sam
 from medsaga.settings.options import Precision
@@ -37,11 +37,19 @@ def test_a_step_sends_the_projections_and_what_is_trained_in_full(model: str, ra
     assert counted["ddp"] == width * sum(weight.numel() for weight in network.parameters())
 
 
-def test_the_record_holds_what_the_page_says() -> None:
-    times = {
-        (row["model"], row["side"], row["precision"], row["rank"]): row["times"] for row in read_json(RECORD)["rows"]
-    }
-    assert len(times) == 24
-    for (model, side, precision, rank), fewer in times.items():
-        assert fewer == pytest.approx(times[model, side, "fp32", rank], rel=0.01), "the same in each precision"
-        assert fewer > {"vit_b": {4: 15, 16: 10, 64: 6}, "vit_h": {4: 60, 16: 30, 64: 13}}[model][rank], precision
+@pytest.mark.exhaustive
+def test_the_record_is_what_is_counted_today() -> None:
+    rows = [row for row in read_json(RECORD)["rows"] if (row["model"], row["side"]) == ("vit_b", 224)]
+    assert len(rows) == 6
+    for row in rows:
+        counted = payloads(row["model"], row["rank"], row["side"], row["precision"])
+        assert counted == {name: row[name] for name in counted}
+
+
+def test_the_record_keeps_its_distance_from_all_gradients() -> None:
+    least = {("vit_b", 224): (16, 13, 7), ("vit_b", 1024): (11, 9, 6)}
+    least |= {("vit_h", 224): (80, 45, 16), ("vit_h", 1024): (50, 33, 14)}
+    rows = read_json(RECORD)["rows"]
+    assert len(rows) == 24
+    for row in rows:
+        assert row["times"] >= dict(zip(RANKS, least[row["model"], row["side"]], strict=True))[row["rank"]], row

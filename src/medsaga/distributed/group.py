@@ -13,11 +13,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from medsaga.distributed.environment import STORE
 from medsaga.errors import MedsagaError, RunError
 
 Result = TypeVar("Result")
-STORE = "MEDSAGA_PROCESS_STORE"
-"""Environment variable: the file in which processes of our own launcher meet; torchrun's meet at an address."""
 SMALL = 2**16
 """Tensors of fewer elements travel together: a transfer takes some time whatever its size."""
 

@@ -10,17 +10,13 @@ from collections.abc import Iterator
 import torch
 import torch.distributed as dist
 
-from medsaga.distributed.group import ALONE, STORE, FailedElsewhereError, Group, ProcessGroup
+from medsaga.distributed.environment import STORE, launched_processes
+from medsaga.distributed.group import ALONE, FailedElsewhereError, Group, ProcessGroup
 from medsaga.errors import MedsagaError
 
 PATIENCE = datetime.timedelta(hours=3)
 """How long processes wait for one that is alive; process 0 may take so long to prepare images. A dead one is noticed
 at once, because its connections close."""
-
-
-def launched_processes() -> int:
-    """Return how many processes a launcher says there are; 1 where there was none."""
-    return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
 
 
 @contextlib.contextmanager

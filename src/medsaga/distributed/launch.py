@@ -17,7 +17,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from medsaga.device import choose_device
-from medsaga.distributed.group import STORE
+from medsaga.distributed.environment import STORE
 from medsaga.errors import InputError, Interrupted, RunError
 
 SAVING_SECONDS = 600
