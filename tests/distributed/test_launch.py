@@ -78,7 +78,7 @@ def test_what_happens_to_one_happens_to_all_within_30_seconds_and_is_said_once(
     assert time.monotonic() - began < 30
     assert process.returncode == code, err
     messages = [line for line in err.splitlines() if line.startswith("medsaga: ")]
-    assert len(messages) == 1
+    assert len(messages) == 1, err
     assert said in messages[0]
     assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
     assert (run / "state.pt").exists() == (code == 130)
