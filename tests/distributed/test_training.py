@@ -34,8 +34,9 @@ def settings() -> Settings:
 def _of_method(settings: Settings, method: str, **changes: Any) -> Settings:
     # In float32 Adam makes much of the rounding errors in gradients that are next to 0, of which a U-Net has many.
     unet = {"model": None, "random_weights": False, "image_size": 64, "optimizer": "sgd"}
+    unet |= {"encoder_lr": 0.02, "decoder_lr": 0.02}
     own: dict[str, Any] = unet if method == "unet" else {}
-    return dataclasses.replace(settings, method=method, **own, **changes)
+    return dataclasses.replace(settings, method=method, **{**changes, **own})
 
 
 @pytest.mark.exhaustive
@@ -53,7 +54,7 @@ def test_the_losses_are_those_of_one_process_and_the_weights_the_same_bits(
         assert each.losses == pytest.approx(one.losses, abs=1e-5)
         assert each.weights == all_of[0].weights
     assert len(one.losses) == 20
-    assert one.losses[-1] < one.losses[0]
+    assert sum(one.losses[-5:]) < sum(one.losses[:5])
 
 
 @pytest.mark.parametrize(

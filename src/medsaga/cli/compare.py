@@ -42,8 +42,8 @@ class Compare:
     keep_runs: bool = False
     """Keep the run folders with their models."""
     options: CompareOptions
-    devices: Annotated[int, arg("N")] = 1
-    """GPUs of this machine, each of which trains one run at a time; with --device cpu, processes."""
+    devices: Annotated[int, arg("N", shown="1")] = 1
+    """GPUs, or CPU processes, each of which trains one run at a time."""
     json: bool = False
     """Print all results as one JSON document."""
     debug: bool = False

@@ -62,8 +62,8 @@ class Evaluate:
     """The same as DATA."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
-    devices: Annotated[int, arg("N")] = 1
-    """GPUs of this machine that share the images, a process for each; with --device cpu, processes."""
+    devices: Annotated[int, arg("N", shown="1")] = 1
+    """GPUs, or CPU processes, that share the images."""
     json: bool = False
     """Print the result as one JSON document."""
     debug: bool = False

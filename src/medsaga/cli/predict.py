@@ -49,8 +49,8 @@ class Predict:
     """JSON file with coded terminology of the labels, for DICOM."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
-    devices: Annotated[int, arg("N")] = 1
-    """GPUs of this machine that share the images, a process for each; with --device cpu, processes."""
+    devices: Annotated[int, arg("N", shown="1")] = 1
+    """GPUs, or CPU processes, that share the images."""
     debug: bool = False
     """Show the traceback of an error."""
 

@@ -42,10 +42,10 @@ class Train:
     out: Annotated[Path | None, arg("RUN")] = None
     """Run folder to make; it can also be named behind DATA."""
     options: TrainOptions
-    devices: Annotated[int, arg("N")] = 1
-    """GPUs of this machine to train on, a process for each; with --device cpu, processes. They share each batch."""
+    devices: Annotated[int, arg("N", shown="1")] = 1
+    """Share batches among N GPUs or CPU processes."""
     resume: bool = False
-    """Go on with the interrupted run in RUN, to the same result; DATA can be left out."""
+    """Finish an interrupted run; needs no DATA."""
     json: bool = False
     """Print the result as one JSON document."""
     debug: bool = False
@@ -101,8 +101,8 @@ class Continue:
     out: Annotated[Path, tyro.conf.arg(metavar="RUN2")]
     """Run folder to make."""
     options: ContinueOptions
-    devices: Annotated[int, arg("N")] = 1
-    """GPUs of this machine to train on, a process for each; with --device cpu, processes. They share each batch."""
+    devices: Annotated[int, arg("N", shown="1")] = 1
+    """Share batches among N GPUs or CPU processes."""
     resume: bool = False
     """Go on with the interrupted run in RUN2, to the same result."""
     json: bool = False
