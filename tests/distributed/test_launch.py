@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,11 @@ FLAGS = ["--device=cpu", "--model=tiny", "--random-weights", "--image-size=32", 
 FLAGS += ["--batch-size=4"]
 
 
-def _started(data: Path, out: Path, *flags: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "medsaga", "train", str(data), "--out", str(out), *FLAGS, *flags]
+TORCHRUN = ["-m", "torch.distributed.run", "--nproc-per-node=2"]
+
+
+def _started(data: Path, out: Path, *flags: str, by: Sequence[str] = ()) -> subprocess.Popen[str]:
+    command = [sys.executable, *by, "-m", "medsaga", "train", str(data), "--out", str(out), *FLAGS, *flags]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -42,8 +46,9 @@ def _workers(launcher: int) -> list[int]:
 
 
 @pytest.mark.exhaustive
-def test_two_processes_print_one_result(toy: Path, tmp_path: Path) -> None:
-    process = _started(toy, tmp_path / "run", "--steps", "2", "--devices", "2", "--json")
+@pytest.mark.parametrize(("by", "flags"), [((), ["--devices=2"]), (TORCHRUN, [])], ids=["devices", "torchrun"])
+def test_two_processes_print_one_result(toy: Path, tmp_path: Path, by: Sequence[str], flags: list[str]) -> None:
+    process = _started(toy, tmp_path / "run", "--steps", "2", "--json", *flags, by=by)
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     assert json.loads(out)["steps"] == 2

@@ -5,8 +5,9 @@ A run of one process has a group too, in which every sum is the term itself; so 
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from medsaga.distributed.environment import STORE
 from medsaga.errors import MedsagaError, RunError
+from medsaga.memory.tracker import is_out_of_memory
 
 Result = TypeVar("Result")
 SMALL = 2**16
@@ -96,9 +98,6 @@ class Group:
         """Return what to raise where all processes meet the same error: process 0 alone shall say it."""
         return error if self.is_first else FailedElsewhereError(error.exit_code)
 
-    def close(self) -> None:
-        """Leave the group."""
-
 
 ALONE = Group()
 
@@ -117,7 +116,7 @@ class ProcessGroup(Group):
         """Return the messages of all processes."""
         own = message.detach().cpu().contiguous()
         gathered = [torch.empty_like(own) for _ in range(self.size)]
-        with _losses():
+        with _noticing_losses():
             dist.all_gather(gathered, own)
         return torch.stack(gathered)
 
@@ -125,7 +124,7 @@ class ProcessGroup(Group):
     def add(self, tensors: Iterable[Tensor], narrow: torch.dtype | None = None) -> None:
         """Add up each tensor over the processes: small ones together in one buffer, large ones where they lie."""
         for tensor, parts in packed(tensors, narrow):
-            with _losses():
+            with _noticing_losses():
                 dist.all_reduce(tensor)
             _unpack(tensor, parts)
 
@@ -133,7 +132,7 @@ class ProcessGroup(Group):
     def copy_first(self, tensors: Iterable[Tensor]) -> None:
         """Overwrite each tensor with that of process 0."""
         for tensor, parts in packed(tensors):
-            with _losses():
+            with _noticing_losses():
                 dist.broadcast(tensor, src=0)
             _unpack(tensor, parts)
 
@@ -156,7 +155,7 @@ class ProcessGroup(Group):
     def collect(self, own: Result) -> list[Result]:
         """Return an object of each process."""
         objects: list = [None] * self.size
-        with _losses():
+        with _noticing_losses():
             dist.all_gather_object(objects, own)
         return objects
 
@@ -169,24 +168,23 @@ class ProcessGroup(Group):
         dist.destroy_process_group()
 
     def _send(self, objects: list) -> list:
-        with _losses():
+        with _noticing_losses():
             dist.broadcast_object_list(objects, src=0, device=torch.device("cpu"))
         return objects
 
 
-class _losses:  # noqa: N801 - it reads as a statement
+@contextlib.contextmanager
+def _noticing_losses() -> Iterator[None]:
     """Say in our words what torch says when a process has gone: an error of its transport, of many texts."""
-
-    def __enter__(self) -> None:
-        """Begin."""
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        """Raise our error."""
-        if isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError):
-            if STORE in os.environ:  # our own launcher names the process
-                raise FailedElsewhereError(RunError.exit_code) from None
-            said = str(error).splitlines()[0]
-            raise LostProcessError(f"another process of this run has ended, or cannot be reached ({said})") from None
+    try:
+        yield
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
+        if STORE in os.environ:  # our own launcher names the process
+            raise FailedElsewhereError(RunError.exit_code) from None
+        said = str(error).splitlines()[0]
+        raise LostProcessError(f"another process of this run has ended, or cannot be reached ({said})") from None
 
 
 def packed(tensors: Iterable[Tensor], narrow: torch.dtype | None = None) -> Iterable[tuple[Tensor, Sequence[Tensor]]]:
