@@ -33,7 +33,7 @@ def settings() -> Settings:
 
 def _of_method(settings: Settings, method: str, **changes: Any) -> Settings:
     # In float32 Adam makes much of the rounding errors in gradients that are next to 0, of which a U-Net has many.
-    unet = {"model": None, "random_weights": False, "image_size": 64, "optimizer": "sgd"}
+    unet: dict[str, Any] = {"model": None, "random_weights": False, "image_size": 64, "optimizer": "sgd"}
     unet |= {"encoder_lr": 2e-3, "decoder_lr": 2e-3}
     own: dict[str, Any] = unet if method == "unet" else {}
     return dataclasses.replace(settings, method=method, **{**changes, **own})
