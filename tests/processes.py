@@ -86,7 +86,8 @@ class Trouble:
     Attributes:
         rank: of the process.
         call: of the model's forward pass in training in which it happens; the first is 1.
-        kind: ``memory``, ``nan``, ``signal``, ``kill``, or ``drift``, a weight that is changed alone.
+        kind: ``memory``, ``nan``, ``signal``, ``kill``, or ``drift``, a weight that is changed alone; or ``bases``:
+            memory runs out while the first bases are made.
     """
 
     rank: int
@@ -138,7 +139,7 @@ def train_together(
     ) as trainer:
         trainer.listeners.append(note)
         if trouble is not None and trouble.rank == group.rank:
-            _make(trouble, run.model)
+            _make(trouble, run.model, trainer.optimizer)
         with trainer.interrupts.on_signals(lambda: None):
             trained.reason = trainer.run().reason
         trained.weights = {
@@ -155,8 +156,15 @@ def train_alone(data: Path, out: Path, settings: Settings, **given: Any) -> Trai
     return train_together(ALONE, data, out, settings, **given)
 
 
-def _make(trouble: Trouble, model: nn.Module) -> None:
-    calls = 0
+def _make(trouble: Trouble, model: nn.Module, optimizer: Any) -> None:
+    calls, calibrate = 0, optimizer.calibrate
+
+    def short_of_memory() -> bool:
+        optimizer.calibrate = calibrate
+        raise torch.OutOfMemoryError("out of memory")
+
+    if trouble.kind == "bases":
+        optimizer.calibrate = short_of_memory
 
     def happen(model: nn.Module, inputs: Any, output: Tensor) -> Tensor | None:
         nonlocal calls

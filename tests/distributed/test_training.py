@@ -88,14 +88,21 @@ def _with(
 
 
 # Two images each. In the first pass bases are made, and the second is the first after which weights move.
-@pytest.mark.parametrize("call", [pytest.param(1, marks=pytest.mark.exhaustive), 2])
+@pytest.mark.parametrize(
+    ("kind", "call"),
+    [
+        ("memory", 2),
+        pytest.param("memory", 1, marks=pytest.mark.exhaustive),
+        pytest.param("bases", 0, marks=pytest.mark.exhaustive),
+    ],
+)
 def test_out_of_memory_in_one_makes_all_smaller_and_the_result_is_that_of_the_smaller_parts(
-    toy: Path, tmp_path: Path, settings: Settings, call: int
+    toy: Path, tmp_path: Path, settings: Settings, kind: str, call: int
 ) -> None:
     settings = dataclasses.replace(settings, steps=2)
     small = dataclasses.replace(settings, micro_batch_size=1)
     expected = together(2, tmp_path, train_together, toy, tmp_path / "small", small)
-    got = _with(Trouble(1, call, "memory"), 2, toy, tmp_path / "run", settings, tmp_path)
+    got = _with(Trouble(1, call, kind), 2, toy, tmp_path / "run", settings, tmp_path)
     for ours, theirs in zip(got, expected, strict=True):
         assert isinstance(ours, Trained), ours
         assert ours.micro_batch_size == 1

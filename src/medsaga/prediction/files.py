@@ -191,6 +191,7 @@ class _Work:
         self._meaning = LabelMapInfo(config.labels, f"{config.settings.model}, {_version()}", wanted.codes)
         self._scores: dict[str, ConfidenceScores] = {}
         self._rows: list[tuple[str, Measurement]] = []
+        self._said: list[str] = []
 
     def segment(self, target: Target) -> None:
         """Segment one image and write what is wanted of it.
@@ -202,7 +203,7 @@ class _Work:
         show = counting(self._console, item.name)
         prediction = segmenter.predict_item(item, probabilities=wanted.probabilities, tta=self._tta, progress=show)
         for warning in warnings_of(item):
-            self._console.print(f"{item.name}: {warning}", markup=False, highlight=False, soft_wrap=True)
+            self._say(f"{item.name}: {warning}")
         labels = _cleaned(prediction.labels, item, wanted.post, segmenter)
         if target.overlay is not None:
             with self._record.replacing(target.overlay) as path:
@@ -226,7 +227,14 @@ class _Work:
             self._scores = dict(pair for pairs in self._group.collect(own) for pair in pairs)
             self._rows = [row for rows in self._group.collect(self._rows) for row in rows]
             self._write_rows()
+            for texts in self._group.collect(self._said)[1:]:
+                for text in texts:
+                    self._say(text)
         return self._group.dealt_out(failed)
+
+    def _say(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._said.append(text)
 
     def _write_rows(self) -> None:
         if self._rows and self._group.is_first:

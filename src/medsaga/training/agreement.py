@@ -69,7 +69,7 @@ class Agreement:
         return total
 
     def begin(self) -> None:
-        """Begin the pass that a gradient comes from."""
+        """Begin a pass: from here on, there are messages to come before gradients are added up."""
         self._settled = False
 
     def withdraw(self) -> bool:

@@ -158,6 +158,7 @@ def accumulate(
 
     if optimizer.needs_calibration():
         gradient()
+        agreement.begin()  # if memory runs out now, the next pass is there to say it in
         optimizer.calibrate()
     return gradient()
 
