@@ -18,6 +18,7 @@ ROOMS = (
     "settings",
     "models",
     "optim",
+    "distributed",
     "methods",
     "training",
     "evaluation",

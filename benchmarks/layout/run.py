@@ -20,6 +20,7 @@ WHAT = {
     "settings": "what a user may choose; config.toml",
     "models": "encoders, decoder, k-class model, weights",
     "optim": "GaLore, AdamW, SGD",
+    "distributed": "processes that train together",
     "methods": "which parameters train, and how",
     "training": "Trainer, step, loss, out-of-memory retry",
     "evaluation": "metrics, protocols, summary",

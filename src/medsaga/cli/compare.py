@@ -42,10 +42,17 @@ class Compare:
     keep_runs: bool = False
     """Keep the run folders with their models."""
     options: CompareOptions
+    devices: Annotated[int, arg("N", shown="1")] = 1
+    """GPUs, or CPU processes, each of which trains one run at a time."""
     json: bool = False
     """Print all results as one JSON document."""
     debug: bool = False
     """Show the traceback of an error."""
+
+    @property
+    def device(self) -> str:
+        """Where it runs."""
+        return self.options.memory.device
 
     def run(self) -> None:
         """Do it.
@@ -55,24 +62,29 @@ class Compare:
         """
         from medsaga.compare.grid import check_expected, compare
         from medsaga.compare.tables import terminal_table
+        from medsaga.distributed.joining import joined
 
         require_data(self.data, "Name the folder of the labelled cases.")
         methods = [name.strip() for name in self.methods.split(",")]
         shots = whole_numbers("--shots", self.shots)
-        cells = compare(
-            self.data,
-            self.out,
-            settings_of(SharedSettings, self.options),
-            methods=methods,
-            shots=shots,
-            seeds=self.seeds,
-            test_cases=self.test_cases,
-            published=self.published,
-            retry=self.retry,
-            pictures=not self.no_pictures,
-            keep_runs=self.keep_runs,
-            console=console(),
-        )
+        with joined() as group:
+            cells = compare(
+                self.data,
+                self.out,
+                settings_of(SharedSettings, self.options),
+                methods=methods,
+                shots=shots,
+                seeds=self.seeds,
+                test_cases=self.test_cases,
+                published=self.published,
+                retry=self.retry,
+                pictures=not self.no_pictures,
+                keep_runs=self.keep_runs,
+                console=console(),
+                group=group,
+            )
+        if not group.is_first:
+            return
         if self.json:
             print(json.dumps(cells, indent=2))
         else:

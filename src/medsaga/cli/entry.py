@@ -20,6 +20,7 @@ from medsaga.cli.printing import print_whatever_comes, say
 from medsaga.cli.suggest import Suggest
 from medsaga.cli.train import Continue, Demo, Train
 from medsaga.cli.weights import Weights
+from medsaga.distributed.environment import launched_processes, own_rank
 from medsaga.errors import InputError, Interrupted, MedsagaError, OutOfMemoryError, RunError
 
 ABOUT = """Fine-tune SAM into a prompt-free, multi-class medical segmenter from a few labelled cases.
@@ -50,6 +51,10 @@ def main(argv: list[str] | None = None) -> int:
             args=arguments,
             config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitSubcommandPrefixes),
         )
+        if _starts_others(verb):
+            from medsaga.distributed.launch import launch
+
+            return launch(verb.devices, verb.device, arguments)
         verb.run()
         sys.stdout.flush()
         return 0
@@ -59,9 +64,27 @@ def main(argv: list[str] | None = None) -> int:
         if "--debug" in arguments:
             traceback.print_exc()
         code, message = _explain(error)
-        if message:
+        rank = own_rank()
+        if message and rank == 0:
             say(f"medsaga: {message}")
+        elif message and not isinstance(error, KeyboardInterrupt):
+            say(f"medsaga: process {rank}: {message}")
         return code
+
+
+def _starts_others(verb: Any) -> bool:
+    """Return whether this process is to start those of ``--devices``; a launcher may have done it.
+
+    Raises:
+        InputError: the launcher has started another number.
+    """
+    asked, there = getattr(verb, "devices", 1), launched_processes()
+    if there == 1:
+        return asked != 1
+    if asked not in (1, there):
+        do = "Leave --devices out."
+        raise InputError("--devices", expected=f"{there}, as the launcher has started", found=str(asked), do=do)
+    return False
 
 
 def _meant(arguments: list[str]) -> list[str]:

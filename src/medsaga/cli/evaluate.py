@@ -62,6 +62,8 @@ class Evaluate:
     """The same as DATA."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
+    devices: Annotated[int, arg("N", shown="1")] = 1
+    """GPUs, or CPU processes, that share the images."""
     json: bool = False
     """Print the result as one JSON document."""
     debug: bool = False
@@ -73,6 +75,7 @@ class Evaluate:
         Raises:
             InputError: there are two datasets, or the run and the dataset are exchanged.
         """
+        from medsaga.distributed.joining import joined
         from medsaga.runs.evaluate import evaluate_run
 
         if self.other is not None and self.data is not None:
@@ -80,5 +83,8 @@ class Evaluate:
             raise InputError("evaluate", expected="one dataset", found=found, do="Leave one of them out.")
         data = self.other or self.data
         run = run_meant(self.folder, [data] if data else [], "medsaga evaluate {run} {data}")
-        result = evaluate_run(run, data=data, device=self.device, console=console())
-        print_result(result, as_json=self.json)
+        with joined() as group:
+            shown = console(quiet=not group.is_first)
+            result = evaluate_run(run, data=data, device=self.device, console=shown, group=group)
+        if group.is_first:
+            print_result(result, as_json=self.json)

@@ -49,6 +49,8 @@ class Predict:
     """JSON file with coded terminology of the labels, for DICOM."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
+    devices: Annotated[int, arg("N", shown="1")] = 1
+    """GPUs, or CPU processes, that share the images."""
     debug: bool = False
     """Show the traceback of an error."""
 
@@ -59,6 +61,7 @@ class Predict:
             InputError: there is nothing to segment, or the run and the images are exchanged.
         """
         from medsaga.data.dicom.terminology import read_codes
+        from medsaga.distributed.joining import joined
         from medsaga.prediction.files import OutputOptions, predict_files
         from medsaga.prediction.postprocess import PostProcessing
 
@@ -66,22 +69,25 @@ class Predict:
             do = "Name the images to segment, or their folder, behind the run folder."
             raise InputError("predict", expected="RUN INPUT", found="RUN alone", do=do)
         run = run_meant(self.folder, self.input, "medsaga predict {run} {data} --out OUT")
-        predict_files(
-            run,
-            self.input,
-            self.out,
-            OutputOptions(
-                format=self.format,
-                probabilities=self.probabilities,
-                overlay=self.overlay,
-                measure=self.measure,
-                post=PostProcessing(self.largest_component, self.fill_holes, self.min_size),
-                codes={} if self.codes is None else read_codes(self.codes),
-            ),
-            series=self.series,
-            tta=self.tta,
-            overwrite=self.overwrite,
-            device=self.device,
-            console=console(),
-            written=lambda path: print(path, flush=True),
+        wanted = OutputOptions(
+            format=self.format,
+            probabilities=self.probabilities,
+            overlay=self.overlay,
+            measure=self.measure,
+            post=PostProcessing(self.largest_component, self.fill_holes, self.min_size),
+            codes={} if self.codes is None else read_codes(self.codes),
         )
+        with joined() as group:
+            predict_files(
+                run,
+                self.input,
+                self.out,
+                wanted,
+                series=self.series,
+                tta=self.tta,
+                overwrite=self.overwrite,
+                device=self.device,
+                console=console(quiet=not group.is_first),
+                written=lambda path: print(path, flush=True),
+                group=group,
+            )

@@ -15,9 +15,9 @@ _ASCII = {"\N{BULLET}": "*", "\N{EN DASH}": "-", "\N{HORIZONTAL ELLIPSIS}": "...
 """What is printed instead of our own characters where the encoding lacks them."""
 
 
-def console() -> Console:
+def console(*, quiet: bool = False) -> Console:
     """Return the console for everything that is not the result: stderr."""
-    return Console(stderr=True)
+    return Console(stderr=True, quiet=quiet)
 
 
 def say(text: str) -> None:

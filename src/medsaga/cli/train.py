@@ -42,12 +42,19 @@ class Train:
     out: Annotated[Path | None, arg("RUN")] = None
     """Run folder to make; it can also be named behind DATA."""
     options: TrainOptions
+    devices: Annotated[int, arg("N", shown="1")] = 1
+    """Share batches among N GPUs or CPU processes."""
     resume: bool = False
-    """Go on with the interrupted run in RUN, to the same result; DATA can be left out."""
+    """Finish an interrupted run; needs no DATA."""
     json: bool = False
     """Print the result as one JSON document."""
     debug: bool = False
     """Show the traceback of an error."""
+
+    @property
+    def device(self) -> str:
+        """Where it runs."""
+        return self.options.memory.device
 
     def run(self) -> None:
         """Do it.
@@ -94,12 +101,19 @@ class Continue:
     out: Annotated[Path, tyro.conf.arg(metavar="RUN2")]
     """Run folder to make."""
     options: ContinueOptions
+    devices: Annotated[int, arg("N", shown="1")] = 1
+    """Share batches among N GPUs or CPU processes."""
     resume: bool = False
     """Go on with the interrupted run in RUN2, to the same result."""
     json: bool = False
     """Print the result as one JSON document."""
     debug: bool = False
     """Show the traceback of an error."""
+
+    @property
+    def device(self) -> str:
+        """Where it runs."""
+        return self.options.memory.device
 
     def run(self) -> None:
         """Do it.
@@ -115,11 +129,15 @@ class Continue:
 
 
 def _train(data: Path, out: Path, settings: Settings, *, before: Path | None, resume: bool, as_json: bool) -> None:
+    from medsaga.distributed.joining import joined
     from medsaga.runs.train import train
 
-    result = train(data, out, settings, continue_from=before, resume=resume, console=console())
-    print_result(result, as_json=as_json)
-    say(f"report: {out / run_folder.REPORT}")
+    with joined() as group:
+        shown = console(quiet=not group.is_first)
+        result = train(data, out, settings, continue_from=before, resume=resume, console=shown, group=group)
+    if group.is_first:
+        print_result(result, as_json=as_json)
+        say(f"report: {out / run_folder.REPORT}")
 
 
 def data_of(run: Path) -> tuple[Path, Path | None]:

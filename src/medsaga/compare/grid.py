@@ -18,6 +18,7 @@ from medsaga.compare.page import Example, write_pages
 from medsaga.data.labels import listed
 from medsaga.data.splits import Split, pool_and_test
 from medsaga.data.types import Dataset, Item
+from medsaga.distributed.group import ALONE, Group
 from medsaga.errors import InputError, Interrupted, RunError
 from medsaga.evaluation.summary import dice_text
 from medsaga.methods import METHODS, method_named
@@ -56,6 +57,7 @@ def compare(
     pictures: bool = True,
     keep_runs: bool = False,
     console: Console,
+    group: Group = ALONE,
 ) -> list[dict[str, Any]]:
     """Train and test every method at every number of shots with every seed, and write tables and a page.
 
@@ -76,6 +78,8 @@ def compare(
         pictures: keep and show predictions of a few test cases.
         keep_runs: keep the run folders with their models.
         console: where progress is shown.
+        group: of the processes that deal the cells out among themselves, each of which calls this; every cell is run by
+            one of them alone.
 
     Returns:
         the documents of all cells.
@@ -88,7 +92,7 @@ def compare(
     methods, shots = list(dict.fromkeys(methods)), sorted(set(shots))
     _check(methods, shots, seeds)
     _check_out(out)
-    loaded = load_data(data, Settings(channels=shared.channels, binary=shared.binary), console)
+    loaded = group.once(lambda: load_data(data, Settings(channels=shared.channels, binary=shared.binary), console))
     dataset = loaded.dataset
     test_cases = _test_cases(dataset, shared.fold, max(shots), test_cases)
     grid = {
@@ -102,14 +106,17 @@ def compare(
     splits = [split_of(loaded, settings) for settings in grid.values()]
     examples = _examples(loaded, splits[0]) if pictures else ()
     shown = {Cell("equal", method, max(shots), 0) for method in methods}
-    done = {cell: finished(out, cell, settings, loaded.fingerprint) for cell, settings in grid.items()}
+    done = group.once(
+        lambda: {cell: finished(out, cell, settings, loaded.fingerprint) for cell, settings in grid.items()}
+    )
     if retry:
         done = {
             cell: document if document and document["status"] == "done" else None for cell, document in done.items()
         }
     # By this folder the same command knows its comparison again, even if it is killed before a first run is done.
     (out / CELLS).mkdir(parents=True, exist_ok=True)
-    for cell in [cell for cell, document in done.items() if document is None]:
+    bar = console if console.is_terminal and group.size == 1 else Console(file=io.StringIO())
+    for cell in _dealt([cell for cell, document in done.items() if document is None], group):
         number = sum(document is not None for document in done.values()) + 1
         console.print(f"{number}/{len(grid)}: {cell.method}, {cell.shots} shots, seed {cell.seed} ({cell.table})")
         try:
@@ -121,29 +128,39 @@ def compare(
                 loaded=loaded,
                 examples=examples if cell in shown else (),
                 keep_run=keep_runs,
-                console=console if console.is_terminal else Console(file=io.StringIO()),
+                console=bar,
             )
         except (Interrupted, KeyboardInterrupt):
-            raise Interrupted(
-                f"{out}: stopped with {number - 1} of {len(grid)} runs done. Continue with the same command."
-            ) from None
+            said = f"{out}: stopped with {number - 1} of {len(grid)} runs done. Continue with the same command."
+            raise group.told_once(Interrupted(said)) from None
         done[cell] = document
         if document["status"] != "done":
             console.print(f"  {document['status']}: {document['message']}", markup=False)
         else:
             console.print(f"  Dice {dice_text(document['result']['dice_mean'])}", highlight=False)
-    documents = [document for document in done.values() if document is not None]
-    write_pages(
-        out,
-        title=dataset.root.resolve().name,
-        labels=[name for name, value in dataset.labels.items() if value != 0],
-        methods=methods,
-        cells=documents,
-        examples=_pictures(out, examples, methods, max(shots)),
-    )
+    of_all = group.collect(done)
+    documents = [next(found for run in of_all if (found := run[cell]) is not None) for cell in grid]
+    if group.is_first:
+        write_pages(
+            out,
+            title=dataset.root.resolve().name,
+            labels=[name for name, value in dataset.labels.items() if value != 0],
+            methods=methods,
+            cells=documents,
+            examples=_pictures(out, examples, methods, max(shots)),
+        )
     if all(document["status"] != "done" for document in documents):
-        raise RunError(f"{out}: every run has failed; the first says: {documents[0]['message']}")
+        said = f"{out}: every run has failed; the first says: {documents[0]['message']}"
+        raise group.told_once(RunError(said))
     return documents
+
+
+def _dealt(cells: Sequence[Cell], group: Group) -> list[Cell]:
+    """Return the cells that this process runs.
+
+    Round by round another process comes first: with as many methods as processes none has always the slowest.
+    """
+    return [cell for n, cell in enumerate(cells) if (n + n // group.size) % group.size == group.rank]
 
 
 def check_expected(out: Path, documents: Sequence[dict[str, Any]]) -> None:

@@ -145,13 +145,17 @@ class Prefetcher:
     """Batches of the steps ``start`` to ``stop`` (excluded), loaded by one thread while the model computes.
 
     A context manager; iterating gives ``(step, images, labels)``. What goes wrong while loading is raised where the
-    batch is asked for. Leaving the context waits for the batch under way and starts no other.
+    batch is asked for. Of each batch only the places of ``share`` are loaded. Leaving the context waits for the batch
+    under way and starts no other.
     """
 
-    def __init__(self, samples: Samples, *, seed: int, batch_size: int, start: int, stop: int) -> None:
+    def __init__(
+        self, samples: Samples, *, seed: int, batch_size: int, start: int, stop: int, share: range | None = None
+    ) -> None:
         self._samples = samples
         self._seed = seed
         self._batch_size = batch_size
+        self._places = list(range(batch_size) if share is None else share)
         self._steps = range(start, stop)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch")
 
@@ -175,7 +179,8 @@ class Prefetcher:
             yield step, images, labels
 
     def _load(self, step: int) -> Batch:
-        return self._samples.batch(batch_indices(self._samples, self._seed, step, self._batch_size))
+        indices = batch_indices(self._samples, self._seed, step, self._batch_size)
+        return self._samples.batch(indices[self._places])
 
 
 def build_samples(

@@ -67,6 +67,10 @@ class AccumulatingOptimizer(torch.optim.Optimizer):
         """Return what has been kept of one weight's gradients since the last step."""
         return [] if weight.grad is None else [weight.grad]
 
+    def all_arrived(self) -> Iterator[Tensor]:
+        """Yield what has been kept of all gradients since the last step: sums, which processes may add up."""
+        return (tensor for _, weight in self._weights() for tensor in self.arrived(weight))
+
     @torch.no_grad()
     def gradient_norm(self) -> Tensor:
         """Return the L2 norm of all that has arrived. A gradient that is not finite makes the norm so."""

@@ -66,7 +66,7 @@ class GaLoreAdamW(AccumulatingOptimizer):
     ``exp_avg``, ``exp_avg_sq``, and for projected weights ``basis_left`` (m, r), ``basis_right`` (n, r) or both; those
     that are kept in 8 bits have ``..._scales`` beside them (`medsaga.optim.storage`).
     Accumulators and sketches are not state: save between steps. Gradients must be whole when backward makes them:
-    DistributedDataParallel, which averages them later, would need to average ``accumulators()`` instead.
+    several processes add up ``all_arrived()`` instead of averaging gradients as DistributedDataParallel does.
 
     Args:
         params: parameters or parameter groups, as for any optimizer.

@@ -18,6 +18,7 @@ from medsaga.data.items import warnings_of
 from medsaga.data.outputs import LabelMapInfo, write_labels, write_probabilities
 from medsaga.data.slices import most_labelled
 from medsaga.data.types import Item, Labels, to_class_indices
+from medsaga.distributed.group import ALONE, Group
 from medsaga.errors import InputError, RunError, collecting
 from medsaga.prediction import overlay as pictures
 from medsaga.prediction import postprocess
@@ -71,6 +72,7 @@ def predict_files(
     device: str = "auto",
     console: Console | None = None,
     written: Callable[[Path], None] | None = None,
+    group: Group = ALONE,
 ) -> list[Path]:
     """Segment files or folders and write a label map for each image, on the input's own grid.
 
@@ -90,7 +92,8 @@ def predict_files(
         overwrite: replace other files too. Inputs never are.
         device: see `medsaga.device.choose_device`.
         console: where progress is shown.
-        written: called with each label map as soon as it is there.
+        written: called with each label map as soon as it is there; with several processes, in process 0 at the end.
+        group: of the processes that share the images, each of which calls this.
 
     Returns:
         the label maps, in the order of the inputs.
@@ -129,24 +132,33 @@ def predict_files(
     )
     tables = [folder / MEASUREMENTS] * wanted.measure + [folder / CONFIDENCE] * (len(items) > 1)
     require_free(targets, tables, record, overwrite=overwrite, classes=len(segmenter.config.labels))
-    work = _Work(segmenter, wanted, folder, record, tta, console)
-    done: list[Path] = []
+    group.wait()  # until all have seen what lies there
+    record.share(group)
+    work = _Work(segmenter, wanted, folder, record, tta, console, group)
+    failed: list[list[InputError]] = []
     try:
-        for target in targets:
-            with collecting(problems):
+        for target in targets[group.rank :: group.size]:
+            failed.append([])
+            with collecting(failed[-1]):
                 work.segment(target)
-                done.append(target.labels)
-                if written is not None:
+                if written is not None and group.size == 1:
                     written(target.labels)
+        failed = work.join(failed)
     finally:
         # What was done before somebody pressed Ctrl-C is worth a look, too.
         work.say_confidence()
+    problems += [problem for each in failed for problem in each]
+    done = [target.labels for target, each in zip(targets, failed, strict=True) if not each]
+    if written is not None and group.size > 1 and group.is_first:
+        for path in done:
+            written(path)
     if problems and total == 1:
-        raise problems[0]
+        raise group.told_once(problems[0])
     if problems:
         told = [str(problem) for problem in problems[:_MOST_PROBLEMS]]
         more = [f"and {len(problems) - _MOST_PROBLEMS:,} more"] if len(problems) > _MOST_PROBLEMS else []
-        raise RunError("\n  ".join([f"{len(problems)} of {total} images could not be segmented:", *told, *more]))
+        said = "\n  ".join([f"{len(problems)} of {total} images could not be segmented:", *told, *more])
+        raise group.told_once(RunError(said))
     return done
 
 
@@ -164,14 +176,22 @@ class _Work:
     """Segmenting one image after another, and what has come of it so far."""
 
     def __init__(
-        self, segmenter: Segmenter, wanted: OutputOptions, folder: Path, record: Written, tta: bool, console: Console
+        self,
+        segmenter: Segmenter,
+        wanted: OutputOptions,
+        folder: Path,
+        record: Written,
+        tta: bool,
+        console: Console,
+        group: Group,
     ) -> None:
         self._segmenter, self._wanted, self._tta, self._console = segmenter, wanted, tta, console
-        self._folder, self._record = folder, record
+        self._folder, self._record, self._group = folder, record, group
         config = segmenter.config
         self._meaning = LabelMapInfo(config.labels, f"{config.settings.model}, {_version()}", wanted.codes)
         self._scores: dict[str, ConfidenceScores] = {}
         self._rows: list[tuple[str, Measurement]] = []
+        self._said: list[str] = []
 
     def segment(self, target: Target) -> None:
         """Segment one image and write what is wanted of it.
@@ -183,7 +203,7 @@ class _Work:
         show = counting(self._console, item.name)
         prediction = segmenter.predict_item(item, probabilities=wanted.probabilities, tta=self._tta, progress=show)
         for warning in warnings_of(item):
-            self._console.print(f"{item.name}: {warning}", markup=False, highlight=False, soft_wrap=True)
+            self._say(f"{item.name}: {warning}")
         labels = _cleaned(prediction.labels, item, wanted.post, segmenter)
         if target.overlay is not None:
             with self._record.replacing(target.overlay) as path:
@@ -198,12 +218,32 @@ class _Work:
         if wanted.measure:
             self._rows += [(item.name, row) for row in measure(labels, item.header.grid, segmenter.config.labels)]
             # After every case, so that what is interrupted has what is done.
+            self._write_rows()
+
+    def join(self, failed: list[list[InputError]]) -> list[list[InputError]]:
+        """Let process 0 have what the others have found out, and return what has failed of all images, in order."""
+        if self._group.size > 1:
+            own = list(self._scores.items())
+            self._scores = dict(pair for pairs in self._group.collect(own) for pair in pairs)
+            self._rows = [row for rows in self._group.collect(self._rows) for row in rows]
+            self._write_rows()
+            for texts in self._group.collect(self._said)[1:]:
+                for text in texts:
+                    self._say(text)
+        return self._group.dealt_out(failed)
+
+    def _say(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._said.append(text)
+
+    def _write_rows(self) -> None:
+        if self._rows and self._group.is_first:
             with self._record.replacing(self._folder / MEASUREMENTS) as path:
                 write_csv(path, self._rows)
 
     def say_confidence(self) -> None:
         """Write `CONFIDENCE` and name the images to look at first, if there are several."""
-        if len(self._scores) < 2:
+        if len(self._scores) < 2 or not self._group.is_first:
             return
         means = {name: score["mean"] for name, score in self._scores.items()}
         order = look_first(means)

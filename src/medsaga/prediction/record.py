@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from medsaga import files
+from medsaga.distributed.group import Group
 from medsaga.errors import InputError
 
 RECORD = "predictions.jsonl"
@@ -34,6 +35,12 @@ class Written:
         self._path = folder / RECORD
         self._known = _read(self._path)
         self._begun = False
+
+    def share(self, group: Group) -> None:
+        """Let several processes write into the folder: from here on each adds lines to the record."""
+        if group.size > 1:
+            group.once(self._begin)
+            self._begun = True
 
     def has(self, path: Path) -> bool:
         """Return whether a file of the folder is one that was written, and has not been changed since."""
@@ -58,15 +65,18 @@ class Written:
             return
         digests.add(digest)
         if not self._begun:
-            # Also what a killed process left half-written goes.
-            lines = (_line(name, digest) for name, digests in self._known.items() for digest in sorted(digests))
-            files.write_text(self._path, "".join(lines))
-            self._begun = True
+            self._begin()
             return
         with self._path.open("a", encoding="utf-8") as record:
             record.write(_line(name, digest))
             record.flush()
             os.fsync(record.fileno())
+
+    def _begin(self) -> None:
+        # Also what a killed process left half-written goes.
+        lines = (_line(name, digest) for name, digests in self._known.items() for digest in sorted(digests))
+        files.write_text(self._path, "".join(lines))
+        self._begun = True
 
 
 def _line(name: str, digest: str) -> str:

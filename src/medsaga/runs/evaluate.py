@@ -22,6 +22,7 @@ from medsaga.data.labels import listed
 from medsaga.data.slices import most_labelled
 from medsaga.data.splits import Split
 from medsaga.data.types import Dataset, Item, Labels, to_class_indices
+from medsaga.distributed.group import ALONE, Group
 from medsaga.errors import InputError
 from medsaga.evaluation.protocols import LabelScore, protocol_named
 from medsaga.evaluation.summary import ItemScores, summarise
@@ -41,6 +42,7 @@ def evaluate_run(
     segmenter: Segmenter | None = None,
     device: str = "auto",
     console: Console | None = None,
+    group: Group = ALONE,
 ) -> dict[str, Any]:
     """Score a run's model on its test cases, or on all cases of another dataset.
 
@@ -57,6 +59,7 @@ def evaluate_run(
         segmenter: the run's model, if it is in memory; else it is loaded.
         device: where the model is loaded: auto, cpu, cuda, cuda:N or mps.
         console: where progress is shown; stderr by default.
+        group: of the processes that share the images, each of which calls this; process 0 writes.
 
     Returns:
         the content of ``result.json``: Dice and HD95 per label and per case, the protocol, the cost of the training.
@@ -67,7 +70,7 @@ def evaluate_run(
     """
     console = console or Console(stderr=True)
     config = read_config(run / run_folder.CONFIG)
-    if data is None:
+    if data is None and group.is_first:
         files.require_writable(run, "Copy the run to another place, or make room for its report.")
     segmenter = segmenter or Segmenter.load(run, device)
     known_to_be_good = dataset is not None
@@ -87,12 +90,12 @@ def evaluate_run(
         require_mappable(config.intensities, items)
     if not items:
         console.print("no case was held out, so there is nothing to test on; score other cases with --data")
-    scored = _score(segmenter, dataset, items, console)
+    scored = _score(segmenter, dataset, items, console, group)
     result = {**summarise(scored, config.settings.protocol), **_cost(run)}
     result["cases_trained_on"] = len(split.train)
     if data is not None:
         result["cases_skipped_trained_on"] = list(skipped)
-    else:
+    elif group.is_first:
         write_report(
             run / run_folder.REPORT,
             settings=dataclasses.asdict(config.settings),
@@ -162,19 +165,22 @@ def _check_labels(config: RunConfig, dataset: Dataset) -> None:
         )
 
 
-def _score(segmenter: Segmenter, dataset: Dataset, items: Sequence[Item], console: Console) -> list[ItemScores]:
+def _score(
+    segmenter: Segmenter, dataset: Dataset, items: Sequence[Item], console: Console, group: Group
+) -> list[ItemScores]:
+    """Score all items, in their order; each process of the group sees to some, and all have the scores."""
     protocol = protocol_named(segmenter.config.settings.protocol)
     names = {value: name for name, value in dataset.labels.items() if value != 0}
     progress = counting(console, "evaluating")
-    scored = []
-    for done, item in enumerate(items, 1):
+    own, scored = items[group.rank :: group.size], []
+    for done, item in enumerate(own, 1):
         prediction = segmenter.predict_item(item)
         scores: dict[int, LabelScore] = protocol(
             prediction.labels, read_mask(item), list(names), item.header.grid.spacing
         )
         scored.append(ItemScores(item.name, item.case, {names[value]: score for value, score in scores.items()}))
-        progress(done, len(items))
-    return scored
+        progress(done, len(own))
+    return group.dealt_out(scored)
 
 
 def _examples(segmenter: Segmenter, dataset: Dataset, items: Sequence[Item], result: dict[str, Any]) -> list[Example]:

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import platform
 import shutil
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -33,69 +32,29 @@ from medsaga.planning.resolve import Facts, choose_model, find_weights, resolve
 from medsaga.progress import counting
 from medsaga.runs.continuing import inherited, joined_data
 from medsaga.runs.loading import LoadedData, load_data, split_of, unseen_labels, warn
+from medsaga.runs.plan import Plan, Prepared, Run, require_images_for_all
 from medsaga.settings.options import ResolvedSettings, Settings, flag, named
 from medsaga.settings.run_config import RunConfig, read_config
 from medsaga.training.class_tokens import start_class_tokens
 
 PACKAGES = ("torch", "nibabel", "numpy", "pillow", "safetensors", "scipy")
-
-
 _OR_RESUME = "Choose another --out, or continue that run with --resume."
 
 
-@dataclass(frozen=True)
-class Run:
-    """A run that can start or go on.
-
-    Attributes:
-        folder: the run folder; it exists.
-        config: resolved.
-        split: which cases are for what.
-        dataset: checked.
-        model: with its initial weights, on ``device``.
-        train: samples to train on.
-        monitor: samples whose Dice is followed during the run: the validation cases, or else the training cases.
-        device: where it runs.
-    """
-
-    folder: Path
-    config: RunConfig
-    split: Split
-    dataset: Dataset
-    model: SegmentationModel
-    train: Samples
-    monitor: Samples
-    device: torch.device
-
-    def remove_cache(self) -> None:
-        """Remove the prepared images from the run folder."""
-        shutil.rmtree(self.folder / run_folder.CACHE, ignore_errors=True)
+def joined_run(folder: Path, plan: Plan, console: Console) -> Run:
+    """Open the folder of a run that another process has prepared, which has the weights and sends them."""
+    model, device = _adapted(_empty_model(plan.config), plan.config), choose_device(plan.config.settings.device)
+    return _with_samples(Prepared(folder, plan.config, plan.split, plan.dataset, model, {}, device), console)
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """A run of which all is resolved and checked, before its images are prepared.
-
-    Attributes:
-        folder: the run folder.
-        config: resolved.
-        split: which cases are for what.
-        dataset: checked.
-        model: with its initial weights, in the shape that the method gives it, on the CPU.
-        model_info: where the weights came from; empty where they are still to be loaded from the run's state.
-        device: where the run will be.
-    """
-
-    folder: Path
-    config: RunConfig
-    split: Split
-    dataset: Dataset
-    model: SegmentationModel
-    model_info: dict[str, Any]
-    device: torch.device
-
-
-def new_run(data: Path, out: Path, settings: Settings, console: Console, loaded: LoadedData | None = None) -> Run:
+def new_run(
+    data: Path,
+    out: Path,
+    settings: Settings,
+    console: Console,
+    loaded: LoadedData | None = None,
+    processes: int = 1,
+) -> Run:
     """Check everything, then make the run folder.
 
     Args:
@@ -104,6 +63,7 @@ def new_run(data: Path, out: Path, settings: Settings, console: Console, loaded:
         settings: what is left open is filled in.
         console: where progress is shown.
         loaded: the same dataset, if it has been checked with the same channels.
+        processes: that share each batch.
 
     Raises:
         InputError: the data, the settings or the weights cannot be used; nothing has been written.
@@ -118,12 +78,13 @@ def new_run(data: Path, out: Path, settings: Settings, console: Console, loaded:
     on_accelerator = free_memory(device) is not None
     if settings.model == AUTO and on_accelerator and (line := advice(str(config.settings.weights))):
         console.print(line, markup=False, highlight=False)
+    require_images_for_all(config.settings, processes)
     model, model_info = _new_model(config, console)
     manifest = _manifest(loaded.fingerprint, config, device, model_info) | {"requested": named(settings)}
     return _begun(Prepared(out, config, split, loaded.dataset, model, model_info, device), manifest, console)
 
 
-def continued_run(before: Path, data: Path, out: Path, settings: Settings, console: Console) -> Run:
+def continued_run(before: Path, data: Path, out: Path, settings: Settings, console: Console, processes: int = 1) -> Run:
     """Check everything, then make the folder of a run that goes on from another with new or corrected cases.
 
     Args:
@@ -133,6 +94,7 @@ def continued_run(before: Path, data: Path, out: Path, settings: Settings, conso
         out: the run folder.
         settings: what is not as in the run before.
         console: where progress is shown.
+        processes: that share each batch.
 
     Raises:
         InputError: the run, its data, the new data or the settings cannot be used; nothing has been written.
@@ -142,6 +104,7 @@ def continued_run(before: Path, data: Path, out: Path, settings: Settings, conso
     config = dataclasses.replace(
         config, settings=inherited(config.settings, settings), added=(*config.added, str(data.resolve()))
     )
+    require_images_for_all(config.settings, processes)
     device = choose_device(settings.device)
     joined = joined_data(config, Split.from_json(files.read_json(before / run_folder.SPLIT)), console)
     earlier = files.read_json(before / run_folder.MANIFEST).get("data_fingerprint")
@@ -181,7 +144,9 @@ def require_same(out: Path, settings: Settings, before: Path | None = None) -> N
     _check_same(named(settings), manifest.get("requested", {}), config.settings)
 
 
-def resumed_run(data: Path, out: Path, settings: Settings, console: Console, before: Path | None = None) -> Run:
+def resumed_run(
+    data: Path, out: Path, settings: Settings, console: Console, before: Path | None = None, processes: int = 1
+) -> Run:
     """Open an existing run folder to go on with it.
 
     Args:
@@ -190,6 +155,7 @@ def resumed_run(data: Path, out: Path, settings: Settings, console: Console, bef
         settings: none, or those that the run began with.
         console: where progress is shown.
         before: the run that it continues, if it does.
+        processes: that share each batch; as many as before or not.
 
     Raises:
         InputError: the folder is no run, its data have changed, or ``settings`` ask for something else than it has.
@@ -199,6 +165,7 @@ def resumed_run(data: Path, out: Path, settings: Settings, console: Console, bef
     files.remove_temporary(out)
     config = _with_named_weights(read_config(out / run_folder.CONFIG))
     config = dataclasses.replace(config, settings=dataclasses.replace(config.settings, device=settings.device))
+    require_images_for_all(config.settings, processes)
     manifest = files.read_json(out / run_folder.MANIFEST)
     device = choose_device(settings.device)
     split = Split.from_json(files.read_json(out / run_folder.SPLIT))
@@ -394,4 +361,4 @@ def _with_samples(prepared: Prepared, console: Console) -> Run:
         if prepared.model_info.get("episodic"):
             start_class_tokens(model, train)
         opened.pop_all()
-    return Run(prepared.folder, config, split, dataset, model, train, monitor, prepared.device)
+    return Run(config, split, dataset, prepared.folder, model, train, monitor, prepared.device)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from medsaga import files, run_folder
+from medsaga.distributed.group import ALONE, Group
 from medsaga.errors import Interrupted, OutOfMemoryError
 from medsaga.memory.tracker import is_out_of_memory
 from medsaga.models.weights.loading import load_in_place
@@ -18,7 +19,8 @@ from medsaga.prediction.segmenter import Segmenter
 from medsaga.run_folder import MetricsLog, read_metrics
 from medsaga.runs.evaluate import evaluate_run
 from medsaga.runs.loading import LoadedData
-from medsaga.runs.prepare import Run, continued_run, new_run, require_same, resumed_run
+from medsaga.runs.plan import Plan, Run
+from medsaga.runs.prepare import continued_run, joined_run, new_run, require_same, resumed_run
 from medsaga.settings.options import Settings
 from medsaga.training.bar import RunProgress
 from medsaga.training.events import Evaluated, Event, Stepped, Stopped
@@ -35,6 +37,7 @@ def train(
     resume: bool = False,
     loaded: LoadedData | None = None,
     console: Console | None = None,
+    group: Group = ALONE,
 ) -> dict[str, Any]:
     """Fine-tune a model on a folder of labelled cases, test it on the held-out ones, and write the run folder.
 
@@ -47,6 +50,7 @@ def train(
         resume: go on with the run in ``out``, to the same bits as if it had never stopped.
         loaded: the dataset, if `medsaga.runs.loading.load_data` has been through it; for a new run.
         console: where progress is shown; stderr by default.
+        group: of the processes that train together, each of which calls this; see `medsaga.distributed.joining`.
 
     Returns:
         the content of ``result.json``.
@@ -61,30 +65,65 @@ def train(
     data, out, settings = Path(data), Path(out), settings or Settings()
     before = None if continue_from is None else Path(continue_from)
     if resume:
-        require_same(out, settings, before)
-        if is_complete(out):
-            console.print(f"{out}: the run is complete; this is its result", markup=False)
-            result: dict[str, Any] = files.read_json(out / run_folder.RESULT)
+        result = group.once(lambda: _result(out, settings, before, console))
+        if result is not None:
             return result
-        run = resumed_run(data, out, settings, console, before)
-    elif before is not None:
-        run = continued_run(before, data, out, settings, console)
-    else:
-        run = new_run(data, out, settings, console, loaded)
+
+    def prepare() -> Run:
+        if resume:
+            return resumed_run(data, out, settings, console, before, group.size)
+        if before is not None:
+            return continued_run(before, data, out, settings, console, group.size)
+        return new_run(data, out, settings, console, loaded, group.size)
+
+    run = prepared_once(group, prepare, out, console)
     try:
         with contextlib.closing(run.train), contextlib.closing(run.monitor):
-            fit(run, console)
+            fit(run, console, group)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         raise OutOfMemoryError(f"{error}\n{next_smaller(run.config.settings)}") from None
     try:
-        run.remove_cache()
-        return _test(run, console)
+        group.wait()  # for the model to be there, and the images to be used no more
+        if group.is_first:
+            run.remove_cache()
+        return _test(run, console, group)
     except KeyboardInterrupt:
-        raise Interrupted(
-            f"{run.folder}: training is complete, its test is not. The same command with --resume makes the test."
+        raise group.told_once(
+            Interrupted(
+                f"{run.folder}: training is complete, its test is not. The same command with --resume makes the test."
+            )
         ) from None
+
+
+def _result(out: Path, settings: Settings, before: Path | None, console: Console) -> dict[str, Any] | None:
+    """Return the result of a run that is to be gone on with, if it is complete."""
+    require_same(out, settings, before)
+    if not is_complete(out):
+        return None
+    console.print(f"{out}: the run is complete; this is its result", markup=False)
+    result: dict[str, Any] = files.read_json(out / run_folder.RESULT)
+    return result
+
+
+def prepared_once(group: Group, prepare: Callable[[], Run], out: Path, console: Console) -> Run:
+    """Let process 0 check and prepare a run; the others take its word, and the images that it has prepared.
+
+    Args:
+        group: of the processes.
+        prepare: makes the run, in process 0.
+        out: the run folder.
+        console: where the others show their progress.
+    """
+    own: list[Run] = []
+
+    def work() -> Plan:
+        own.append(prepare())
+        return own[0].plan
+
+    plan = group.once(work)
+    return own[0] if own else joined_run(out, plan, console)
 
 
 def is_complete(folder: Path) -> bool:
@@ -94,7 +133,7 @@ def is_complete(folder: Path) -> bool:
     return bool(stopped) and result.exists() and files.read_json(result).get("steps") == stopped[-1]
 
 
-def fit(run: Run, console: Console) -> None:
+def fit(run: Run, console: Console, group: Group = ALONE) -> None:
     """Train the model of a prepared run; at the end ``model.safetensors`` and ``state.pt`` are in its folder.
 
     Raises:
@@ -112,11 +151,13 @@ def fit(run: Run, console: Console) -> None:
             train=run.train,
             monitor=run.monitor,
             chooses=chooses,
-            listeners=[bar.show],
+            listeners=[bar.show] if group.is_first else [],
+            group=group,
         ) as trainer,
-        _logging(run, trainer) as log,
+        contextlib.ExitStack() as opened,
     ):
-        trainer.listeners.append(log)
+        if group.is_first:
+            trainer.listeners.append(opened.enter_context(_logging(run, trainer)))
 
         def explain() -> None:
             bar.say(f"finishing step {trainer.counters.step + 1}, then saving; press Ctrl-C again to stop at once")
@@ -127,9 +168,11 @@ def fit(run: Run, console: Console) -> None:
         except KeyboardInterrupt:
             stopped = Stopped(step=trainer.counters.step, reason="cancelled")
     if stopped.reason == "cancelled":
-        raise Interrupted(
-            f"{run.folder}: stopped after step {stopped.step} of {settings.steps}; its state is saved. "
-            "Continue with the same command and --resume."
+        raise group.told_once(
+            Interrupted(
+                f"{run.folder}: stopped after step {stopped.step} of {settings.steps}; its state is saved. "
+                "Continue with the same command and --resume."
+            )
         )
 
 
@@ -173,8 +216,8 @@ def _facts_before(run: Run, trainer: Trainer) -> dict[str, Any]:
     }
 
 
-def _test(run: Run, console: Console) -> dict[str, Any]:
+def _test(run: Run, console: Console, group: Group = ALONE) -> dict[str, Any]:
     """Test the model where it is: a second one beside it would take more memory than the training has."""
     load_in_place(run.folder / run_folder.MODEL, run.model)
     segmenter = Segmenter(run.model, run.config, run.device)
-    return evaluate_run(run.folder, dataset=run.dataset, segmenter=segmenter, console=console)
+    return evaluate_run(run.folder, dataset=run.dataset, segmenter=segmenter, console=console, group=group)

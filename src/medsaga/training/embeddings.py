@@ -6,6 +6,7 @@ these is a sample of its own.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 
 from medsaga.data.augment import AUGMENTATIONS, Augmentation, augment
 from medsaga.data.samples import Samples, require_room
+from medsaga.distributed.group import ALONE, Group
 from medsaga.memory.tracker import TensorTracker
 
 MOST_VARIANTS = 16
@@ -33,6 +35,7 @@ def embed(
     batch_size: int,
     tracker: TensorTracker,
     progress: Callable[[int, int], None],
+    group: Group = ALONE,
 ) -> Samples:
     """Return samples whose images are what the encoder makes of them, float32, memory-mapped in ``folder``.
 
@@ -46,24 +49,34 @@ def embed(
         batch_size: images that go through the encoder at a time.
         tracker: follows the memory.
         progress: called with the embeddings done and the embeddings in all.
+        group: of the processes that share the work; each writes its rows of the files, and reads them all.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     n, side = len(samples), samples.labels.shape[-1]
     variants = 1 if augmentation == "none" else max(1, min(MOST_VARIANTS, MOST_SAMPLES // n))
-    classes = np.lib.format.open_memmap(folder / "labels.npy", "w+", np.uint8, (variants * n, side, side))
-    embeddings: Any = None
-    for variant in range(variants):
-        for first in range(0, n, batch_size):
-            rows = range(first, min(first + batch_size, n))
-            images, labels = (tensor.to(model.device) for tensor in samples.batch(rows))
-            made, changed = _changed(model, images, labels, seed, variant, first, AUGMENTATIONS[augmentation], tracker)
-            place = slice(variant * n + rows.start, variant * n + rows.stop)
-            if embeddings is None:
-                shape = (variants * n, *made.shape[1:])
-                require_room(folder, made[0].nbytes * variants * n)
-                embeddings = np.lib.format.open_memmap(folder / "embeddings.npy", "w+", np.float32, shape)
-            embeddings[place], classes[place] = made.numpy(), changed.numpy()
-            progress(place.stop, variants * n)
+    files = [
+        (folder / "embeddings.npy", np.float32, model.packed_shape),
+        (folder / "labels.npy", np.uint8, (side, side)),
+    ]
+
+    def create() -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        require_room(folder, 4 * math.prod(model.packed_shape) * variants * n)
+        for path, kind, shape in files:
+            np.lib.format.open_memmap(path, "w+", kind, (variants * n, *shape))
+
+    group.once(create)
+    embeddings, classes = (np.lib.format.open_memmap(path, "r+") for path, _, _ in files)
+    parts = [(variant, first) for variant in range(variants) for first in range(0, n, batch_size)]
+    for variant, first in parts[group.rank :: group.size]:
+        rows = range(first, min(first + batch_size, n))
+        images, labels = (tensor.to(model.device) for tensor in samples.batch(rows))
+        made, changed = _changed(model, images, labels, seed, variant, first, AUGMENTATIONS[augmentation], tracker)
+        place = slice(variant * n + rows.start, variant * n + rows.stop)
+        embeddings[place], classes[place] = made.numpy(), changed.numpy()
+        progress(place.stop, variants * n)
+    for array in (embeddings, classes):
+        array.flush()
+    group.wait()
     return Samples(
         images=embeddings,
         labels=classes,

@@ -8,7 +8,7 @@ logits are kept in between.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ BAND_ELEMENTS = 2**19
 def segmentation_loss(
     low_res_logits: Tensor,
     labels: Tensor,
-    sums_elsewhere: Tensor | None = None,
+    sums_elsewhere: Tensor | Callable[[Tensor], Tensor] | None = None,
     *,
     dice_weight: float,
     resolution: LossResolution,
@@ -50,19 +50,21 @@ def segmentation_loss(
     Args:
         low_res_logits: (images, classes, height, width), floating point.
         labels: (images, H, W) uint8 class indices, H and W whole multiples of height and width.
-        sums_elsewhere: (3, classes), `dice_sums` of the rest of the batch, in the same form; None where it is all.
+        sums_elsewhere: (3, classes), `dice_sums` of the rest of the batch, in the same form; None where it is all. Or
+            what returns them for those of these images, once they are known.
         dice_weight: share of Dice; cross-entropy has the rest. SAMed and MedSAGa have 0.8, DAE-Former 0.6.
         resolution: `image` upsamples the logits to the labels (bilinear, half-pixel centres, as inference does);
             `logits` samples the labels down to the logits (nearest neighbour), as SAMed and MedSAGa do.
         dice_form: `linear` or `squared`.
 
     Returns:
-        (2,) float32: the mean cross-entropy of these images' pixels and 1 - Dice of the whole batch, each times its
-        weight.
+        (2,) float32, or float64 of such logits: the mean cross-entropy of these images' pixels and 1 - Dice of the
+        whole batch, each times its weight.
     """
     target = _at(resolution, labels, low_res_logits)
     cross_entropy, sums = _Sums.apply(low_res_logits, target, dice_form)
-    intersection, predicted, true = sums + (0 if sums_elsewhere is None else sums_elsewhere)
+    elsewhere = sums_elsewhere(sums.detach()) if callable(sums_elsewhere) else sums_elsewhere
+    intersection, predicted, true = sums + (0 if elsewhere is None else elsewhere)
     smoothing = SMOOTHING[dice_form]
     dice = (2 * intersection + smoothing) / (predicted + true + smoothing)
     counted = (true > 0).to(dice.dtype) if dice_form == "linear" else torch.ones_like(dice)
@@ -123,7 +125,7 @@ class _Sums(torch.autograd.Function):
     def backward(ctx: Any, grad_cross_entropy: Tensor, grad_sums: Tensor) -> tuple[Tensor, None, None]:
         low_res_logits, labels = ctx.saved_tensors
         bands = _Bands(low_res_logits, labels)
-        gradient = torch.zeros_like(low_res_logits, dtype=torch.float32)
+        gradient = torch.zeros_like(low_res_logits, dtype=bands.dtype)
         for rows in bands:
             # No name for what is added: it would keep a band while the next one is computed.
             bands.add_adjoint(
@@ -177,13 +179,14 @@ class _Bands:
         images, classes, height, width = low_res_logits.shape
         assert not labels.shape[1] % height, "whole multiples"
         assert not labels.shape[2] % width, "whole multiples"
-        self._logits, self._labels = low_res_logits.float(), labels
+        self.dtype = torch.promote_types(low_res_logits.dtype, torch.float32)
+        self._logits, self._labels = low_res_logits.to(self.dtype), labels
         self._rows = max(1, BAND_ELEMENTS // (images * classes * labels.shape[2]))
         self._factor = labels.shape[1] // height
         self._same_size = labels.shape[1:] == low_res_logits.shape[2:]
         if not self._same_size:
-            self._down = _linear(height, labels.shape[1], labels.device)
-            self._right = _linear(width, labels.shape[2], labels.device)
+            self._down = _linear(height, labels.shape[1], labels.device).to(self.dtype)
+            self._right = _linear(width, labels.shape[2], labels.device).to(self.dtype)
 
     def __iter__(self) -> Iterator[slice]:
         height = self._labels.shape[1]

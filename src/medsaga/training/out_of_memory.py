@@ -6,11 +6,13 @@ import gc
 from collections.abc import Callable
 
 from medsaga.device import release_cached_memory
+from medsaga.distributed.group import ALONE, Group
 from medsaga.errors import OutOfMemoryError
 from medsaga.memory.tracker import is_out_of_memory, reset_device_peak
 from medsaga.models.base import SegmentationModel
 from medsaga.optim.accumulation import AccumulatingOptimizer
 from medsaga.settings.options import ResolvedSettings
+from medsaga.training.agreement import Agreement, OutOfMemoryElsewhereError, travelling_type
 from medsaga.training.checkpoint import Counters
 from medsaga.training.interrupts import Interrupts
 from medsaga.training.step import Batch, StepMeter, accumulate, clip
@@ -26,6 +28,7 @@ def step_within_memory(
     meter: StepMeter,
     notice: Callable[[str], None],
     interrupts: Interrupts,
+    group: Group = ALONE,
 ) -> tuple[float, bool]:
     """Make one optimizer step; when memory runs out, start it again in smaller micro-batches.
 
@@ -42,6 +45,7 @@ def step_within_memory(
         meter: follows the memory.
         notice: tells the user what has changed.
         interrupts: keeps Ctrl-C out of the update.
+        group: of the processes that make the step together; when memory runs out in one, all start again.
 
     Returns:
         the loss of the batch, and whether the step was made (a gradient that is not finite skips it).
@@ -49,6 +53,8 @@ def step_within_memory(
     Raises:
         OutOfMemoryError: nothing is left that could be made smaller with the same result.
     """
+    calibrates = optimizer.needs_calibration()
+    agreement = Agreement(group, model.classes, travelling_type(settings.precision))
     while True:
         shortage = None
         with meter.measuring(model, optimizer, batch):
@@ -63,12 +69,17 @@ def step_within_memory(
                     dice_form=settings.dice_form,
                     scale=counters.loss_scale,
                     meter=meter,
+                    agreement=agreement,
                 )
                 finite = clip(optimizer, max_gradient_norm=settings.max_gradient_norm, scale=counters.loss_scale)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
+                if not agreement.withdraw():
+                    raise OutOfMemoryError(f"{error}\n{next_smaller(settings)}") from None
                 shortage = str(error)
+            except OutOfMemoryElsewhereError:
+                shortage = "out of memory in another process"
             if shortage is None:
                 # After a failed calibration, the step makes bases and moves no weight.
                 ready = not optimizer.needs_calibration()
@@ -81,10 +92,13 @@ def step_within_memory(
                 return loss, finite and ready
         # Only here, after the except clause, are the tensors free that the error's traceback has held.
         optimizer.zero_grad()
+        if calibrates and group.size > 1:
+            optimizer.state.clear()  # one may have made its bases, and another not
         _release()
+        counters.micro_batch_size = min(counters.micro_batch_size, -(-settings.batch_size // group.size))
         change = make_smaller(counters, settings)
         if change is None:
-            raise OutOfMemoryError(f"{shortage}\n{next_smaller(settings)}")
+            raise group.told_once(OutOfMemoryError(f"{shortage}\n{next_smaller(settings)}"))
         model.checkpoint_blocks = counters.checkpoint_blocks
         notice(f"out of memory in step {batch.step + 1}; going on with {change}: the same result, more time")
         counters.peak_bytes, counters.device_peak_bytes = 0, None

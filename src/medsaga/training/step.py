@@ -17,6 +17,7 @@ from medsaga.memory.tracker import ELSEWHERE, TensorTracker
 from medsaga.models.base import SegmentationModel
 from medsaga.optim.accumulation import AccumulatingOptimizer
 from medsaga.settings.options import DiceForm, LossResolution
+from medsaga.training.agreement import Agreement
 from medsaga.training.loss import dice_sums, segmentation_loss
 from medsaga.training.scaling import LossScale
 
@@ -25,12 +26,16 @@ from medsaga.training.scaling import LossScale
 class Batch:
     """The images of one step, in the host's memory as they were stored, and how they are changed at random.
 
+    With several processes, these are those that this one sees to.
+
     Attributes:
         images: (batch, channels, side, side) uint8; or what stands for them, floating point, and is not changed.
         labels: (batch, side, side) uint8 class indices.
         seed: of the run.
         step: of the run.
         strength: of the augmentation.
+        first: place of the first image in the batch of the step.
+        whole: images in the batch of the step; None where these are all.
     """
 
     images: Tensor
@@ -38,6 +43,8 @@ class Batch:
     seed: int
     step: int
     strength: Augmentation
+    first: int = 0
+    whole: int | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -45,7 +52,12 @@ class Batch:
     def part(self, rows: slice, device: torch.device) -> tuple[Tensor, Tensor]:
         """Return some images, float32 in 0..255, and their labels on the device, changed as their place decides."""
         images, labels = self.images[rows].to(device), self.labels[rows].to(device)
-        return augment(images, labels, seed=self.seed, step=self.step, strength=self.strength, first=rows.start)
+        first = self.first + rows.start
+        return augment(images, labels, seed=self.seed, step=self.step, strength=self.strength, first=first)
+
+    def share(self, rows: slice) -> float:
+        """Return which share of the batch of the step some images are."""
+        return (rows.stop - rows.start) / (self.whole or len(self))
 
 
 class StepMeter:
@@ -114,14 +126,20 @@ def accumulate(
     dice_form: DiceForm,
     scale: LossScale,
     meter: StepMeter | None = None,
+    agreement: Agreement | None = None,
 ) -> float:
     """Accumulate the gradient of a step in the optimizer; no weight moves.
 
-    The first step of a run goes through twice: the first pass makes GaLore's bases.
+    The first step of a run goes through twice: the first pass makes GaLore's bases. What has been accumulated is added
+    up over the processes that ``agreement`` is with.
 
     Returns:
         the loss of the batch.
+
+    Raises:
+        OutOfMemoryElsewhereError: another process has run out of memory.
     """
+    agreement = agreement or Agreement()
     how: dict[str, Any] = {
         "micro_batch_size": micro_batch_size,
         "dice_weight": dice_weight,
@@ -129,11 +147,20 @@ def accumulate(
         "dice_form": dice_form,
         "scale": scale,
         "meter": meter,
+        "agreement": agreement,
     }
+
+    def gradient() -> float:
+        agreement.begin()
+        loss = agreement.settle(backward(model, batch, **how))
+        agreement.add(optimizer.all_arrived())
+        return loss
+
     if optimizer.needs_calibration():
-        backward(model, batch, **how)
+        gradient()
+        agreement.begin()  # if memory runs out now, the next pass is there to say it in
         optimizer.calibrate()
-    return backward(model, batch, **how)
+    return gradient()
 
 
 def backward(
@@ -146,11 +173,12 @@ def backward(
     dice_form: DiceForm,
     scale: LossScale,
     meter: StepMeter | None = None,
+    agreement: Agreement | None = None,
 ) -> float:
     """Add the gradient of the batch's loss to the parameters, one micro-batch after the other.
 
     The gradient is that of the whole batch however it is cut: with more than one micro-batch, a first pass without
-    gradients finds the sums that the Dice term takes over all images.
+    gradients finds the sums that the Dice term takes over all images. The sums of other processes come from them.
 
     Args:
         model: in training mode.
@@ -161,15 +189,17 @@ def backward(
         dice_form: how Dice is computed; see there.
         scale: factor of the gradient.
         meter: tells the tracker the phase, while memory is measured.
+        agreement: with the processes that have the other images of the batch; None where these are all.
 
     Returns:
-        the loss of the batch, not scaled.
+        the loss of the batch, not scaled: with several processes, terms that they add up to it.
     """
-    device = model.device
+    agreement = agreement or Agreement()
     parts = [
         slice(start, min(start + micro_batch_size, len(batch))) for start in range(0, len(batch), micro_batch_size)
     ]
     sums: list[Tensor] = []
+    others = torch.zeros(())
     if len(parts) > 1:
         if meter:
             meter.phase("temporary")
@@ -177,15 +207,15 @@ def backward(
             for part in parts:
                 logits, labels = _through(model, batch, part)
                 sums.append(dice_sums(logits, labels, resolution=loss_resolution, dice_form=dice_form))
-    total = torch.zeros(2, device=device)
+        others = agreement.others(torch.stack(sums).sum(0))
+    total = torch.zeros(2, device=model.device)
     for number, part in enumerate(parts):
         if meter:
             meter.phase("activations")
-        elsewhere = sum(sums[:number] + sums[number + 1 :], torch.zeros(3, 1, device=device))
-        share = (part.stop - part.start) / len(batch)
+        share = batch.share(part)
         cross_entropy, dice = segmentation_loss(
             *_through(model, batch, part),
-            elsewhere,
+            sum(sums[:number] + sums[number + 1 :], others) if sums else agreement.others,
             dice_weight=dice_weight,
             resolution=loss_resolution,
             dice_form=dice_form,
@@ -194,7 +224,9 @@ def backward(
             meter.phase("temporary")
         (scale.value * (share * cross_entropy + dice)).backward()
         # Every micro-batch sees the Dice of the whole batch.
-        total += torch.stack([share * cross_entropy.detach(), dice.detach() / len(parts)])
+        total = total + torch.stack(
+            [share * cross_entropy.detach(), dice.detach() / (len(parts) * agreement.group.size)]
+        )
     return value_of(total.sum(), otherwise=0.0)
 
 

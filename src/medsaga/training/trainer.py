@@ -15,6 +15,8 @@ from torch import Tensor
 from medsaga import run_folder
 from medsaga.data.augment import AUGMENTATIONS
 from medsaga.data.samples import Prefetcher, Samples
+from medsaga.distributed.group import ALONE, Group
+from medsaga.distributed.same_weights import require_same_weights
 from medsaga.errors import RunError
 from medsaga.memory.tracker import TensorTracker, device_peak, reset_device_peak
 from medsaga.methods import method_named, new_optimizer
@@ -32,6 +34,8 @@ from medsaga.training.schedule import learning_rate_factor
 from medsaga.training.step import Batch, StepMeter
 
 MAX_SKIPPED_IN_A_ROW = 20
+CHECK_EVERY = 50
+"""Steps between two comparisons of the weights of several processes; each evaluation makes one too."""
 MONITORED_SAMPLES = 64
 
 
@@ -49,6 +53,7 @@ class Trainer:
         chooses: whether that Dice chooses the weights that are kept, and stops the run when it no longer rises: the
             samples are of validation cases. Otherwise the last weights are kept.
         listeners: called with every event, in the thread that trains.
+        group: of the processes that train together; each has a trainer, and process 0 alone writes.
 
     Attributes:
         counters: where the run stands.
@@ -70,10 +75,12 @@ class Trainer:
         monitor: Samples,
         chooses: bool,
         listeners: Sequence[Listener] = (),
+        group: Group = ALONE,
     ) -> None:
         self.folder, self.settings, self.model = folder, settings, model
         self.interrupts = Interrupts()
         self.listeners = list(listeners)
+        self.group = group
         self._chooses = chooses
         self._method = method_named(settings.method)
         self._device = model.device
@@ -82,6 +89,7 @@ class Trainer:
         self._batches: Iterator[tuple[int, Tensor, Tensor]] | None = None
         self.optimizer = new_optimizer(model.train(), settings)
         self.counters = load_state(folder, model, self.optimizer, settings)
+        group.copy_first(plain_state(model).values())
         reset_device_peak(self._device)
         # Of a method that trains a part of the model on embeddings, this part and its samples.
         self._part, self._train, self._monitor = model, train, monitor
@@ -119,7 +127,7 @@ class Trainer:
             while True:
                 if self._is_due():
                     self.evaluate()
-                if self.finished or self.counters.step >= last or self.interrupts.asked.is_set():
+                if self.finished or self.counters.step >= last or self._is_asked_to_stop():
                     break
                 self.step()
         except KeyboardInterrupt:
@@ -128,6 +136,7 @@ class Trainer:
             raise
         if not self.finished:
             self.save()
+        self.group.wait()  # until it is saved: when one process ends, a launcher may end the others
         stopped = Stopped(step=self.counters.step, reason=self._reason())
         self._tell(stopped)
         return stopped
@@ -147,12 +156,13 @@ class Trainer:
         self._last_loss, made = step_within_memory(
             self._part,
             self.optimizer,
-            Batch(images, labels, settings.seed, step, self._augmentation),
+            self._batch(step, images, labels),
             settings=settings,
             counters=counters,
             meter=self._meter,
             notice=lambda text: self._tell(Notice(text=text)),
             interrupts=self.interrupts,
+            group=self.group,
         )
         self._note_peaks(self._meter.tracker)
         done = Stepped(
@@ -164,17 +174,23 @@ class Trainer:
             peak_bytes=counters.peak_bytes,
         )
         self._tell(done)
+        if counters.step % CHECK_EVERY == 0:
+            require_same_weights(self.group, self.model)
         if counters.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
-            raise RunError(
+            error = RunError(
                 f"{self.folder}: {MAX_SKIPPED_IN_A_ROW} steps in a row had a gradient that was not finite; stopped "
                 f"at step {counters.step}. The last good checkpoint is kept. Lower --encoder-lr and --decoder-lr."
             )
+            raise self.group.told_once(error)
         return done
 
     def evaluate(self) -> Evaluated:
         """Compute the Dice that is followed, keep the weights if they are the best so far, and save."""
         counters = self.counters
-        dice = monitor_dice(self._part, self._monitor, self._device, batch_size=counters.micro_batch_size)
+        require_same_weights(self.group, self.model)
+        dice = monitor_dice(
+            self._part, self._monitor, self._device, batch_size=counters.micro_batch_size, group=self.group
+        )
         evaluated = Evaluated(
             step=counters.step,
             loss=self._last_loss,
@@ -195,8 +211,9 @@ class Trainer:
 
     def save(self) -> None:
         """Write the state. A run that is killed goes on from there."""
-        with self.interrupts.shielded():
-            save_state(self.folder, self.model, self.optimizer, self.counters)
+        if self.group.is_first:
+            with self.interrupts.shielded():
+                save_state(self.folder, self.model, self.optimizer, self.counters)
         self._tell(Saved(step=self.counters.step))
 
     def cancel(self) -> None:
@@ -228,6 +245,17 @@ class Trainer:
         is_time = step == self.settings.steps or step % self.settings.evaluate_every == 0
         return is_time and step > self.counters.evaluated_step
 
+    def _is_asked_to_stop(self) -> bool:
+        """Whether any process was asked to; then all are."""
+        if self.group.any(self.interrupts.asked.is_set()):
+            self.interrupts.asked.set()
+        return self.interrupts.asked.is_set()
+
+    def _batch(self, step: int, images: Tensor, labels: Tensor) -> Batch:
+        settings = self.settings
+        first = self.group.share(settings.batch_size).start
+        return Batch(images, labels, settings.seed, step, self._augmentation, first=first, whole=settings.batch_size)
+
     def _upcoming(self) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Return the batches from here on; they are prepared in a thread from the first step on."""
         if self._batches is None:
@@ -237,11 +265,14 @@ class Trainer:
                 start=self.counters.step,
                 stop=self.settings.steps,
                 batch_size=self.settings.batch_size,
+                share=self.group.share(self.settings.batch_size),
             )
             self._batches = iter(self._open.enter_context(prefetcher))
         return self._batches
 
     def _save_model(self) -> None:
+        if not self.group.is_first:
+            return
         save_model(self.folder / run_folder.MODEL, self.model)
         if self._method.export is not None:
             self._method.export(self.folder, self.model)
@@ -262,6 +293,7 @@ class Trainer:
                 batch_size=self.counters.micro_batch_size,
                 tracker=tracker,
                 progress=lambda done, total: self._tell(Working(what="embedding images", done=done, total=total)),
+                group=self.group,
             )
 
         self._train = embedded(self._train, "train_embeddings", self.settings.augmentation)
@@ -290,8 +322,12 @@ class Trainer:
 
 
 @torch.no_grad()
-def monitor_dice(model: SegmentationModel, samples: Samples, device: torch.device, *, batch_size: int) -> float:
+def monitor_dice(
+    model: SegmentationModel, samples: Samples, device: torch.device, *, batch_size: int, group: Group = ALONE
+) -> float:
     """Return the Dice in the model's square, averaged over labels, of at most 64 evenly spaced samples together.
+
+    The processes of the group share the samples, and all get the same Dice.
 
     It is quick and good for following a run. Published numbers come from ``medsaga evaluate``, on the native grid.
     """
@@ -299,10 +335,11 @@ def monitor_dice(model: SegmentationModel, samples: Samples, device: torch.devic
     indices = list(range(0, len(samples), stride))
     model.eval()
     sums = torch.zeros(3, model.classes, dtype=torch.int64)
-    for start in range(0, len(indices), batch_size):
+    for start in range(0, len(indices), batch_size)[group.rank :: group.size]:
         images, labels = samples.batch(indices[start : start + batch_size])
         sums += hard_dice_sums(model(images.to(device, torch.float32)), labels.to(device)).cpu()
     model.train()
+    group.add([sums])
     intersection, size = sums[0, 1:], sums[1, 1:] + sums[2, 1:]
     there = size > 0
     return float((2 * intersection[there] / size[there]).mean()) if there.any() else 0.0

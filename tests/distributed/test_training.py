@@ -1,0 +1,184 @@
+"""Several processes make the steps that one process makes, and stay one: whatever happens to one happens to all."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+from processes import Trained, Trouble, together, train_alone, train_together
+
+from medsaga.distributed.group import FailedElsewhereError
+from medsaga.errors import RunError
+from medsaga.settings.options import Settings
+
+
+@pytest.fixture
+def settings() -> Settings:
+    """Four images a step, which two processes and three can share; two changes of subspace."""
+    return Settings(
+        shots=3,
+        image_size=32,
+        steps=4,
+        batch_size=4,
+        evaluate_every=100,
+        refresh_every=2,
+        rank=8,
+        device="cpu",
+        random_weights=True,
+        model="tiny",
+    )
+
+
+def _of_method(settings: Settings, method: str, **changes: Any) -> Settings:
+    # In float32 Adam makes much of the rounding errors in gradients that are next to 0, of which a U-Net has many.
+    unet: dict[str, Any] = {"model": None, "random_weights": False, "image_size": 64, "optimizer": "sgd"}
+    unet |= {"encoder_lr": 2e-3, "decoder_lr": 2e-3}
+    own: dict[str, Any] = unet if method == "unet" else {}
+    return dataclasses.replace(settings, method=method, **{**changes, **own})
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(
+    ("method", "size"), [("medsaga", 2), ("medsaga", 3), ("samed", 2), ("full", 3), ("unet", 2), ("frozen", 2)]
+)
+def test_the_losses_are_those_of_one_process_and_the_weights_the_same_bits(
+    toy: Path, tmp_path: Path, settings: Settings, method: str, size: int
+) -> None:
+    settings = _of_method(settings, method, steps=20, refresh_every=5, encoder_lr=1e-4, decoder_lr=1e-4)
+    one = train_alone(toy, tmp_path / "one", settings)
+    all_of = together(size, tmp_path, train_together, toy, tmp_path / "run", settings)
+    for each in all_of:
+        assert isinstance(each, Trained), each
+        assert each.losses == pytest.approx(one.losses, abs=1e-5)
+        assert each.weights == all_of[0].weights
+    assert len(one.losses) == 20
+    assert sum(one.losses[-5:]) < sum(one.losses[:5])
+
+
+@pytest.mark.parametrize(
+    ("method", "changes"),
+    [
+        ("medsaga", {}),
+        *(
+            pytest.param(method, changes, marks=pytest.mark.exhaustive)
+            for method, changes in [
+                ("medsaga", {"galore": "reference"}),
+                ("medsaga", {"projection": "two_sided", "micro_batch_size": 1}),
+                ("samed", {}),
+                ("full", {}),
+            ]
+        ),
+    ],
+)
+def test_in_float64_nothing_but_rounding_is_left(
+    toy: Path, tmp_path: Path, settings: Settings, method: str, changes: dict[str, Any]
+) -> None:
+    settings = dataclasses.replace(_of_method(settings, method, steps=20), **changes)
+    one = train_alone(toy, tmp_path / "one", settings, double=True)
+    for each in together(2, tmp_path, train_together, toy, tmp_path / "run", settings, None, True):
+        assert each.losses == pytest.approx(one.losses, abs=1e-10)
+
+
+def _with(
+    trouble: Trouble, size: int, data: Path, out: Path, settings: Settings, folder: Path
+) -> list[Trained | Exception | None]:
+    return together(size, folder, train_together, data, out, settings, trouble)
+
+
+# Two images each. In the first pass bases are made, and the second is the first after which weights move.
+@pytest.mark.parametrize(
+    ("kind", "call"),
+    [
+        ("memory", 2),
+        pytest.param("memory", 1, marks=pytest.mark.exhaustive),
+        pytest.param("bases", 0, marks=pytest.mark.exhaustive),
+    ],
+)
+def test_out_of_memory_in_one_makes_all_smaller_and_the_result_is_that_of_the_smaller_parts(
+    toy: Path, tmp_path: Path, settings: Settings, kind: str, call: int
+) -> None:
+    settings = dataclasses.replace(settings, steps=2)
+    small = dataclasses.replace(settings, micro_batch_size=1)
+    expected = together(2, tmp_path, train_together, toy, tmp_path / "small", small)
+    got = _with(Trouble(1, call, kind), 2, toy, tmp_path / "run", settings, tmp_path)
+    for ours, theirs in zip(got, expected, strict=True):
+        assert isinstance(ours, Trained), ours
+        assert ours.micro_batch_size == 1
+        assert isinstance(theirs, Trained), theirs
+        assert ours.losses == theirs.losses
+        assert ours.weights == theirs.weights
+        assert ours.said == ["out of memory in step 1; going on with 1 image(s) at a time: the same result, more time"]
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(
+    "how",
+    [{"precision": "bf16"}, {"precision": "fp16"}, {"precision": "int8", "state_bits": 8}, {"state_on_host": True}],
+)
+def test_weights_and_state_of_fewer_bits_stay_the_same_bits_in_all(
+    toy: Path, tmp_path: Path, settings: Settings, how: dict[str, Any]
+) -> None:
+    settings = dataclasses.replace(settings, **how)
+    one = train_alone(toy, tmp_path / "one", settings)
+    first, second = together(2, tmp_path, train_together, toy, tmp_path / "run", settings)
+    assert isinstance(first, Trained), first
+    assert isinstance(second, Trained), second
+    assert first.weights == second.weights
+    # Gradients of 16 bits are known to one part in 256; the first losses are those of the same weights.
+    assert first.losses[0] == pytest.approx(one.losses[0], rel=1e-3)
+    assert first.losses == pytest.approx(one.losses, rel=0.05)
+
+
+@pytest.mark.exhaustive
+def test_a_process_takes_the_memory_of_one_that_has_its_share_of_the_batch(
+    toy: Path, tmp_path: Path, settings: Settings
+) -> None:
+    settings = dataclasses.replace(settings, image_size=64)
+    one = train_alone(toy, tmp_path / "one", dataclasses.replace(settings, batch_size=2))
+    for each in together(2, tmp_path, train_together, toy, tmp_path / "run", settings):
+        assert isinstance(each, Trained), each
+        assert each.peak_bytes <= 1.03 * one.peak_bytes
+
+
+@pytest.mark.exhaustive
+def test_a_gradient_that_is_not_finite_in_one_is_skipped_by_all(toy: Path, tmp_path: Path, settings: Settings) -> None:
+    first, second = _with(Trouble(1, 3, "nan"), 2, toy, tmp_path / "run", settings, tmp_path)
+    assert isinstance(first, Trained)
+    assert isinstance(second, Trained)
+    assert first.made == second.made == [True, False, True, True]
+    assert first.weights == second.weights
+
+
+def test_a_signal_to_one_ends_all_after_the_step_and_any_number_goes_on_from_there(
+    toy: Path, tmp_path: Path, settings: Settings
+) -> None:
+    one = train_alone(toy, tmp_path / "one", settings)
+    run = tmp_path / "run"
+    stopped = _with(Trouble(1, 3, "signal"), 2, toy, run, settings, tmp_path)
+    for each in stopped:
+        assert isinstance(each, Trained), each
+        assert each.reason == "cancelled"
+        assert each.losses == pytest.approx(one.losses[:2], abs=1e-5)
+    resumed = together(3, tmp_path, train_together, toy, run, settings, None, False, True)
+    for each in resumed:
+        assert isinstance(each, Trained), each
+        assert each.losses == pytest.approx(one.losses[2:], abs=1e-4)
+        assert each.weights == resumed[0].weights
+
+
+def test_when_one_dies_the_others_end(toy: Path, tmp_path: Path, settings: Settings) -> None:
+    first, second, third = _with(Trouble(1, 3, "kill"), 3, toy, tmp_path / "run", settings, tmp_path)
+    assert second is None
+    for each in (first, third):
+        assert isinstance(each, FailedElsewhereError)
+        assert each.exit_code == 1
+
+
+@pytest.mark.exhaustive
+def test_weights_that_differ_are_an_error_that_names_the_first(toy: Path, tmp_path: Path, settings: Settings) -> None:
+    first, second = _with(Trouble(1, 3, "drift"), 2, toy, tmp_path / "run", settings, tmp_path)
+    assert isinstance(first, RunError)
+    assert isinstance(second, FailedElsewhereError)
+    assert "of process 1 is not that of process 0" in str(first)
