@@ -14,6 +14,9 @@ from medsaga.errors import RunError
 from medsaga.settings.options import Settings
 
 
+BATCH = 4
+
+
 @pytest.fixture
 def settings() -> Settings:
     """Four images a step, which two processes and three can share; two changes of subspace."""
@@ -21,7 +24,7 @@ def settings() -> Settings:
         shots=3,
         image_size=32,
         steps=4,
-        batch_size=4,
+        batch_size=BATCH,
         evaluate_every=100,
         refresh_every=2,
         rank=8,
@@ -48,7 +51,7 @@ def test_the_losses_are_those_of_one_process_and_the_weights_the_same_bits(
 ) -> None:
     settings = _of_method(settings, method, steps=20, refresh_every=5, encoder_lr=1e-4, decoder_lr=1e-4)
     # Where it is possible, cut as the processes cut it: that alone changes a U-Net's losses by 1e-5 in 20 steps.
-    cut = None if settings.batch_size % size else settings.batch_size // size
+    cut = None if BATCH % size else BATCH // size
     one = train_alone(toy, tmp_path / "one", dataclasses.replace(settings, micro_batch_size=cut))
     all_of = together(size, tmp_path, train_together, toy, tmp_path / "run", settings)
     for each in all_of:
