@@ -13,7 +13,6 @@ from medsaga.distributed.group import FailedElsewhereError
 from medsaga.errors import RunError
 from medsaga.settings.options import Settings
 
-
 BATCH = 4
 
 
