@@ -17,7 +17,11 @@ RECORD = Path(__file__).parents[2] / "benchmarks" / "distributed" / "bytes.json"
 
 @pytest.mark.parametrize(
     ("model", "rank", "precision"),
-    [("tiny", 4, "fp32"), ("tiny", 4, "bf16"), pytest.param("vit_b", 64, "fp32", marks=pytest.mark.exhaustive)],
+    [
+        ("tiny", 4, "fp32"),
+        pytest.param("tiny", 4, "bf16", marks=pytest.mark.exhaustive),
+        pytest.param("vit_b", 64, "fp32", marks=pytest.mark.exhaustive),
+    ],
 )
 def test_a_step_sends_the_projections_and_what_is_trained_in_full(model: str, rank: int, precision: Precision) -> None:
     with torch.device("meta"):

@@ -13,6 +13,8 @@ from medsaga.distributed.group import FailedElsewhereError
 from medsaga.errors import RunError
 from medsaga.settings.options import Settings
 
+BATCH = 4
+
 
 @pytest.fixture
 def settings() -> Settings:
@@ -21,7 +23,7 @@ def settings() -> Settings:
         shots=3,
         image_size=32,
         steps=4,
-        batch_size=4,
+        batch_size=BATCH,
         evaluate_every=100,
         refresh_every=2,
         rank=8,
@@ -47,7 +49,9 @@ def test_the_losses_are_those_of_one_process_and_the_weights_the_same_bits(
     toy: Path, tmp_path: Path, settings: Settings, method: str, size: int
 ) -> None:
     settings = _of_method(settings, method, steps=20, refresh_every=5, encoder_lr=1e-4, decoder_lr=1e-4)
-    one = train_alone(toy, tmp_path / "one", settings)
+    # Where it is possible, cut as the processes cut it: that alone changes a U-Net's losses by 1e-5 in 20 steps.
+    cut = None if BATCH % size else BATCH // size
+    one = train_alone(toy, tmp_path / "one", dataclasses.replace(settings, micro_batch_size=cut))
     all_of = together(size, tmp_path, train_together, toy, tmp_path / "run", settings)
     for each in all_of:
         assert isinstance(each, Trained), each
@@ -64,7 +68,8 @@ def test_the_losses_are_those_of_one_process_and_the_weights_the_same_bits(
         *(
             pytest.param(method, changes, marks=pytest.mark.exhaustive)
             for method, changes in [
-                ("medsaga", {"galore": "reference"}),
+                # One exact basis: a later one has singular vectors of any sign, and the moments are kept as they are.
+                ("medsaga", {"galore": "reference", "refresh_every": 20}),
                 ("medsaga", {"projection": "two_sided", "micro_batch_size": 1}),
                 ("samed", {}),
                 ("full", {}),
@@ -78,6 +83,7 @@ def test_in_float64_nothing_but_rounding_is_left(
     settings = dataclasses.replace(_of_method(settings, method, steps=20), **changes)
     one = train_alone(toy, tmp_path / "one", settings, double=True)
     for each in together(2, tmp_path, train_together, toy, tmp_path / "run", settings, None, True):
+        assert isinstance(each, Trained), each
         assert each.losses == pytest.approx(one.losses, abs=1e-10)
 
 
@@ -115,7 +121,13 @@ def test_out_of_memory_in_one_makes_all_smaller_and_the_result_is_that_of_the_sm
 @pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "how",
-    [{"precision": "bf16"}, {"precision": "fp16"}, {"precision": "int8", "state_bits": 8}, {"state_on_host": True}],
+    [
+        {"precision": "bf16"},
+        {"precision": "fp16"},
+        {"precision": "int8", "state_bits": 8},
+        {"state_on_host": True},
+        {"galore": "reference"},
+    ],
 )
 def test_weights_and_state_of_fewer_bits_stay_the_same_bits_in_all(
     toy: Path, tmp_path: Path, settings: Settings, how: dict[str, Any]
