@@ -143,12 +143,15 @@ class ProcessGroup(Group):
                 result = work()
             except BaseException as error:
                 code = error.exit_code if isinstance(error, MedsagaError) else RunError.exit_code
-                self._send([None, code])
+                with contextlib.suppress(MedsagaError):
+                    self._send([None, code])
+                    self.wait()  # until all have heard of it: the connections end with this process
                 raise
             self._send([result, None])
             return result
         received = self._send([None, None])
         if received[1] is not None:
+            self.wait()
             raise FailedElsewhereError(received[1])
         return received[0]
 

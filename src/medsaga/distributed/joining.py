@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
+import time
 from collections.abc import Iterator
 
 import torch
@@ -14,6 +15,7 @@ from medsaga.distributed.environment import STORE, launched_processes
 from medsaga.distributed.group import ALONE, FailedElsewhereError, Group, ProcessGroup
 from medsaga.errors import MedsagaError
 
+LINGERING_SECONDS = 2
 PATIENCE = datetime.timedelta(hours=3)
 """How long processes wait for one that is alive; process 0 may take so long to prepare images. A dead one is noticed
 at once, because its connections close."""
@@ -46,8 +48,10 @@ def joined() -> Iterator[Group]:
     try:
         yield group
     except FailedElsewhereError:
-        # A launcher ends all processes when the first one fails: that is to be the one that says why.
+        # A launcher ends all processes when the first one fails: that is to be the one that says why. It is there
+        # as long as its connections are, and a moment longer.
         with contextlib.suppress(MedsagaError):
             group.wait()
+        time.sleep(LINGERING_SECONDS)
         raise
     group.close()
