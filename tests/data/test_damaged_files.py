@@ -377,7 +377,7 @@ ODD_FILES: dict[str, tuple[bytes, bool, bool]] = {
     "16-bit out of labels": (encoded(Image.fromarray(MASK.astype(np.uint16) * 999), "PNG"), True, False),
     "one bit": (encoded(Image.fromarray(MASK == 1), "PNG"), True, True),
     "RGBA": (encoded(GREY.convert("RGBA"), "PNG"), True, False),
-    "coloured": (encoded(Image.merge("RGB", [GREY, GREY, Image.fromarray(MASK)]), "PNG"), False, False),
+    "coloured": (encoded(Image.merge("RGB", [GREY, GREY, Image.fromarray(MASK)]), "PNG"), True, False),
     "mask in RGBA": (encoded(Image.fromarray(MASK).convert("RGBA"), "PNG"), True, True),
     "16-bit colour": (png_of_16_bits(np.dstack([PIXELS] * 3)), True, False),
     "transparent": (encoded(Image.new("RGBA", (20, 24)), "PNG"), False, False),

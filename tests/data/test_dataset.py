@@ -241,11 +241,6 @@ FOLDER_MISTAKES: dict[str, tuple[Any, str, str]] = {
         "masks/a.tif",
         "one file per name; found also a.png",
     ),
-    "a colour image among grey ones": (
-        lambda root: write_image(root / "images" / "b.png", shape=(12, 10, 3)),
-        "images/b.png",
-        "1 channel, as the dataset has; found 3",
-    ),
     "NaN": (lambda root: float_tiff(root / "images" / "a.png", np.nan), "images/a.tif", "NaN or infinity in 1 of 120"),
     "a constant image": (
         lambda root: Image.new("L", (10, 12), 7).save(root / "images" / "a.png"),

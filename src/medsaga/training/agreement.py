@@ -37,7 +37,7 @@ class Agreement:
     def __init__(self, group: Group = ALONE, classes: int = 1, narrow: torch.dtype | None = None) -> None:
         self.group = group
         self._narrow = narrow
-        self._message = torch.zeros(1 + 3 * classes, dtype=torch.float64)
+        self._length = 1 + 3 * classes
         self._settled = False
 
     def add(self, gradients: Iterable[Tensor]) -> None:
@@ -87,7 +87,7 @@ class Agreement:
         return gathered[:, 1 : 1 + values.numel()]
 
     def _gathered(self, values: Tensor, *, failed: bool) -> Tensor:
-        message = self._message.clone()
+        message = torch.zeros(self._length, dtype=torch.float64)
         message[0] = failed
         message[1 : 1 + values.numel()] = values.detach().flatten().cpu()
         return self.group.gather(message)
