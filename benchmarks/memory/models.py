@@ -4,7 +4,7 @@
 
 Memory is the planner's: one image, nine classes, rank 64, bf16 weights, 8-bit state, blocks computed again. The time is
 the CPU's, of the forward and the backward pass of one image of 512 px in float32 with blocks computed again, on one
-thread, the least of three; it says nothing exact about GPUs. `medsaga weights list` shows these numbers.
+thread, the least of three; it says nothing exact about GPUs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from benchmarks.machine import machine
 from medsaga import files
 from medsaga.models.encoders import ENCODERS
 from medsaga.models.sam import KClassSam, build_sam
-from medsaga.models.weights.registry import COSTS
 from medsaga.planning.defaults import DeviceDefaults
 from medsaga.planning.estimate import predict_memory
 from medsaga.planning.resolve import Facts, resolve
@@ -104,8 +103,6 @@ def main() -> None:
         print(name, json.dumps(costs[name]), flush=True)
     files.write_json(arguments.out / "models.json", {"machine": machine(), "models": costs})
     files.write_text(arguments.out / "models.md", table(costs))
-    if not arguments.only:
-        files.write_json(COSTS, costs)
 
 
 if __name__ == "__main__":

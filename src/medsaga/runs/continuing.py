@@ -158,7 +158,7 @@ def _first(config: RunConfig) -> Dataset:
             root,
             expected="the data that the run was trained on",
             found="nothing of this name",
-            do="Put the folder back, or train on the new cases alone, with --weights and the model.safetensors of the "
+            do="Put the folder back, or train on the new cases alone, with --model and the model.safetensors of the "
             "run.",
         )
     dataset = read_dataset(root, binary=config.settings.binary)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from medsaga.models.attention import GROUP_ELEMENTS, attend
 from medsaga.models.decoder import MaskDecoder
 from medsaga.models.encoders.base import EncoderSpec, ImageEncoder, State
-from medsaga.models.encoders.sam_vit import INITIAL_SPREAD, NORM_EPS, count_blocks, from_windows, to_windows
+from medsaga.models.encoders.sam_vit import NORM_EPS, count_blocks, draw_weights, from_windows, to_windows
 from medsaga.models.lean import gelu_mlp, inside_lean_block, lean_block, recomputed
 from medsaga.models.sam2_decoder import Sam2MaskDecoder
 
@@ -93,16 +93,7 @@ class Hiera(ImageEncoder):
         self.strides, self.channels = STRIDES[:-1], (spec.out_channels,) * 3
         self.trunk = Trunk(spec, in_channels)
         self.neck = Neck(spec.widths, spec.out_channels)
-        self._draw_weights()
-
-    @torch.no_grad()
-    def _draw_weights(self) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=INITIAL_SPREAD)
-                nn.init.zeros_(module.bias)
-        for table in (self.trunk.pos_embed, self.trunk.pos_embed_window):
-            nn.init.normal_(table, std=INITIAL_SPREAD)
+        draw_weights(self, self.trunk.pos_embed, self.trunk.pos_embed_window)
 
     def forward(self, images: Tensor, *, recompute: bool = False) -> tuple[Tensor, ...]:
         """``(batch, channels, side, side)`` to one map for each of ``strides``; the side is a multiple of 32."""

@@ -100,15 +100,7 @@ class SamVit(ImageEncoder):
             for n in range(spec.layers)
         )
         self.neck = neck(spec.hidden_size, spec.out_channels)
-        self._draw_weights()
-
-    @torch.no_grad()
-    def _draw_weights(self) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=INITIAL_SPREAD)
-                nn.init.zeros_(module.bias)
-        nn.init.normal_(self.pos_embed, std=INITIAL_SPREAD)
+        draw_weights(self, self.pos_embed)
 
     def forward(self, images: Tensor, *, recompute: bool = False) -> tuple[Tensor, ...]:
         """``(batch, channels, image_size, image_size)`` to one map, ``(batch, out_channels, tokens, tokens)``."""
@@ -188,6 +180,16 @@ class Block(nn.Module):
             attended = from_windows(attended, hidden.shape[1:3])
         hidden = hidden + attended
         return hidden + self.mlp(self.norm2(hidden))
+
+
+def draw_weights(encoder: nn.Module, *positions: nn.Parameter) -> None:
+    """Draw linear layers and tables of positions from ViT's normal distribution, with biases of zero, in place."""
+    for module in encoder.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=INITIAL_SPREAD)
+            nn.init.zeros_(module.bias)
+    for table in positions:
+        nn.init.normal_(table, std=INITIAL_SPREAD)
 
 
 def to_windows(hidden: Tensor, window: int) -> Tensor:

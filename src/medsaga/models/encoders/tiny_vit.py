@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from medsaga.models.blocks import FrozenBatchNorm2d, folded, normalised_convolution
 from medsaga.models.encoders.base import EncoderSpec, ImageEncoder, State
-from medsaga.models.encoders.sam_vit import INITIAL_SPREAD, from_windows, neck, to_windows
+from medsaga.models.encoders.sam_vit import draw_weights, from_windows, neck, to_windows
 from medsaga.models.lean import gelu_mlp, inside_lean_block, lean_block, recomputed
 from medsaga.models.window_attention import WindowAttention
 
@@ -97,13 +97,10 @@ class TinyVit(ImageEncoder):
         self.neck = neck(spec.widths[-1], spec.out_channels)
         self._draw_weights()
 
-    @torch.no_grad()
     def _draw_weights(self) -> None:
+        draw_weights(self)
         for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=INITIAL_SPREAD)
-                nn.init.zeros_(module.bias)
-            elif isinstance(module, ConvNorm):
+            if isinstance(module, ConvNorm):
                 nn.init.kaiming_normal_(module.c.weight, nonlinearity=module.followed_by)
 
     @property

@@ -213,7 +213,7 @@ def load_model(path: Path, build: Callable[..., SegmentationModel] = build_sam) 
             path,
             expected="a model file of medsaga",
             found="a file without a valid description of one",
-            do="Published weights are named by --model or --weights when a run is trained.",
+            do="Published weights are named by --model when a run is trained.",
         ) from None
     state = own_names(state)
     check_tensors(path, state, model.state_dict())

@@ -19,12 +19,10 @@ from medsaga import files
 from medsaga.errors import InputError
 
 RANDOM = "random"
-"""What ``--weights`` calls a start from random numbers."""
+"""What a run's settings call a start from random numbers."""
 STARTER = "starter"
 """The weights that come with the package; a run of their architecture starts from them unless told otherwise."""
 FOLDER = Path(__file__).parent / "pretrained"
-COSTS = FOLDER / "costs.json"
-"""What `benchmarks/memory/models.py` has measured of each architecture."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +57,7 @@ class KnownWeights:
     """Weights with a name.
 
     Attributes:
-        name: what ``--weights`` and ``--model`` take.
+        name: what ``--model`` takes.
         description: what they are.
         author: who made them.
         licence: theirs.
