@@ -236,7 +236,7 @@ def test_the_data_of_the_run_have_to_be_there(first: Path, tmp_path: Path) -> No
     config = moved / "run" / run_folder.CONFIG
     config.write_text(config.read_text().replace(str((first / "data").resolve()), str(moved / "gone")))
     data = new_cases(tmp_path / "new", "extra")
-    with pytest.raises(InputError, match=r"gone: expected the data that the run was trained on.*--weights"):
+    with pytest.raises(InputError, match=r"gone: expected the data that the run was trained on.*--model"):
         continued_run(moved / "run", data, tmp_path / "run", Settings(), SILENT)
     assert not (tmp_path / "run").exists()
 
