@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medsaga.models.attention import attend_plainly
-from medsaga.models.blocks import LayerNorm2d, ResidualConvolutions, convolution
+from medsaga.models.blocks import LayerNorm2d
 
 LAYERS = 2
 """Blocks of the two-way transformer."""
@@ -27,14 +27,13 @@ UPSCALING_NORM_EPS = 1e-6
 class MaskDecoder(nn.Module):
     """Lets classes and pixels attend to each other, upscales the pixels, and scores each of them for each class."""
 
-    def __init__(self, channels: int, *, classes: int, mlp_dim: int, refines: bool) -> None:
+    def __init__(self, channels: int, *, classes: int, mlp_dim: int) -> None:
         """Draw random weights from torch's global generator.
 
         Args:
             channels: of the image embeddings.
             classes: background included.
             mlp_dim: hidden size of the transformer's perceptrons.
-            refines: whether pixels see their neighbours where skips are added.
         """
         super().__init__()
         quarter, half = channels // 4, channels // 8
@@ -50,7 +49,6 @@ class MaskDecoder(nn.Module):
         )
         self.output_hypernetworks_mlps = nn.ModuleList(Mlp(channels, channels, half) for _ in range(classes))
         self.iou_prediction_head = Mlp(channels, QUALITY_SIZE, classes)
-        self.details = Refinement(channels) if refines else None
 
     def attend(self, class_tokens: Tensor, embeddings: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Let classes and pixels attend to each other.
@@ -105,29 +103,13 @@ class MaskDecoder(nn.Module):
                 folded into the channels of fewer pixels (``pixel_unshuffle``), and is then unfolded for the moment.
         """
         first, norm, activation, second, _ = self.output_upscaling
-        pixels = first(pixels)
-        if skips:
-            pixels = pixels + _unfolded(skips[1], pixels)
+        fine, coarse = skips or (None, None)
+        # One name for all of it, so that each step's input is gone when the next begins.
+        pixels = add_skip(first(pixels), coarse)
         pixels = activation(norm(pixels))
-        if self.details is not None:
-            # The norm leaves channels last in memory, and convolutions would copy every gradient back into their order.
-            pixels = pixels.contiguous()
-            pixels = pixels + self.details.stride_4(pixels)
         pixels = second(pixels)
-        if skips:
-            pixels = pixels + _unfolded(skips[0], pixels)
-        pixels = activation(pixels)
-        return pixels if self.details is None else pixels + self.details.stride_2(pixels)
-
-
-class Refinement(nn.Module):
-    """Convolutions that let upscaled pixels see their neighbours, at twice and at four times the embeddings' side."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        half, quarter = channels // 8, channels // 4
-        self.stride_2 = nn.Sequential(convolution(half, half), ResidualConvolutions(half))
-        self.stride_4 = nn.Sequential(convolution(quarter, quarter), ResidualConvolutions(quarter))
+        pixels = add_skip(pixels, fine)
+        return activation(pixels)
 
 
 class TwoWayTransformer(nn.Module):
@@ -226,10 +208,12 @@ class Mlp(nn.Module):
         return last(F.relu(middle(F.relu(first(tokens)))))
 
 
-def _unfolded(skip: Tensor, pixels: Tensor) -> Tensor:
-    """Give a skip as many pixels as ``pixels`` has."""
+def add_skip(pixels: Tensor, skip: Tensor | None) -> Tensor:
+    """Add a skip, if there is one, to ``pixels``; one that is folded into its channels is unfolded first."""
+    if skip is None:
+        return pixels
     factor = pixels.shape[-1] // skip.shape[-1]
-    return F.pixel_shuffle(skip, factor) if factor > 1 else skip
+    return pixels + (F.pixel_shuffle(skip, factor) if factor > 1 else skip)
 
 
 def _as_tokens(maps: Tensor) -> Tensor:

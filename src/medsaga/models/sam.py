@@ -50,9 +50,7 @@ class KClassSam(SegmentationModel):
         self.image_encoder = spec.build(image_size=image_size, in_channels=3 if in_channels == 1 else in_channels)
         channels = self.image_encoder.channels[-1]
         self.prompt_encoder = PromptEncoder(channels)
-        self.mask_decoder = spec.decoder(
-            channels, classes=classes, mlp_dim=spec.decoder_mlp_dim, refines=spec.decoder_refines
-        )
+        self.mask_decoder = spec.decoder(channels, classes=classes, mlp_dim=spec.decoder_mlp_dim)
         self.make_constants()
 
     @property

@@ -22,9 +22,9 @@ class Sam2MaskDecoder(MaskDecoder):
         no_mem_embed: ``(1, 1, channels)``, stands for the absence of earlier frames of a video.
     """
 
-    def __init__(self, channels: int, *, classes: int, mlp_dim: int, refines: bool) -> None:
+    def __init__(self, channels: int, *, classes: int, mlp_dim: int) -> None:
         """Draw random weights from torch's global generator; see the base class."""
-        super().__init__(channels, classes=classes, mlp_dim=mlp_dim, refines=refines)
+        super().__init__(channels, classes=classes, mlp_dim=mlp_dim)
         fine, coarse = self.skip_channels
         self.conv_s0 = nn.Conv2d(channels, fine, kernel_size=1)
         self.conv_s1 = nn.Conv2d(channels, coarse, kernel_size=1)

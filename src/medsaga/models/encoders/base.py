@@ -78,7 +78,6 @@ class EncoderSpec(ABC):
         image_size: side in pixels that suits the encoder, and that its published weights were trained at.
         side_multiple: what the side of an image must be a multiple of, in pixels.
         decoder_mlp_dim: hidden size of the perceptrons of the mask decoder's transformer.
-        decoder_refines: whether the mask decoder has convolutions where it adds skips.
         recomputed: whether the activations of its blocks outweigh all else, so that they are better computed again.
         decoder: the mask decoder: SAM's, or one that builds on it.
         pixel_mean: of red, green and blue in 0..255, which the encoder wants subtracted.
@@ -88,7 +87,6 @@ class EncoderSpec(ABC):
     image_size: int = 1024
     side_multiple: int = SIDE_MULTIPLE
     decoder_mlp_dim: int = 2048
-    decoder_refines: bool = False
     recomputed: bool = True
     decoder: type[MaskDecoder] = MaskDecoder
     pixel_mean: tuple[float, float, float] = SAM_MEAN

@@ -25,8 +25,10 @@ from medsaga.models.blocks import (
     convolution,
     normalised_convolution,
 )
+from medsaga.models.decoder import MaskDecoder
 from medsaga.models.encoders.base import EncoderSpec, ImageEncoder, State
 from medsaga.models.lean import recomputed
+from medsaga.models.refining_decoder import RefiningMaskDecoder
 
 NORM_EPS = 1e-3
 """Of every batch norm in EfficientNet."""
@@ -73,7 +75,7 @@ class LiteSpec(EncoderSpec):
     out_channels: int
     pixel_mean: tuple[float, float, float] = (127.0, 127.0, 127.0)
     pixel_std: tuple[float, float, float] = (128.0, 128.0, 128.0)
-    decoder_refines: bool = True
+    decoder: type[MaskDecoder] = RefiningMaskDecoder
     recomputed: bool = False
 
     def build(self, *, image_size: int, in_channels: int) -> LiteEncoder:

@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from medsaga.models.blocks import ResidualConvolutions, convolution
+from medsaga.models.decoder import MaskDecoder
 from medsaga.models.encoders.sam_vit import SamVit, SamVitSpec
 from medsaga.models.lean import recomputed
+from medsaga.models.refining_decoder import RefiningMaskDecoder
 
 PATCH_SIZE = 8
 """Side in pixels of the tokens that the pyramid fits."""
@@ -30,7 +32,7 @@ class TinySpec(SamVitSpec):
 
     pyramid_widths: tuple[int, int]
     patch_size: int = PATCH_SIZE
-    decoder_refines: bool = True
+    decoder: type[MaskDecoder] = RefiningMaskDecoder
     recomputed: bool = False
 
     def __post_init__(self) -> None:
