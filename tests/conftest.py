@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ def trained_toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from medsaga.runs.train import train
 
     root = tmp_path_factory.mktemp("trained_toy")
-    settings = Settings(shots=2, image_size=64, steps=2, batch_size=2, rank=4, device="cpu")
+    settings = Settings(model="tiny", shots=2, image_size=64, steps=2, batch_size=2, rank=4, device="cpu")
     train(write_toy_dataset(root / "data"), root / "run", settings)
     return root
 
@@ -56,7 +56,15 @@ def trained_toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def quick() -> Settings:
     """Settings of a run that takes a second or two."""
     return Settings(
-        shots=3, image_size=64, steps=4, batch_size=2, evaluate_every=2, refresh_every=3, rank=8, device="cpu"
+        model="tiny",
+        shots=3,
+        image_size=64,
+        steps=4,
+        batch_size=2,
+        evaluate_every=2,
+        refresh_every=3,
+        rank=8,
+        device="cpu",
     )
 
 
@@ -88,19 +96,6 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Setting
         return runs[settings]
 
     return whole
-
-
-@pytest.fixture(scope="module")
-def plain() -> Iterator[str]:
-    """An architecture that is small and has exactly the parts of the published ones."""
-    from medsaga.models.encoders import ENCODERS
-    from medsaga.models.encoders.sam_vit import SamVitSpec
-
-    sizes: dict[str, Any] = {"hidden_size": 128, "layers": 5, "heads": 2, "global_layers": (1, 4), "window": 8}
-    small = SamVitSpec(**sizes, patch_size=8, out_channels=128, decoder_mlp_dim=512, image_size=192)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(ENCODERS, "plain", small)
-        yield "plain"
 
 
 def interrupt_in(monkeypatch: pytest.MonkeyPatch, number: int) -> None:

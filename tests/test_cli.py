@@ -17,7 +17,7 @@ from PIL import Image
 
 from medsaga.cli import main
 
-FAST = ["--image-size", "64", "--steps", "2", "--batch-size", "2", "--rank", "4", "--device", "cpu"]
+FAST = ["--model", "tiny", "--image-size", "64", "--steps", "2", "--batch-size", "2", "--rank", "4", "--device", "cpu"]
 
 
 @pytest.fixture

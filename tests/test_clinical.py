@@ -26,7 +26,7 @@ from pydicom.uid import generate_uid
 import medsaga
 from medsaga.cli import main
 
-FAST = ["--image-size", "64", "--batch-size", "2", "--rank", "4", "--device", "cpu"]
+FAST = ["--model", "tiny", "--image-size", "64", "--batch-size", "2", "--rank", "4", "--device", "cpu"]
 LABELS = '{"labels": {"background": 0, "kidney": 1, "liver": 2}}'
 Affine = npt.NDArray[np.float64]
 

@@ -479,7 +479,7 @@ def test_mutants_that_are_predicted_on(tmp_path: Path, every: int) -> None:
     """No label map of an input that cannot be read, and none at another place than the input's."""
     a_slice(tmp_path / "data")
     write_examination(tmp_path / "data", "second", seed=2, shape=SHAPE)
-    small = ["--image-size", "64", "--steps", "1", "--batch-size", "1", "--rank", "2", "--device", "cpu"]
+    small = ["--model=tiny", "--image-size=64", "--steps=1", "--batch-size=1", "--rank=2", "--device=cpu"]
     train = ["train", str(tmp_path / "data"), "--out", str(tmp_path / "run"), "--shots", "1", *small]
     spoilt = [
         mutant for kind in ("slice", "frames", "nii.gz image") for mutant in mutants(kind, tmp_path / kind)[::every]

@@ -100,17 +100,17 @@ def value_of(text: str) -> Any:
 
 
 def test_the_defaults_shown_are_those_that_are_taken() -> None:
-    tiny = resolved()
+    default = resolved()
     for field in dataclasses.fields(Settings):
         if field.name in IN_WORDS:
-            assert getattr(tiny, field.name) in (None, field.default, "cpu"), field.name
+            assert getattr(default, field.name) in (None, field.default, "cpu"), field.name
             continue
         shown = help_of(field).shown.partition(";")[0]
         for part in shown.split(", "):
             value, _, models = part.partition(" for ")
-            if not models or "tiny" in models:
+            if not models or "lite" in models:
                 break
-        assert value_of(value) == getattr(tiny, field.name), field.name
+        assert value_of(value) == getattr(default, field.name), field.name
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_the_defaults_shown_are_those_that_are_taken() -> None:
         ),
         (
             {"method": "unet"},
-            {"encoder_lr": "unet 1e-3", "decoder_lr": "unet 1e-3", "image_size": "192 for tiny and unet"},
+            {"encoder_lr": "unet 1e-3", "decoder_lr": "unet 1e-3", "image_size": "192 for lite and unet"},
         ),
     ],
 )

@@ -17,7 +17,7 @@ from medsaga.cli import main
 from medsaga.data.inputs import find_all_inputs, images_folder
 from medsaga.errors import InputError
 
-FAST = ["--image-size", "64", "--steps", "1", "--batch-size", "2", "--rank", "4", "--device", "cpu"]
+FAST = ["--model", "tiny", "--image-size", "64", "--steps", "1", "--batch-size", "2", "--rank", "4", "--device", "cpu"]
 
 
 def said(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:

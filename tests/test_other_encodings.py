@@ -22,7 +22,7 @@ from medsaga.training.bar import RunProgress
 from medsaga.training.events import Stepped
 
 NOT_UTF_8 = os.fsdecode(b"M\xfcller")
-FAST = ["--shots", "2", "--image-size", "64", "--steps", "1", "--batch-size", "2", "--rank", "4", "--device", "cpu"]
+FAST = ["--model=tiny", "--shots=2", "--image-size=64", "--steps=1", "--batch-size=2", "--rank=4", "--device=cpu"]
 
 
 def on_console(encoding: str, argv: list[str]) -> tuple[int, bytes, bytes]:

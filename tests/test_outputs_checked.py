@@ -25,7 +25,7 @@ from medsaga.prediction.files import predict_files
 from medsaga.prediction.record import RECORD, Written
 from medsaga.prediction.targets import require_distinct, targets_of
 
-FAST = ["--image-size", "64", "--steps", "2", "--batch-size", "2", "--rank", "4", "--device", "cpu"]
+FAST = ["--model", "tiny", "--image-size", "64", "--steps", "2", "--batch-size", "2", "--rank", "4", "--device", "cpu"]
 
 
 @contextlib.contextmanager

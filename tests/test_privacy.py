@@ -32,7 +32,7 @@ from pydicom.uid import generate_uid
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="cli_batch needs /proc")
 
-TRAIN = ["--shots", "2", "--image-size", "64", "--steps", "1", "--batch-size", "2", "--rank", "4", "--device", "cpu"]
+TRAIN = ["--model=tiny", "--shots=2", "--image-size=64", "--steps=1", "--batch-size=2", "--rank=4", "--device=cpu"]
 TOKEN = "Zyxwvut"
 """Part of every secret that the phantoms of this file add."""
 OF_PATIENTS = (

@@ -35,7 +35,7 @@ SEEDS = 5
 ARMS = ("suggest", "random")
 MODEL = "starter"
 SETTINGS: Mapping[str, Any] = {
-    "model": "tiny",
+    "model": "lite",
     "image_size": 128,
     "steps": 100,
     "batch_size": 4,

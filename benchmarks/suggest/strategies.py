@@ -64,8 +64,8 @@ class Seen:
 @torch.inference_mode()
 def look_at(dataset: Dataset) -> list[Seen]:
     """Put all images, 8-bit and 2-D, through the encoder."""
-    side = ENCODERS["tiny"].image_size
-    model = build_sam("tiny", classes=2, image_size=side, in_channels=len(dataset.channels)).eval()
+    side = ENCODERS["lite"].image_size
+    model = build_sam("lite", classes=2, image_size=side, in_channels=len(dataset.channels)).eval()
     load_pretrained(model, MODEL)
     token = model.image_encoder.strides[-1]
     tokens, shares = [], []

@@ -24,7 +24,7 @@ from medsaga.compare.grid import check_expected, compare
 from medsaga.errors import InputError, Interrupted, RunError
 from medsaga.settings.options import SharedSettings
 
-SHARED = SharedSettings(steps=1, batch_size=2, image_size=64, device="cpu")
+SHARED = SharedSettings(model="tiny", steps=1, batch_size=2, image_size=64, device="cpu")
 
 
 def run(data: Path, out: Path, **given: Any) -> list[dict[str, Any]]:

@@ -454,7 +454,8 @@ def test_info_and_train_say_what_is_wrong_and_write_nothing(
         roles[role].write_bytes(damage(rng, roles[role].read_bytes()))
         info = cli.main(["info", str(root), "--json"])
         told = capsys.readouterr()
-        train = cli.main(["train", str(root), "--out", str(run), "--image-size", "64", "--device", "cpu", "--json"])
+        options = ["--model=tiny", "--image-size=64", "--device=cpu", "--json"]
+        train = cli.main(["train", str(root), "--out", str(run), *options])
         trained = capsys.readouterr()
         assert (info, train) in [(0, 0), (2, 2)], trained.err
         assert "Traceback" not in told.err + trained.err

@@ -19,7 +19,7 @@ from medsaga.runs.train import train
 from medsaga.settings.options import Settings
 
 SETTINGS = Settings(
-    shots=3, validation_cases=1, test_cases=2, image_size=64, steps=1, batch_size=2, rank=8, device="cpu"
+    model="tiny", shots=3, validation_cases=1, test_cases=2, image_size=64, steps=1, batch_size=2, rank=8, device="cpu"
 )
 
 
@@ -141,7 +141,10 @@ def test_an_image_that_is_trained_on_and_tested_is_named_before_training(tmp_pat
     shutil.copy(data / "images" / "img0.png", data / "images" / "img1.png")
     console = Console(file=io.StringIO(), width=500)
     train(
-        data, tmp_path / "run", Settings(shots=1, image_size=64, steps=1, batch_size=1, device="cpu"), console=console
+        data,
+        tmp_path / "run",
+        Settings(model="tiny", shots=1, image_size=64, steps=1, batch_size=1, device="cpu"),
+        console=console,
     )
     assert isinstance(console.file, io.StringIO)
     assert "the same image is in 'img" in console.file.getvalue()

@@ -13,7 +13,7 @@ from medsaga.models.sam import build_sam
 from medsaga.models.weights.loading import save_model
 from medsaga.settings.run_config import read_config
 
-SMALL = ["memory", "--image-size", "64", "--rank", "4", "--batch-size", "2", "--device", "cpu"]
+SMALL = ["memory", "--model=tiny", "--image-size", "64", "--rank", "4", "--batch-size", "2", "--device", "cpu"]
 
 
 def test_json_is_one_document_and_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
@@ -101,7 +101,7 @@ def test_an_impossible_budget_names_one_that_would_do(capsys: pytest.CaptureFixt
 
 def test_a_file_of_weights_says_its_architecture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_model(tmp_path / "weights.safetensors", build_sam("tiny", classes=3, image_size=64))
-    assert main([*SMALL, "--model", str(tmp_path / "weights.safetensors"), "--json"]) == 0
+    assert main(["memory", *SMALL[2:], "--model", str(tmp_path / "weights.safetensors"), "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert main([*SMALL, "--json"]) == 0
     assert document == json.loads(capsys.readouterr().out)
@@ -109,29 +109,17 @@ def test_a_file_of_weights_says_its_architecture(tmp_path: Path, capsys: pytest.
 
 def test_training_within_a_budget(toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
-    train = [
-        "train",
-        str(toy),
-        "--out",
-        str(run),
-        "--shots",
-        "3",
-        "--steps",
-        "2",
-        "--device",
-        "cpu",
-        "--budget",
-        "30MB",
-    ]
+    how = ["--model=tiny", "--shots=3", "--steps=2", "--device=cpu"]
+    train = ["train", str(toy), "--out", str(run), *how, "--budget", "9MB"]
     assert main([*train, "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
-    assert 0 < result["peak_memory_bytes"] <= 30 * 10**6
+    assert 0 < result["peak_memory_bytes"] <= 9 * 10**6
     chosen = read_config(run / "config.toml").settings
-    # Images of 64 x 48 pixels gain nothing from tiny's own 192; float32 would not fit.
-    assert (chosen.image_size, chosen.precision, chosen.budget) == (64, "bf16", "30MB")
+    # Images of 64 x 48 pixels gain nothing from tiny's own 128; float32 would not fit.
+    assert (chosen.image_size, chosen.precision, chosen.budget) == (64, "bf16", "9MB")
     assert main([*train, "--resume", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == result
-    assert main([*train[:-1], "31MB", "--resume"]) == 2
+    assert main([*train[:-1], "10MB", "--resume"]) == 2
     assert "--budget" in capsys.readouterr().err
 
 
@@ -139,6 +127,7 @@ def test_training_within_too_little_writes_nothing(
     toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
-    assert main(["train", str(toy), "--out", str(run), "--shots", "3", "--budget", "5MB", "--device", "cpu"]) == 2
+    too_little = ["--model=tiny", "--shots=3", "--budget=1MB", "--device=cpu"]
+    assert main(["train", str(toy), "--out", str(run), *too_little]) == 2
     assert "at least" in capsys.readouterr().err
     assert not run.exists()

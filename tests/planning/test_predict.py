@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 
 def settings(**given: Any) -> ResolvedSettings:
     """Settings of a run of the tiny model on small images; ``augmentation`` is drawn, so a test has none."""
-    chosen = {"image_size": 64, "batch_size": 4, "rank": 16, "augmentation": "none", **given}
+    chosen = {"model": "tiny", "image_size": 64, "batch_size": 4, "rank": 16, "augmentation": "none", **given}
     return resolved(**chosen)
 
 

@@ -57,7 +57,9 @@ def names(found: dict[str, Any]) -> list[str]:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a run, three cases for training and three for the test, and its data."""
     root = tmp_path_factory.mktemp("trained")
-    settings = Settings(shots=3, image_size=64, steps=4, batch_size=2, evaluate_every=4, rank=8, device="cpu")
+    settings = Settings(
+        model="tiny", shots=3, image_size=64, steps=4, batch_size=2, evaluate_every=4, rank=8, device="cpu"
+    )
     train(write_toy_dataset(root / "data"), root / "run", settings, console=SILENT)
     return root
 
@@ -174,7 +176,7 @@ def test_without_the_data_of_the_run_it_goes_on_and_says_so(trained: Path, tmp_p
 @pytest.mark.parametrize(
     ("build", "grid"),
     [
-        (lambda: build_sam("tiny", classes=3, image_size=64, in_channels=1), (512, 8, 8)),
+        (lambda: build_sam("lite", classes=3, image_size=64, in_channels=1), (512, 8, 8)),
         (lambda: UNet(classes=3, image_size=64, in_channels=1), (512, 4, 4)),
         (lambda: DAEFormer(classes=3, image_size=64, in_channels=1), (512, 4, 4)),
     ],

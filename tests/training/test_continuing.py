@@ -21,6 +21,7 @@ import medsaga
 from medsaga import files, run_folder
 from medsaga.data.items import read_mask
 from medsaga.errors import InputError, Interrupted
+from medsaga.methods import METHODS
 from medsaga.models.base import SegmentationModel
 from medsaga.models.weights.loading import save_model
 from medsaga.prediction.segmenter import Segmenter
@@ -31,7 +32,15 @@ from medsaga.settings.options import ResolvedSettings, Settings
 from medsaga.settings.run_config import read_config
 
 SETTINGS = Settings(
-    shots=3, validation_cases=1, image_size=64, steps=2, batch_size=2, evaluate_every=2, rank=8, device="cpu"
+    model="tiny",
+    shots=3,
+    validation_cases=1,
+    image_size=64,
+    steps=2,
+    batch_size=2,
+    evaluate_every=2,
+    rank=8,
+    device="cpu",
 )
 SILENT = Console(file=io.StringIO())
 
@@ -115,7 +124,8 @@ def test_it_says_what_it_continues(first: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("method", ["medsaga", "samed", "frozen", "unet", "daeformer"])
 def test_it_starts_from_all_of_the_weights(method: str, toy: Path, tmp_path: Path) -> None:
-    settings = dataclasses.replace(SETTINGS, method=method, steps=1, rank=4)
+    model = "tiny" if METHODS[method].trains_sam else None
+    settings = dataclasses.replace(SETTINGS, method=method, model=model, steps=1, rank=4)
     before = new_run(toy, tmp_path / "before", settings, SILENT)
     save_changed(tmp_path / "before", before.model)
     run = continued_run(

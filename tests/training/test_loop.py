@@ -107,7 +107,7 @@ def test_micro_batches_train_like_the_whole_batch_at_each_resolution_of_the_loss
             fit_only(toy, run, dataclasses.replace(settings, micro_batch_size=size))
             losses.setdefault(resolution, []).append([line["loss"] for line in _steps(run)])
         assert losses[resolution][0] == pytest.approx(losses[resolution][1], rel=1e-4)
-    assert losses["image"][0] != pytest.approx(losses["logits"][0], rel=1e-2)
+    assert losses["image"][0] != pytest.approx(losses["logits"][0], rel=1e-3)
 
 
 def test_killed_and_resumed_equals_never_interrupted(toy: Path, tmp_path: Path, quick: Settings) -> None:

@@ -229,7 +229,7 @@ def test_the_ladder_ends_with_exit_code_3_and_the_next_setting(
         return True
 
     _exhaust(monkeypatch, always)
-    flags = ["--shots=3", "--image-size=64", "--batch-size=8", "--steps=2", "--rank=4", "--device=cpu"]
+    flags = ["--model=tiny", "--shots=3", "--image-size=64", "--batch-size=8", "--steps=2", "--rank=4", "--device=cpu"]
     assert main(["train", str(toy), "--out", str(tmp_path / "run"), *flags]) == 3
     assert seen == [8, 4, 2, 1, 1]
     _, *lines = " ".join(capsys.readouterr().err.split()).split("out of memory in ")

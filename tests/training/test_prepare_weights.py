@@ -31,42 +31,45 @@ def start(toy: Path, out: Path, settings: Settings) -> tuple[dict[str, Any], dic
     return files.read_json(out / run_folder.MANIFEST)["model"], run.model.state_dict(), said.getvalue()
 
 
-@pytest.mark.parametrize("given", [{}, {"model": "tiny"}, {"model": STARTER}])
-def test_tiny_starts_from_the_starter(given: dict[str, Any], toy: Path, tmp_path: Path, quick: Settings) -> None:
-    about, state, said = start(toy, tmp_path / "run", dataclasses.replace(quick, **given))
+@pytest.mark.parametrize("model", [None, "lite", STARTER])
+def test_the_default_model_starts_from_the_starter(
+    model: str | None, toy: Path, tmp_path: Path, quick: Settings
+) -> None:
+    about, state, said = start(toy, tmp_path / "run", dataclasses.replace(quick, model=model))
     known = weights_named(STARTER)
     assert (about["source"], about["sha256"], about["release"]) == (STARTER, known.sha256, known.release)
     config = read_config(tmp_path / "run" / run_folder.CONFIG)
-    assert (config.settings.model, config.settings.weights) == ("tiny", STARTER)
-    expected = build_sam("tiny", classes=3, image_size=64, in_channels=1)
+    assert (config.settings.model, config.settings.weights) == ("lite", STARTER)
+    expected = build_sam("lite", classes=3, image_size=64, in_channels=1)
     load_pretrained(expected, STARTER)
     other = {name for name, tensor in expected.state_dict().items() if not torch.equal(tensor, state[name])}
-    assert other == {"mask_decoder.mask_tokens.weight"}, "they start at the classes' mean embeddings"
+    # Those of weights that know a class by its mean embedding start there.
+    assert other == ({"mask_decoder.mask_tokens.weight"} if about["episodic"] else set())
     assert "random" not in said
 
 
 def test_random_is_random(toy: Path, tmp_path: Path, quick: Settings) -> None:
-    about, state, said = start(toy, tmp_path / "run", dataclasses.replace(quick, random_weights=True))
-    assert about == {"architecture": "tiny", "weights": RANDOM}
+    about, state, said = start(toy, tmp_path / "run", dataclasses.replace(quick, model=None, random_weights=True))
+    assert about == {"architecture": "lite", "weights": RANDOM}
     assert read_config(tmp_path / "run" / run_folder.CONFIG).settings.weights == RANDOM
     torch.manual_seed(quick.seed)
-    expected = build_sam("tiny", classes=3, image_size=64, in_channels=1).state_dict()
+    expected = build_sam("lite", classes=3, image_size=64, in_channels=1).state_dict()
     assert all(torch.equal(tensor, state[name]) for name, tensor in expected.items())
-    assert "tiny starts from random weights" in " ".join(said.split())
+    assert "lite starts from random weights" in " ".join(said.split())
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_only_sam_in_the_starters_size_has_it_as_its_default(method: str) -> None:
+def test_only_the_starters_architecture_has_it_as_its_default(method: str) -> None:
     own = METHODS[method].trains_sam
     assert choose_model(Settings(method=method)).weights == (STARTER if own else None)
     if own:
-        for model in ("vit_b", "vit_l", "vit_h"):
+        for model in ("vit_b", "vit_l", "vit_h", "tiny"):
             assert choose_model(Settings(method=method, model=model)).weights == RANDOM
 
 
 def test_a_recipes_model_and_weights_count(tmp_path: Path) -> None:
     assert choose_model(Settings(recipe="medsaga-paper")).weights == RANDOM
-    assert choose_model(Settings(recipe="medsaga-paper", model="tiny")).weights == STARTER
+    assert choose_model(Settings(recipe="medsaga-paper", model="lite")).weights == STARTER
     recipe = tmp_path / "mine.toml"
     recipe.write_text("random_weights = true\n")
     assert choose_model(Settings(recipe=str(recipe))).weights == RANDOM
@@ -88,12 +91,11 @@ def test_weights_that_are_not_there_are_missed_before_the_data_are_read(
         new_run(tmp_path / "no data either", tmp_path / "run", settings, Console(file=io.StringIO()))
 
 
-# What begins with the starter, all other tests of resuming do.
-@pytest.mark.parametrize("random_weights", [pytest.param(False, marks=pytest.mark.exhaustive), True])
-def test_an_interrupted_run_goes_on_from_the_same_weights(
-    random_weights: bool, toy: Path, tmp_path: Path, quick: Settings, monkeypatch: pytest.MonkeyPatch
+# With random weights, all other tests of resuming begin.
+def test_an_interrupted_run_goes_on_from_the_starter(
+    toy: Path, tmp_path: Path, quick: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = dataclasses.replace(quick, random_weights=random_weights, steps=2)
+    settings = dataclasses.replace(quick, model=STARTER, steps=2)
     fit_only(toy, tmp_path / "whole", settings)
     with monkeypatch.context() as patch:
         interrupt_in(patch, 1)
@@ -106,11 +108,12 @@ def test_an_interrupted_run_goes_on_from_the_same_weights(
 
 def test_what_may_be_said_on_resuming(toy: Path, tmp_path: Path, quick: Settings) -> None:
     silent = Console(file=io.StringIO())
-    new_run(toy, tmp_path / "run", quick, silent)
-    for model in (None, "tiny"):
-        resumed_run(toy, tmp_path / "run", dataclasses.replace(quick, model=model), silent)
+    settings = dataclasses.replace(quick, model=None)
+    new_run(toy, tmp_path / "run", settings, silent)
+    for model in (None, "lite"):
+        resumed_run(toy, tmp_path / "run", dataclasses.replace(settings, model=model), silent)
     with pytest.raises(InputError, match="--random-weights"):
-        resumed_run(toy, tmp_path / "run", dataclasses.replace(quick, random_weights=True), silent)
+        resumed_run(toy, tmp_path / "run", dataclasses.replace(settings, random_weights=True), silent)
 
 
 def test_a_run_from_before_the_starter_keeps_its_random_weights(toy: Path, tmp_path: Path, quick: Settings) -> None:

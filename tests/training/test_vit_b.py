@@ -1,4 +1,4 @@
-"""A file in the official layout, trained on from the command line: of a small plain SAM, and in the real size."""
+"""A file in the official layout, trained on from the command line: of a small SAM, and in the real size."""
 
 from __future__ import annotations
 
@@ -14,14 +14,13 @@ from medsaga.models.sam import build_sam
 
 @pytest.mark.parametrize(
     ("model", "own_size", "image_size", "projected"),
-    [("plain", 192, 64, 1_000_000), pytest.param("vit_b", 1024, 224, 80_000_000, marks=pytest.mark.exhaustive)],
+    [("tiny", 128, 64, 150_000), pytest.param("vit_b", 1024, 224, 80_000_000, marks=pytest.mark.exhaustive)],
 )
 def test_trains_from_an_official_file(
     model: str,
     own_size: int,
     image_size: int,
     projected: int,
-    plain: str,
     toy: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],

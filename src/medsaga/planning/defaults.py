@@ -33,7 +33,7 @@ DEFAULTS: dict[str, Any] = {
     "augmentation": "fewshot",
 }
 """For every model and method that has no value of its own."""
-MODEL_DEFAULTS: dict[str, dict[str, Any]] = {"tiny": {"encoder_lr": 2e-3, "decoder_lr": 2e-3}}
+MODEL_DEFAULTS: dict[str, dict[str, Any]] = {"lite": {"encoder_lr": 1e-3, "decoder_lr": 2e-3}}
 """For models that have values of their own: small ones learn faster at higher rates."""
 REFRESHES_PER_RUN = 20
 EVALUATIONS_PER_RUN = 10

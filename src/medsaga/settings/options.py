@@ -37,7 +37,7 @@ class SharedSettings:
         "lite, vit_b, sam2.1_hiera_tiny, ..., auto, or weights: a name, a file, a hub id.",
         group="model",
         metavar="MODEL",
-        shown="tiny",
+        shown="lite",
     )
     random_weights: bool = option(
         "Start from random weights, as architectures without published weights always do.",
@@ -51,7 +51,7 @@ class SharedSettings:
         "Side in pixels of the square that the model sees; a multiple of 16.",
         group="memory",
         metavar="N",
-        shown="192 for tiny and unet, 224 for daeformer, else 1024",
+        shown="192 for lite and unet, 224 for daeformer, else 1024",
     )
     micro_batch_size: int | None = option(
         "Images per backward pass: fewer need less memory and more time, for the same result.",
@@ -64,7 +64,7 @@ class SharedSettings:
         default="auto",
         group="precision and memory",
         metavar="none|blocks",
-        shown="none for tiny, daeformer and unet, else blocks",
+        shown="none for lite, daeformer and unet, else blocks",
     )
     device: str = option(
         "cpu, cuda, cuda:N or mps.", default="auto", group="memory", metavar="DEVICE", shown="a GPU if any"
@@ -223,13 +223,13 @@ class Settings(SharedSettings):
         "Peak learning rate of the image encoder.",
         group="loss and optimizer",
         metavar="RATE",
-        shown="2e-3 for tiny, else 5e-4; samed 5e-3, daeformer 0.05, unet 1e-3",
+        shown="1e-3 for lite, else 5e-4; samed 5e-3, daeformer 0.05, unet 1e-3",
     )
     decoder_lr: float | None = option(
         "Peak learning rate of the prompt encoder and the mask decoder.",
         group="loss and optimizer",
         metavar="RATE",
-        shown="2e-3 for tiny, else 5e-4; daeformer 0.05, unet 1e-3",
+        shown="2e-3 for lite, else 5e-4; daeformer 0.05, unet 1e-3",
     )
     weight_decay: float | None = option(
         "Weight decay of the weight matrices.", group="loss and optimizer", metavar="DECAY", shown="0.1; daeformer 1e-4"

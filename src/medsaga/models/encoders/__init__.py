@@ -8,22 +8,10 @@ from medsaga.models.encoders.hiera import HieraSpec
 from medsaga.models.encoders.lite import LiteSpec
 from medsaga.models.encoders.pruned import has_sizes, spec_with_sizes
 from medsaga.models.encoders.sam_vit import SamVitSpec
-from medsaga.models.encoders.tiny import TinySpec
 from medsaga.models.encoders.tiny_vit import TinyVitSpec
 
 ENCODERS: dict[str, EncoderSpec] = {
-    "tiny": TinySpec(
-        hidden_size=128,
-        layers=6,
-        heads=2,
-        global_layers=(2, 5),
-        window=8,
-        out_channels=128,
-        pyramid_widths=(32, 64),
-        decoder_mlp_dim=512,
-        image_size=192,
-    ),
-    "lite": LiteSpec(width=1.0, depth=1.1, out_channels=128, image_size=256),
+    "lite": LiteSpec(width=1.0, depth=1.1, out_channels=128, image_size=192),
     "vit_b": SamVitSpec(hidden_size=768, layers=12, heads=12, global_layers=(2, 5, 8, 11)),
     "vit_l": SamVitSpec(hidden_size=1024, layers=24, heads=16, global_layers=(5, 11, 17, 23)),
     "vit_h": SamVitSpec(hidden_size=1280, layers=32, heads=16, global_layers=(7, 15, 23, 31)),
@@ -39,8 +27,23 @@ ENCODERS: dict[str, EncoderSpec] = {
     "sam2.1_hiera_large": HieraSpec(
         embed_dim=144, heads=2, stages=(2, 6, 36, 4), global_blocks=(23, 33, 43), windows=(8, 4, 16, 8)
     ),
+    "tiny": SamVitSpec(
+        hidden_size=64,
+        layers=4,
+        heads=2,
+        global_layers=(1, 3),
+        window=4,
+        patch_size=8,
+        out_channels=64,
+        decoder_mlp_dim=128,
+        image_size=128,
+        recomputed=False,
+    ),
 }
-"""The encoder of each architecture that has a name: the published sizes of SAM and its variants, and small ones."""
+"""The encoder of each architecture that has a name; the first is the default.
+
+They are ``lite``, the published sizes of SAM and its variants, and ``tiny``: all parts of SAM in a size for tests and
+quick looks, which no weights are published for."""
 
 __all__ = ["ENCODERS", "EncoderSpec", "ImageEncoder", "encoder_spec", "is_architecture", "useful_image_sizes"]
 
