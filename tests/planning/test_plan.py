@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from real_steps import measure
+from resolved import resolved
 
 from medsaga.errors import InputError
 from medsaga.models.encoders import useful_image_sizes
@@ -47,10 +48,10 @@ def choose(
 ) -> ResolvedSettings:
     """The settings that a budget leads to, in bytes or as text, on a device that a precision suits."""
     amount = f"{budget}B" if isinstance(budget, int) else budget
-    asked = Settings(**{"budget": amount, "augmentation": "none", **given})
+    asked = Settings(**{"model": "tiny", "budget": amount, "augmentation": "none", **given})
     choice = choose_model(asked)
     complete = Completion(choice, choice.settings, DeviceDefaults(suits, 32))
-    chosen = plan(choice.settings, complete, choice.method, peak=peak, sizes=sizes, precision=suits)
+    chosen = plan(choice.settings, complete, choice.method, peak=peak, sizes=sizes, precision=suits, int8=choice.int8)
     if isinstance(budget, int):
         assert peak(chosen) <= USABLE * budget
     return chosen
@@ -156,19 +157,34 @@ def test_a_real_step_stays_within_the_budget(budget: int) -> None:
     assert measure(chosen, classes=3, in_channels=3).peak_bytes <= budget * MB
 
 
-@pytest.mark.parametrize(("precision", "leanest"), [("fp16", "fp16"), ("bf16", "int8"), ("fp32", "int8")])
-def test_what_the_device_cannot_do_is_not_chosen(precision: str, leanest: str) -> None:
+@pytest.mark.parametrize(
+    ("model", "precision", "leanest"),
+    [("tiny", "fp16", "fp16"), ("tiny", "bf16", "int8"), ("tiny", "fp32", "int8"), ("lite", "fp32", "bf16")],
+)
+def test_what_the_device_or_the_model_cannot_do_is_not_chosen(model: str, precision: str, leanest: str) -> None:
     sizes = (128,)
-    assert choose("100GB", suits=precision, sizes=sizes).precision == precision
+    assert choose("100GB", suits=precision, sizes=sizes, model=model).precision == precision
     with pytest.raises(InputError, match=f"--precision {leanest} --state-bits 8 --rank 4") as refused:
-        choose("1B", suits=precision, sizes=sizes)
+        choose("1B", suits=precision, sizes=sizes, model=model)
     assert "--image-size 128" in str(refused.value)
+
+
+@pytest.mark.parametrize("given", [{}, {"budget": "1GB"}], ids=str)
+def test_int8_is_refused_where_there_is_no_linear_layer(given: dict[str, Any]) -> None:
+    with pytest.raises(
+        InputError, match=r"--precision: expected fp32, bf16 or fp16 for lite, whose encoder has no lin"
+    ):
+        resolved(Settings(model="lite", precision="int8", **given))
+    # Which model `auto` is, nobody knows before the device.
+    assert choose_model(Settings(model="auto", precision="int8")).model == "lite"
+    assert resolved(Settings(model="vit_b", precision="int8")).precision == "int8"
 
 
 def test_useful_sizes_waste_nothing_of_a_window_and_do_not_enlarge_for_nothing() -> None:
     published = useful_image_sizes("vit_b")
     assert published == useful_image_sizes("vit_h") == [224, 448, 672, 896, 1024]
-    assert useful_image_sizes("tiny") == [64, 128, 192]
+    assert useful_image_sizes("tiny") == [32, 64, 96, 128]
+    assert useful_image_sizes("lite") == [96, 128, 160, 192]
     assert useful_sizes(published, None) == useful_sizes(published, 5000) == published
     assert useful_sizes(published, 512) == [224, 448, 672]
     assert useful_sizes(published, 448) == [224, 448]

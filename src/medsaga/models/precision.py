@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from medsaga.memory.meta import on_meta
 from medsaga.models.base import SegmentationModel
+from medsaga.models.encoders import encoder_spec
 from medsaga.models.int8 import quantise_linears
 
 WEIGHT_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.bfloat16}
@@ -26,6 +28,14 @@ def set_precision(model: SegmentationModel, precision: str) -> None:
     cast_parameters(model, WEIGHT_TYPES[precision])
     if precision == "int8":
         quantise_linears(model.get_submodule("image_encoder"))
+
+
+def takes_int8(architecture: str) -> bool:
+    """Whether ``int8`` means something for an architecture: its image encoder has linear layers."""
+    spec = encoder_spec(architecture)
+    with on_meta():
+        encoder = spec.build(image_size=spec.image_size, in_channels=3)
+    return any(isinstance(layer, nn.Linear) for layer in encoder.modules())
 
 
 def cast_parameters(module: nn.Module, dtype: torch.dtype) -> None:

@@ -44,6 +44,7 @@ def plan(
     peak: Callable[[ResolvedSettings], int],
     sizes: Sequence[int],
     precision: Precision,
+    int8: bool,
 ) -> ResolvedSettings:
     """Choose what the user has left open, so that training and inference fit the budget of the settings.
 
@@ -54,6 +55,7 @@ def plan(
         peak: returns the memory of a run in bytes.
         sizes: image sizes that make sense, ascending; not used when the settings name one.
         precision: the most exact one that suits the device.
+        int8: whether the model has what int8 is for.
 
     Returns:
         complete settings that fit.
@@ -71,7 +73,7 @@ def plan(
         return peak(resolved(**changes)) <= USABLE * budget
 
     ranks = _open(settings, [{"rank": rank} for rank in method.ranks]) or [{}]
-    precisions = [how for how in PRECISIONS[precision] if method.trains_sam or how["precision"] != "int8"]
+    precisions = [how for how in PRECISIONS[precision] if int8 or how["precision"] != "int8"]
     precisions = _open(settings, precisions)
     speeds = _speeds(settings, resolved().batch_size)
     sizes = [settings.image_size] if settings.image_size else sizes

@@ -15,6 +15,7 @@ from medsaga.errors import InputError
 from medsaga.methods import method_named
 from medsaga.methods.base import Method
 from medsaga.models.encoders import is_architecture
+from medsaga.models.precision import takes_int8
 from medsaga.models.weights.loading import detect_architecture
 from medsaga.models.weights.registry import RANDOM, STARTER, weights_named
 from medsaga.models.weights.sources import locate
@@ -63,6 +64,11 @@ class Choice:
     model: str
     weights: str | None
 
+    @property
+    def int8(self) -> bool:
+        """Whether the model has what int8 is for."""
+        return self.method.trains_sam and takes_int8(self.model)
+
 
 def choose_model(settings: Settings) -> Choice:
     """Look up what the names in the settings stand for; the recipe and the header of a file of weights are read.
@@ -94,7 +100,10 @@ def choose_model(settings: Settings) -> Choice:
         raise InputError("--optimizer", expected="adamw: GaLore is made for it", found="sgd", do="Leave it out.")
     if settings.random_weights:
         weights = RANDOM
-    return Choice(settings=settings, method=method, name=name, model=model, weights=weights)
+    choice = Choice(settings=settings, method=method, name=name, model=model, weights=weights)
+    if settings.precision == "int8" and settings.model != AUTO and not choice.int8:
+        raise _no_int8(f"{model}, whose encoder has no linear layers")
+    return choice
 
 
 def find_weights(choice: Choice) -> None:
@@ -142,6 +151,7 @@ def resolve(settings: Settings, facts: Facts) -> ResolvedSettings:
         peak=peak,
         sizes=useful_sizes(sizes, side),
         precision=facts.device.precision,
+        int8=choice.int8,
     )
 
 
@@ -221,4 +231,8 @@ def _require_scratch(settings: Settings, name: str, method: Method, model: str) 
         only = ", ".join(method.architectures)
         raise InputError("--model", expected=f"{only} for {name}", found=model, do="Leave --model out.")
     if settings.precision == "int8":
-        raise InputError("--precision", expected=f"fp32, bf16 or fp16 for {name}", found="int8", do="Leave it out.")
+        raise _no_int8(name)
+
+
+def _no_int8(whose: str) -> InputError:
+    return InputError("--precision", expected=f"fp32, bf16 or fp16 for {whose}", found="int8", do="Leave it out.")
