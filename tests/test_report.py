@@ -119,6 +119,15 @@ def test_the_numbers_are_there(tmp_path: Path) -> None:
         assert expected in page.text, expected
 
 
+@pytest.mark.parametrize("layers", ["queries and values", "pointwise convolutions"])
+def test_it_says_what_lora_updates(tmp_path: Path, layers: str) -> None:
+    page = Page(
+        report(tmp_path / "report.html", result={**scores(), **COST, "projected_parameters": 0, "lora": layers})
+    )
+    assert f"LoRA on {layers}" in page.text
+    assert "projected gradients" not in page.text
+
+
 @pytest.mark.parametrize(("form", "said"), [("linear", "medsaga's own form"), ("squared", "smoothing 1e-5")])
 def test_it_says_which_dice_was_trained_with(tmp_path: Path, form: str, said: str) -> None:
     page = Page(report(tmp_path / "report.html", settings={**SETTINGS, "dice_weight": 0.6, "dice_form": form}))

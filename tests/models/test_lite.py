@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from medsaga.models.blocks import FrozenBatchNorm2d
 from medsaga.models.encoders.lite import STAGES, LiteEncoder, LiteSpec
-from medsaga.models.lora import add_lora, lora_parameters, merge_lora
+from medsaga.models.lora import add_lora, lora_parameters, merge_lora, updated_layers
 from medsaga.models.sam import KClassSam, build_sam
 
 SPEC = LiteSpec(width=1.0, depth=1.1, out_channels=128, image_size=256)
@@ -125,6 +125,7 @@ def test_lora_updates_the_pointwise_convolutions() -> None:
     add_lora(model.image_encoder, 4)
     factors = lora_parameters(model.image_encoder)
     assert len(factors) == 2 * (21 + 20)  # the first block only narrows
+    assert updated_layers(model) == "pointwise convolutions"
     torch.testing.assert_close(model(images), plain)
     with torch.no_grad():
         for factor in factors:
@@ -136,6 +137,7 @@ def test_lora_updates_the_pointwise_convolutions() -> None:
     assert not torch.allclose(changed, plain)
     merge_lora(model.image_encoder)
     assert not lora_parameters(model.image_encoder)
+    assert updated_layers(model) is None
     torch.testing.assert_close(encoder.get_parameter("blocks.3.expand_conv.weight").flatten(1), expected)
     torch.testing.assert_close(model(images), changed)
 

@@ -26,6 +26,7 @@ from medsaga.models.encoders.base import ImageEncoder
 from medsaga.models.sam import KClassSam, build_sam
 from medsaga.models.weights.loading import DESCRIPTION, check_tensors
 from medsaga.models.weights.names import State, own_names
+from medsaga.models.weights.others import refuse_others
 from medsaga.models.weights.sources import read_safetensors
 
 FACTORS = ("query_down", "query_up", "value_down", "value_up")
@@ -172,6 +173,13 @@ def lora_parameters(encoder: nn.Module) -> list[nn.Parameter]:
     return [layer.get_parameter(name) for layer in encoder.modules() for name in added.get(type(layer), ())]
 
 
+def updated_layers(model: nn.Module) -> str | None:
+    """Return in words which layers of a model have updates; None if none has."""
+    kinds = {type(layer) for layer in model.modules()}
+    words = {LoraQkv: "queries and values", LoraPointwise: "pointwise convolutions"}
+    return next((name for kind, name in words.items() if kind in kinds), None)
+
+
 def save_adapter(path: Path, model: KClassSam) -> None:
     """Write what SAMed trains, as safetensors: the updates, the prompt encoder and the mask decoder.
 
@@ -202,6 +210,7 @@ def load_adapter(path: Path, model: KClassSam) -> None:
         InputError: the file is missing, damaged, of another program or of another model. The model is as it was.
     """
     state, metadata = read_safetensors(path)
+    refuse_others(path, state)
     try:
         described = json.loads(metadata["medsaga_adapter"])
         theirs = {name: described[name] for name in DESCRIPTION}

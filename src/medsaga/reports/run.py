@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Role = Literal["best", "median", "worst"]
 WIDEST_PICTURE = 1800
 MOST_POINTS = 600
-COSTS = ("peak_memory_bytes", "seconds_per_step", "trainable_parameters", "projected_parameters")
+COSTS = ("peak_memory_bytes", "seconds_per_step", "trainable_parameters", "projected_parameters", "lora")
 """Of a result; those that were not measured are missing there."""
 BOOTSTRAP_NOTE = " Intervals: bootstrap over cases; with fewer than about ten cases they are too narrow."
 DICE_NOTES = {
@@ -92,8 +92,8 @@ def write_report(
         settings: resolved settings of the run, nested or flat.
         result: what `medsaga.evaluation.summary.summarise` returned, and what the training cost:
             ``peak_memory_bytes``, ``memory_breakdown`` (bytes per category), ``seconds_per_step``,
-            ``trainable_parameters``, ``projected_parameters``, ``cases_trained_on``; those missing are shown as
-            not measured.
+            ``trainable_parameters``, ``projected_parameters``, ``lora`` (the layers that it updates),
+            ``cases_trained_on``; those missing are shown as not measured.
         history: lines of ``metrics.jsonl``: ``kind`` is ``step`` (``step``, ``loss``) or ``evaluation`` (``step``,
             ``dice``).
         examples: pictures, in the order in which they are shown.

@@ -236,6 +236,7 @@ def _cost(run: Path) -> dict[str, Any]:
     wanted = (
         "trainable_parameters",
         "projected_parameters",
+        "lora",
         "skipped_steps",
         "predicted_peak_memory_bytes",
         "peak_memory_bytes",

@@ -13,6 +13,7 @@ from medsaga import files, run_folder
 from medsaga.distributed.group import ALONE, Group
 from medsaga.errors import Interrupted, OutOfMemoryError
 from medsaga.memory.tracker import is_out_of_memory
+from medsaga.models.lora import updated_layers
 from medsaga.models.weights.loading import load_in_place
 from medsaga.planning.estimate import predict_memory
 from medsaga.prediction.segmenter import Segmenter
@@ -212,6 +213,7 @@ def _facts_before(run: Run, trainer: Trainer) -> dict[str, Any]:
     return {
         "trainable_parameters": sum(p.numel() for p in run.model.parameters() if p.requires_grad),
         "projected_parameters": trainer.optimizer.projected_parameters(),
+        "lora": updated_layers(run.model),
         "predicted_peak_memory_bytes": predicted.peak_bytes,
     }
 
