@@ -17,6 +17,7 @@ from medsaga.errors import InputError
 from medsaga.models.base import SegmentationModel
 from medsaga.models.int8 import load_plain_state, plain_state
 from medsaga.models.weights.names import layout_of
+from medsaga.models.weights.others import refuse_others
 from medsaga.optim.accumulation import AccumulatingOptimizer
 from medsaga.settings.options import ResolvedSettings
 from medsaga.training.scaling import LossScale, loss_scale_for
@@ -104,6 +105,7 @@ def load_state(
         )
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        refuse_others(path, state["model"])
         # The optimizer's state has no names: it would be given to parameters that are counted in another order now.
         if layout_of(state["model"]).name == "transformers":
             raise ValueError("the state of a run that an earlier version of medsaga began; its model can still be used")
@@ -111,8 +113,8 @@ def load_state(
         optimizer.load_state_dict(state["optimizer"])
         scale = LossScale(**state["counters"].pop("loss_scale"))
         return Counters(**state["counters"], loss_scale=scale)
-    except AssertionError:
-        raise  # a fault of ours
+    except (AssertionError, InputError):
+        raise  # a fault of ours, or a sentence already
     except Exception as error:  # a damaged archive raises whatever the damage hits first
         raise InputError(
             path, expected="the state of this run", found=str(error).splitlines()[0], do="Train again from the start."

@@ -200,9 +200,11 @@ def load_model(path: Path, build: Callable[..., SegmentationModel] = build_sam) 
         build: makes the model, from its architecture, ``classes``, ``image_size`` and ``in_channels``.
 
     Raises:
-        InputError: the file is missing, damaged, of another program, or its tensors do not fit its own description.
+        InputError: the file is missing, damaged, of another program or of a model that is gone, or its tensors do not
+            fit its own description.
     """
     state, metadata = read_safetensors(path)
+    refuse_others(path, state)
     try:
         described = json.loads(metadata["medsaga"])
         architecture, classes, image_size, in_channels = (described[name] for name in DESCRIPTION)

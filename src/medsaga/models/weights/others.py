@@ -45,6 +45,11 @@ OTHERS = (
         ("detector.", "detector_model.", "detr_decoder."),
         "Use sam2.1_hiera_large.pt, the largest file of SAM 2.1.",
     ),
+    OtherModel(
+        "a small model of an earlier version of medsaga, which this one does not have",
+        ("image_encoder.details.", "vision_encoder.details.", "mask_decoder.details."),
+        "Train again, or use the version that made it.",
+    ),
 )
 
 
