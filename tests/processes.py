@@ -29,7 +29,8 @@ from medsaga.training.events import Event, Notice, Stepped
 from medsaga.training.trainer import Trainer
 
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["medsaga.runs.train", "medsaga.distributed.joining"])
+# Torch's optimizers import its compiler when they are made, and writing a state its tests: seconds in every process.
+_SERVER.set_forkserver_preload(["medsaga.runs.train", "medsaga.distributed.joining", "torch._dynamo"])
 _SECONDS = 120
 
 
