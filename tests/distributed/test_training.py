@@ -11,7 +11,9 @@ from processes import Trained, Trouble, together, train_alone, train_together
 
 from medsaga.distributed.group import FailedElsewhereError
 from medsaga.errors import RunError
+from medsaga.planning.estimate import predict_memory
 from medsaga.settings.options import Settings
+from medsaga.settings.run_config import read_config
 
 BATCH = 4
 
@@ -152,6 +154,9 @@ def test_a_process_takes_the_memory_of_one_that_has_its_share_of_the_batch(
     for each in together(2, tmp_path, train_together, toy, tmp_path / "run", settings):
         assert isinstance(each, Trained), each
         assert each.peak_bytes <= 1.03 * one.peak_bytes
+        config = read_config(tmp_path / "run" / "config.toml")
+        plan = predict_memory(config.settings, classes=3, in_channels=config.in_channels, processes=2)
+        assert each.peak_bytes == pytest.approx(plan.peak_bytes, rel=0.02)
 
 
 @pytest.mark.exhaustive
