@@ -152,6 +152,11 @@ def train_together(
     return trained
 
 
+def train_several(group: Group, data: Path, out: Path, several: list[Settings]) -> list[Trained]:
+    """Train in float64 as each of several settings says, one after the other."""
+    return [train_together(group, data, out / str(n), each, double=True) for n, each in enumerate(several)]
+
+
 def train_alone(data: Path, out: Path, settings: Settings, **given: Any) -> Trained:
     """Train in this process."""
     return train_together(ALONE, data, out, settings, **given)

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import Trained, Trouble, together, train_alone, train_together
+from processes import Trained, Trouble, together, train_alone, train_several, train_together
 
-from medsaga.distributed.group import FailedElsewhereError
+from medsaga.distributed.group import ALONE, FailedElsewhereError
 from medsaga.errors import RunError
 from medsaga.planning.estimate import predict_memory
 from medsaga.settings.options import Settings
@@ -87,6 +87,16 @@ def test_in_float64_nothing_but_rounding_is_left(
     for each in together(2, tmp_path, train_together, toy, tmp_path / "run", settings, None, True):
         assert isinstance(each, Trained), each
         assert each.losses == pytest.approx(one.losses, abs=1e-10)
+
+
+def test_every_method_makes_the_steps_of_one_process(toy: Path, tmp_path: Path, settings: Settings) -> None:
+    several = [_of_method(settings, method, steps=2) for method in ("samed", "full", "unet", "frozen")]
+    alone = train_several(ALONE, toy, tmp_path / "alone", several)
+    for each in together(2, tmp_path, train_several, toy, tmp_path / "shared", several):
+        assert not isinstance(each, Exception), each
+        for one, ours in zip(alone, each, strict=True):
+            assert len(ours.losses) == 2
+            assert ours.losses == pytest.approx(one.losses, abs=1e-10)
 
 
 def _with(
