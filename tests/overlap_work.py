@@ -35,9 +35,10 @@ class Learner:
     def __init__(self, group: Group, refresh: str) -> None:
         torch.manual_seed(0)
         sizes = [(SIDE, SIDE)] * 3 + [(SIDE, OUT)]
-        self.network = nn.Sequential(*(nn.Linear(*size) for size in sizes))
-        weights = [layer.weight for layer in self.network]
-        biases = [layer.bias for layer in self.network]
+        self.layers = [nn.Linear(*size) for size in sizes]
+        self.network = nn.Sequential(*self.layers)
+        weights = [layer.weight for layer in self.layers]
+        biases = [layer.bias for layer in self.layers]
         projected: dict[str, Any] = {"params": weights[:3], "rank": RANK, "refresh": refresh}
         self.optimizer = GaLoreAdamW([projected, {"params": [weights[3], *biases]}], refresh_every=3)
         self._group = group
@@ -84,7 +85,7 @@ def short_of_memory(group: Group, layer: int) -> dict[str, Any]:
     """Let memory run out in process 1 when the gradient of a layer arrives, and make the step again."""
     noting, learner = Noting(), Learner(group, "sketch")
     learner.steps(1, None)
-    with _shortage(learner.network[layer].weight) if group.rank == 1 else contextlib.nullcontext():
+    with _shortage(learner.layers[layer].weight) if group.rank == 1 else contextlib.nullcontext():
         agreement = Agreement(noting)
         agreement.begin(learner.optimizer)
         agreement.others(torch.zeros(3, 1))

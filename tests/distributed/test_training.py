@@ -90,7 +90,7 @@ def test_in_float64_nothing_but_rounding_is_left(
 
 
 def test_every_method_makes_the_steps_of_one_process(toy: Path, tmp_path: Path, settings: Settings) -> None:
-    several = [_of_method(settings, method, steps=2) for method in ("samed", "full", "unet", "frozen")]
+    several = [_of_method(settings, method, steps=2) for method in ("samed", "full", "frozen")]
     alone = train_several(ALONE, toy, tmp_path / "alone", several)
     for each in together(2, tmp_path, train_several, toy, tmp_path / "shared", several):
         assert not isinstance(each, Exception), each

@@ -118,7 +118,14 @@ def test_a_process_takes_what_the_largest_share_of_the_batch_takes() -> None:
 
 
 def test_what_no_size_depends_on_needs_no_other_prediction() -> None:
-    other = {"seed": 3, "encoder_lr": 0.1, "decoder_lr": 0.2, "dice_weight": 0.5, "weight_decay": 0.3, "fold": 2}
+    other: dict[str, Any] = {
+        "seed": 3,
+        "encoder_lr": 0.1,
+        "decoder_lr": 0.2,
+        "dice_weight": 0.5,
+        "weight_decay": 0.3,
+        "fold": 2,
+    }
     other |= {"max_gradient_norm": 9.0, "axis": "axial", "intensity": "identity", "protocol": "transunet"}
     assert predict(**other) is predict()
 
