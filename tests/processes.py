@@ -87,8 +87,8 @@ class Trouble:
     Attributes:
         rank: of the process.
         call: of the model's forward pass in training in which it happens; the first is 1.
-        kind: ``memory``, ``nan``, ``signal``, ``kill``, or ``drift``, a weight that is changed alone; or ``bases``:
-            memory runs out while the first bases are made.
+        kind: ``memory``, ``nan``, ``signal``, ``kill``, or ``drift``, a weight that is changed alone; ``backward``:
+            memory runs out in the backward pass that follows; or ``bases``: while the first bases are made.
     """
 
     rank: int
@@ -172,6 +172,9 @@ def _make(trouble: Trouble, model: nn.Module, optimizer: Any) -> None:
     if trouble.kind == "bases":
         optimizer.calibrate = short_of_memory
 
+    def run_out(_: Tensor) -> None:
+        raise torch.OutOfMemoryError("out of memory")
+
     def happen(model: nn.Module, inputs: Any, output: Tensor) -> Tensor | None:
         nonlocal calls
         if not model.training:
@@ -182,6 +185,8 @@ def _make(trouble: Trouble, model: nn.Module, optimizer: Any) -> None:
         match trouble.kind:
             case "memory":
                 raise torch.OutOfMemoryError("out of memory")
+            case "backward":
+                output.register_hook(run_out)
             case "nan":
                 return output * float("nan")
             case "signal":
