@@ -29,7 +29,8 @@ from medsaga.training.events import Event, Notice, Stepped
 from medsaga.training.trainer import Trainer
 
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["medsaga.runs.train", "medsaga.distributed.joining"])
+# Torch's optimizers import its compiler when they are made, and writing a state its tests: seconds in every process.
+_SERVER.set_forkserver_preload(["medsaga.runs.train", "medsaga.distributed.joining", "torch._dynamo"])
 _SECONDS = 120
 
 
@@ -86,8 +87,8 @@ class Trouble:
     Attributes:
         rank: of the process.
         call: of the model's forward pass in training in which it happens; the first is 1.
-        kind: ``memory``, ``nan``, ``signal``, ``kill``, or ``drift``, a weight that is changed alone; or ``bases``:
-            memory runs out while the first bases are made.
+        kind: ``memory``, ``nan``, ``signal``, ``kill``, or ``drift``, a weight that is changed alone; ``backward``:
+            memory runs out in the backward pass that follows; or ``bases``: while the first bases are made.
     """
 
     rank: int
@@ -151,6 +152,11 @@ def train_together(
     return trained
 
 
+def train_several(group: Group, data: Path, out: Path, several: list[Settings]) -> list[Trained]:
+    """Train in float64 as each of several settings says, one after the other."""
+    return [train_together(group, data, out / str(n), each, double=True) for n, each in enumerate(several)]
+
+
 def train_alone(data: Path, out: Path, settings: Settings, **given: Any) -> Trained:
     """Train in this process."""
     return train_together(ALONE, data, out, settings, **given)
@@ -166,6 +172,9 @@ def _make(trouble: Trouble, model: nn.Module, optimizer: Any) -> None:
     if trouble.kind == "bases":
         optimizer.calibrate = short_of_memory
 
+    def run_out(_: Tensor) -> None:
+        raise torch.OutOfMemoryError("out of memory")
+
     def happen(model: nn.Module, inputs: Any, output: Tensor) -> Tensor | None:
         nonlocal calls
         if not model.training:
@@ -176,6 +185,8 @@ def _make(trouble: Trouble, model: nn.Module, optimizer: Any) -> None:
         match trouble.kind:
             case "memory":
                 raise torch.OutOfMemoryError("out of memory")
+            case "backward":
+                output.register_hook(run_out)
             case "nan":
                 return output * float("nan")
             case "signal":

@@ -23,12 +23,20 @@ def _runnable(page: Path) -> list[tuple[str, str]]:
     return [(kind, text) for kind, text in BLOCK.findall(page.read_text(encoding="utf-8")) if "make " not in text]
 
 
+def _commands(text: str) -> list[list[str]]:
+    """The arguments of each command of a block."""
+    lines = [shlex.split(line, comments=True) for line in text.replace("\\\n", " ").strip().splitlines()]
+    assert all(line[0] == "medsaga" for line in lines), text
+    return [line[1:] for line in lines]
+
+
 def _pages() -> list[Any]:
-    """The pages with something to run, as they are; where they compare methods, `exhaustive`, and cut to one run."""
+    """The pages with something to run as they are and, where that takes long, `exhaustive` and cut."""
     pages = []
     for page in PAGES:
         blocks = _runnable(page)
-        long = any("medsaga compare" in text for _, text in blocks)
+        commands = [command for kind, text in blocks if kind == "sh" for command in _commands(text)]
+        long = any(_cut(command) != command for command in commands)
         if blocks:
             marks = [pytest.mark.exhaustive] if long else []
             pages.append(pytest.param(page, False, id=page.stem, marks=marks))
@@ -38,12 +46,20 @@ def _pages() -> list[Any]:
 
 
 def _cut(arguments: list[str]) -> list[str]:
-    """Leave a comparison one method, one number of cases and one seed."""
-    lists = ("--methods", "--shots", "--seeds")
-    pairs = itertools.pairwise(["", *arguments])
-    if arguments[0] != "compare":
-        return arguments
-    return [("1" if name == "--seeds" else value.split(",")[0]) if name in lists else value for name, value in pairs]
+    """Leave a comparison one method, one number of cases and one seed; plan for a small model; predict alone."""
+    verb, *options = arguments
+    kept = []
+    for name, value in itertools.pairwise(["", *options]):
+        match verb, name:
+            case "compare", "--methods" | "--shots":
+                kept.append(value.split(",")[0])
+            case ("compare", "--seeds") | ("predict", "--devices"):
+                kept.append("1")
+            case "memory", "--model":
+                kept.append("tiny")
+            case _:
+                kept.append(value)
+    return [verb, *kept]
 
 
 @pytest.mark.parametrize(("page", "is_cut"), _pages())
@@ -58,10 +74,8 @@ def test_every_block_runs(page: Path, is_cut: bool, tmp_path: Path, monkeypatch:
         if kind == "python":
             exec(compile(text, page.name, "exec"), {})
             continue
-        for line in text.replace("\\\n", " ").strip().splitlines():
-            program, *arguments = shlex.split(line, comments=True)
-            assert program == "medsaga", line
-            assert main(_cut(arguments) if is_cut else arguments) == 0, line
+        for arguments in _commands(text):
+            assert main(_cut(arguments) if is_cut else arguments) == 0, arguments
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

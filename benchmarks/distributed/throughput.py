@@ -2,8 +2,8 @@
 
     python -m benchmarks.distributed.throughput --out benchmarks/distributed/throughput.json
 
-Both make the same steps: the same batch of `BATCH` images, whole or in halves. The time of a step is the median, the
-first `WARM_UP` steps left out.
+``--models lite --steps 4`` is a short run, to see that it works. Both make the same steps: the same batch of `BATCH`
+images, whole or in halves. The time of a step is the median, the first `WARM_UP` steps left out.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ MODELS = ("lite", "vit_b")
 SIDE, BATCH, STEPS, WARM_UP = 224, 8, 12, 2
 
 
-def seconds_per_step(model: str, processes: int, folder: Path) -> float:
+def seconds_per_step(model: str, processes: int, steps: int, folder: Path) -> float:
     """Train for a few steps; return the seconds of one."""
     out = folder / f"{model}-{processes}"
-    flags = {"model": model, "image-size": SIDE, "batch-size": BATCH, "steps": STEPS, "evaluate-every": STEPS}
-    flags |= {"device": "cpu", "devices": processes, "shots": 2, "test-cases": 1, "refresh-every": STEPS}
+    flags = {"model": model, "image-size": SIDE, "batch-size": BATCH, "steps": steps, "evaluate-every": steps}
+    flags |= {"device": "cpu", "devices": processes, "shots": 2, "test-cases": 1, "refresh-every": steps}
     command = [sys.executable, "-m", "medsaga", "train", str(folder / "data"), "--out", str(out), "--random-weights"]
     command += [f"--{name}={value}" for name, value in flags.items()]
     subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True)
@@ -41,16 +41,20 @@ def main() -> None:
     """Measure, print, and write the numbers."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    out = parser.parse_args().out
+    parser.add_argument("--models", nargs="+", default=MODELS)
+    parser.add_argument("--steps", type=int, default=STEPS)
+    asked = parser.parse_args()
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_phantom_ct(folder / "data")
-        for model in MODELS:
-            one, two = (seconds_per_step(model, processes, folder) for processes in (1, 2))
+        for model in asked.models:
+            one, two = (seconds_per_step(model, processes, asked.steps, folder) for processes in (1, 2))
             rows.append({"model": model, "one": one, "two": two, "times": round(one / two, 2)})
             print(f"{model}: {BATCH / one:.2f} images/s alone, {BATCH / two:.2f} by two: {one / two:.2f} times")
-    files.write_json(out, {"machine": machine(), "side": SIDE, "batch": BATCH, "steps": STEPS, "rows": rows})
+    files.write_json(
+        asked.out, {"machine": machine(), "side": SIDE, "batch": BATCH, "steps": asked.steps, "rows": rows}
+    )
 
 
 if __name__ == "__main__":

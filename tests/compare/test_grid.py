@@ -60,7 +60,7 @@ def tables_of(out: Path) -> tuple[str, str]:
 def _command(data: Path, out: Path, methods: str, shots: str) -> list[str]:
     command = [sys.executable, "-m", "medsaga", "compare", str(data), "--out", str(out), "--methods", methods]
     command += ["--shots", shots, "--seeds", "1", "--steps", "1", "--batch-size", "2", "--image-size", "64"]
-    return [*command, "--device", "cpu"]
+    return [*command, "--model", "tiny", "--device", "cpu"]
 
 
 def _assert_same(one: Path, other: Path) -> None:
@@ -143,6 +143,8 @@ def test_only_what_is_missing_is_run(toy: Path, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(grid, "run_cell", noted)
     run(toy, tmp_path / "out", methods=["frozen"], shots=[1])
     assert ran == []
+    assert "data:image/png" not in (tmp_path / "out" / "index.html").read_text()  # `run` asks for no pictures
+    assert not list((tmp_path / "out" / "cells").glob("*.npz"))
     run(toy, tmp_path / "out", methods=["frozen", "full"], shots=[1])
     assert ran == [("full", 0)]
     with pytest.raises(InputError, match="settings of this comparison"):
@@ -152,57 +154,38 @@ def test_only_what_is_missing_is_run(toy: Path, tmp_path: Path, monkeypatch: pyt
         run(toy, tmp_path / "out", methods=["frozen"], shots=[1])
 
 
-def _failing(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+def _failing(monkeypatch: pytest.MonkeyPatch, method: str, error: Exception) -> None:
     def groups(*_: Any) -> Any:
         raise error
 
-    monkeypatch.setitem(methods.METHODS, "full", dataclasses.replace(methods.METHODS["full"], groups=groups))
+    monkeypatch.setitem(methods.METHODS, method, dataclasses.replace(methods.METHODS[method], groups=groups))
 
 
-@pytest.mark.parametrize(
-    ("error", "status"),
-    [(torch.OutOfMemoryError("CUDA out of memory"), "out of memory"), (AssertionError("matrix of holes"), "failed")],
-)
-def test_what_fails_is_a_row_that_says_so(
-    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, status: str
-) -> None:
+def test_what_fails_is_a_row_that_says_so(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    errors = {"full": torch.OutOfMemoryError("CUDA out of memory"), "samed": AssertionError("matrix of holes")}
+    given: dict[str, Any] = {"methods": ["frozen", *errors], "shots": [1]}
+    statuses = ["done", "out of memory", "failed"]
     with monkeypatch.context() as patch:
-        _failing(patch, error)
-        cells = run(toy, tmp_path / "out", methods=["frozen", "full"], shots=[1])
-        assert [cell["status"] for cell in cells] == ["done", status]
+        for method, error in errors.items():
+            _failing(patch, method, error)
+        cells = run(toy, tmp_path / "out", **given)
+        assert [cell["status"] for cell in cells] == statuses
         for name in ("results.md", "results.csv", "index.html"):
-            assert str(error) in (tmp_path / "out" / name).read_text()
-        if status == "failed":
-            with pytest.raises(RunError, match="every run has failed"):
-                run(toy, tmp_path / "alone", methods=["full"], shots=[1])
-    assert [cell["status"] for cell in run(toy, tmp_path / "out", methods=["frozen", "full"], shots=[1])] == [
-        "done",
-        status,
-    ]
-    kept = tmp_path / "out" / "cells" / "equal-full-001-shots-seed-0.traceback.txt"
-    if unexpected := status == "failed":
-        assert "in groups" in kept.read_text()
-        with pytest.raises(RunError, match="1 of 2 runs failed unexpectedly: equal-full-001-shots-seed-0"):
-            check_expected(tmp_path / "out", cells)
-    else:
+            assert all(str(error) in (tmp_path / "out" / name).read_text() for error in errors.values())
+        with pytest.raises(RunError, match="every run has failed"):
+            run(toy, tmp_path / "alone", methods=["samed"], shots=[1])
+    assert [cell["status"] for cell in run(toy, tmp_path / "out", **given)] == statuses
+    assert [cell["unexpected"] for cell in cells] == [False, False, True]
+    (kept,) = (tmp_path / "out" / "cells").glob("*.traceback.txt")
+    assert kept.name == "equal-samed-001-shots-seed-0.traceback.txt"
+    assert "in groups" in kept.read_text()
+    check_expected(tmp_path / "out", cells[:2])
+    with pytest.raises(RunError, match="1 of 3 runs failed unexpectedly: equal-samed-001-shots-seed-0"):
         check_expected(tmp_path / "out", cells)
-    assert kept.exists() == cells[1]["unexpected"] == unexpected
-    retried = run(toy, tmp_path / "out", methods=["frozen", "full"], shots=[1], retry=True)
-    assert [cell["status"] for cell in retried] == ["done", "done"]
+    retried = run(toy, tmp_path / "out", **given, retry=True)
+    assert [cell["status"] for cell in retried] == ["done", "done", "done"]
     check_expected(tmp_path / "out", retried)
     assert not kept.exists()
-
-
-def test_our_own_fault_is_another_exit_code_though_the_results_are_printed(
-    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    _failing(monkeypatch, AssertionError("impossible"))
-    command = ["compare", str(toy), "--out", str(tmp_path / "out"), "--methods", "frozen,full", "--shots", "1"]
-    command += ["--seeds", "1", "--steps", "1", "--batch-size", "2", "--image-size", "64", "--device", "cpu", "--json"]
-    assert main(command) == 1
-    told = capsys.readouterr()
-    assert [cell["status"] for cell in json.loads(told.out)] == ["done", "failed"]
-    assert "equal-full-001-shots-seed-0" in told.err
 
 
 @pytest.mark.parametrize(("step", "finished"), [pytest.param(1, 0, marks=pytest.mark.exhaustive), (3, 1)])
@@ -233,12 +216,6 @@ def test_published_recipes_are_a_table_of_their_own(toy: Path, tmp_path: Path, m
     assert "published" in (tmp_path / "out" / "results.md").read_text().lower()
 
 
-def test_no_pictures_on_request(toy: Path, tmp_path: Path) -> None:
-    run(toy, tmp_path / "out", methods=["frozen"], shots=[1], pictures=False)
-    assert "data:image/png" not in (tmp_path / "out" / "index.html").read_text()
-    assert not list((tmp_path / "out" / "cells").glob("*.npz"))
-
-
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -257,23 +234,20 @@ def test_what_cannot_be_compared_is_said_before_anything_runs(toy: Path, tmp_pat
     assert not (tmp_path / "out").exists()
 
 
-def test_the_command_line(toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = [
-        "compare",
-        str(toy),
-        "--out",
-        str(tmp_path / "out"),
-        "--methods",
-        "frozen",
-        "--shots",
-        "1",
-        "--seeds",
-        "1",
-    ]
-    command += ["--steps", "1", "--batch-size", "2", "--image-size", "64", "--device", "cpu"]
+def test_the_command_line(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = _command(toy, tmp_path / "out", "frozen", "1")[3:]
     assert main([*command, "--json"]) == 0
     (cell,) = json.loads(capsys.readouterr().out)
     assert cell["result"]["metric_protocol"] == "mm"
     assert main(command) == 0
     assert "frozen" in capsys.readouterr().out
-    assert main([*command[:-1], "cpu", "--shots", "one"]) == 2
+    assert main([*command, "--shots", "one"]) == 2
+    capsys.readouterr()
+    # Our own fault is another exit code, though the results are printed.
+    _failing(monkeypatch, "full", AssertionError("impossible"))
+    assert main([*_command(toy, tmp_path / "out", "frozen,full", "1")[3:], "--json"]) == 1
+    told = capsys.readouterr()
+    assert [cell["status"] for cell in json.loads(told.out)] == ["done", "failed"]
+    assert "equal-full-001-shots-seed-0" in told.err

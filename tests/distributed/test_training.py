@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import Trained, Trouble, together, train_alone, train_together
+from processes import Trained, Trouble, together, train_alone, train_several, train_together
 
-from medsaga.distributed.group import FailedElsewhereError
+from medsaga.distributed.group import ALONE, FailedElsewhereError
 from medsaga.errors import RunError
+from medsaga.planning.estimate import predict_memory
 from medsaga.settings.options import Settings
+from medsaga.settings.run_config import read_config
 
 BATCH = 4
 
@@ -41,9 +43,15 @@ def _of_method(settings: Settings, method: str, **changes: Any) -> Settings:
     return dataclasses.replace(settings, method=method, **{**changes, **own})
 
 
-@pytest.mark.exhaustive
 @pytest.mark.parametrize(
-    ("method", "size"), [("medsaga", 2), ("medsaga", 3), ("samed", 2), ("full", 3), ("unet", 2), ("frozen", 2)]
+    ("method", "size"),
+    [
+        ("medsaga", 2),
+        *(
+            pytest.param(method, size, marks=pytest.mark.exhaustive)
+            for method, size in [("medsaga", 3), ("samed", 2), ("full", 3), ("unet", 2), ("frozen", 2)]
+        ),
+    ],
 )
 def test_the_losses_are_those_of_one_process_and_the_weights_the_same_bits(
     toy: Path, tmp_path: Path, settings: Settings, method: str, size: int
@@ -73,6 +81,8 @@ def test_the_losses_are_those_of_one_process_and_the_weights_the_same_bits(
                 ("medsaga", {"projection": "two_sided", "micro_batch_size": 1}),
                 ("samed", {}),
                 ("full", {}),
+                # Of this model there are gradients that begin to travel during the backward pass.
+                ("full", {"model": "lite", "image_size": 64, "steps": 4}),
             ]
         ),
     ],
@@ -85,6 +95,16 @@ def test_in_float64_nothing_but_rounding_is_left(
     for each in together(2, tmp_path, train_together, toy, tmp_path / "run", settings, None, True):
         assert isinstance(each, Trained), each
         assert each.losses == pytest.approx(one.losses, abs=1e-10)
+
+
+def test_every_method_makes_the_steps_of_one_process(toy: Path, tmp_path: Path, settings: Settings) -> None:
+    several = [_of_method(settings, method, steps=2) for method in ("samed", "full", "frozen")]
+    alone = train_several(ALONE, toy, tmp_path / "alone", several)
+    for each in together(2, tmp_path, train_several, toy, tmp_path / "shared", several):
+        assert not isinstance(each, Exception), each
+        for one, ours in zip(alone, each, strict=True):
+            assert len(ours.losses) == 2
+            assert ours.losses == pytest.approx(one.losses, abs=1e-10)
 
 
 def _with(
@@ -116,6 +136,21 @@ def test_out_of_memory_in_one_makes_all_smaller_and_the_result_is_that_of_the_sm
         assert ours.losses == theirs.losses
         assert ours.weights == theirs.weights
         assert ours.said == ["out of memory in step 1; going on with 1 image(s) at a time: the same result, more time"]
+
+
+@pytest.mark.exhaustive
+def test_memory_that_runs_out_in_one_while_gradients_travel_makes_all_smaller(
+    toy: Path, tmp_path: Path, settings: Settings
+) -> None:
+    settings = dataclasses.replace(settings, model="lite", image_size=64, rank=64, steps=3)
+    # The third forward pass is that of step 2, in which the other process has begun to add up when this one fails.
+    first, second = _with(Trouble(1, 3, "backward"), 2, toy, tmp_path / "run", settings, tmp_path)
+    assert isinstance(first, Trained), first
+    assert isinstance(second, Trained), second
+    assert first.said == second.said
+    assert "out of memory in step 2; going on with 1 image(s)" in first.said[0]
+    assert (len(first.losses), first.made) == (3, [True] * 3)
+    assert first.weights == second.weights
 
 
 @pytest.mark.exhaustive
@@ -152,6 +187,9 @@ def test_a_process_takes_the_memory_of_one_that_has_its_share_of_the_batch(
     for each in together(2, tmp_path, train_together, toy, tmp_path / "run", settings):
         assert isinstance(each, Trained), each
         assert each.peak_bytes <= 1.03 * one.peak_bytes
+        config = read_config(tmp_path / "run" / "config.toml")
+        plan = predict_memory(config.settings, classes=3, in_channels=config.in_channels, processes=2)
+        assert each.peak_bytes == pytest.approx(plan.peak_bytes, rel=0.02)
 
 
 @pytest.mark.exhaustive

@@ -18,7 +18,7 @@ from medsaga.models.encoders import useful_image_sizes
 from medsaga.planning.budget import USABLE, plan
 from medsaga.planning.defaults import DeviceDefaults
 from medsaga.planning.estimate import predict_memory
-from medsaga.planning.resolve import Completion, choose_model, useful_sizes
+from medsaga.planning.resolve import Completion, Facts, choose_model, resolve, useful_sizes
 from medsaga.settings.options import ResolvedSettings, Settings
 
 MB = 10**6
@@ -44,6 +44,7 @@ def choose(
     suits: Any = "fp32",
     sizes: tuple[int, ...] = (128, 256),
     peak: Callable[[ResolvedSettings], int] = peak,
+    processes: int = 1,
     **given: Any,
 ) -> ResolvedSettings:
     """The settings that a budget leads to, in bytes or as text, on a device that a precision suits."""
@@ -51,7 +52,16 @@ def choose(
     asked = Settings(**{"model": "tiny", "budget": amount, "augmentation": "none", **given})
     choice = choose_model(asked)
     complete = Completion(choice, choice.settings, DeviceDefaults(suits, 32))
-    chosen = plan(choice.settings, complete, choice.method, peak=peak, sizes=sizes, precision=suits, int8=choice.int8)
+    chosen = plan(
+        choice.settings,
+        complete,
+        choice.method,
+        peak=peak,
+        sizes=sizes,
+        precision=suits,
+        int8=choice.int8,
+        processes=processes,
+    )
     if isinstance(budget, int):
         assert peak(chosen) <= USABLE * budget
     return chosen
@@ -81,6 +91,24 @@ def test_time_is_given_up_before_anything_else(best: ResolvedSettings) -> None:
         chosen = choose(budget)
         assert (chosen.checkpointing, chosen.micro_batch_size) == (checkpointing, micro_batch_size)
         assert (chosen.image_size, chosen.rank, chosen.precision, chosen.state_bits) == (256, 64, "fp32", 32)
+
+
+@pytest.mark.parametrize(("batch_size", "processes", "most"), [(4, 2, 2), (12, 5, 3), (10, 4, 5), (7, 3, 7), (2, 2, 1)])
+def test_processes_take_their_share_of_a_batch_at_once(batch_size: int, processes: int, most: int) -> None:
+    chosen = choose("100GB", batch_size=batch_size, processes=processes)
+    assert (chosen.batch_size, chosen.micro_batch_size, chosen.checkpointing) == (batch_size, most, "none")
+
+
+def test_a_budget_is_for_each_process_with_its_share_of_the_batch() -> None:
+    asked = Settings(model="tiny", image_size=64, batch_size=4, rank=4, state_bits=32, precision="fp32")
+    asked = dataclasses.replace(asked, augmentation="none")
+    whole, half = (predicted(resolved(asked, micro_batch_size=images, batch_size=images)) for images in (4, 2))
+    budget = int((whole - 1) / USABLE)
+    facts = Facts(device=DeviceDefaults("fp32", 32), classes=3, channels=3, processes=2)
+    chosen = resolve(dataclasses.replace(asked, budget=f"{budget}B"), facts)
+    assert (chosen.batch_size, chosen.micro_batch_size, chosen.checkpointing) == (4, 2, "none")
+    taken = predict_memory(chosen, classes=3, in_channels=3, processes=2)
+    assert max(taken.peak_bytes, taken.inference_bytes) == half <= USABLE * budget < whole
 
 
 def test_precision_goes_first_then_rank_then_image_size(best: ResolvedSettings) -> None:

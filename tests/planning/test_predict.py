@@ -111,6 +111,25 @@ def test_the_batch_costs_no_memory_beyond_its_second_micro_batch() -> None:
     assert few == many
 
 
+def test_a_process_takes_what_the_largest_share_of_the_batch_takes() -> None:
+    shared = predict_memory(settings(batch_size=5, micro_batch_size=5), classes=3, in_channels=3, processes=2)
+    alone = predict(batch_size=3, micro_batch_size=3)
+    assert (shared.peak_bytes, shared.breakdown) == (alone.peak_bytes, alone.breakdown)
+
+
+def test_what_no_size_depends_on_needs_no_other_prediction() -> None:
+    other: dict[str, Any] = {
+        "seed": 3,
+        "encoder_lr": 0.1,
+        "decoder_lr": 0.2,
+        "dice_weight": 0.5,
+        "weight_decay": 0.3,
+        "fold": 2,
+    }
+    other |= {"max_gradient_norm": 9.0, "axis": "axial", "intensity": "identity", "protocol": "transunet"}
+    assert predict(**other) is predict()
+
+
 @pytest.mark.parametrize(("method", "state_bits"), spread(["medsaga", "full"], [8, 32]))
 def test_state_on_the_host_is_not_counted(method: str, state_bits: int) -> None:
     here, there = (predict(method=method, state_bits=state_bits, state_on_host=host) for host in (False, True))

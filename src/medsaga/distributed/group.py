@@ -35,6 +35,31 @@ class LostProcessError(RunError):
     """Another process has ended without a word; whoever has started it knows more."""
 
 
+class PendingSum:
+    """A sum over the processes that has begun; its tensor is not to be touched before it is complete.
+
+    Args:
+        work: torch's handle; None where there is one process.
+        sent: what travels.
+        parts: what to copy the sum into; none where it is the tensor itself.
+    """
+
+    def __init__(self, work: dist.Work | None = None, sent: Tensor | None = None, parts: Sequence[Tensor] = ()) -> None:
+        self._work, self._sent, self._parts = work, sent, parts
+
+    def is_complete(self) -> bool:
+        """Whether `wait` would return at once."""
+        return self._work is None or self._work.is_completed()
+
+    @torch.no_grad()
+    def wait(self) -> None:
+        """Wait for the sum; it is in the tensor then."""
+        if self._work is not None and self._sent is not None:
+            with _noticing_losses():
+                self._work.wait()
+            _unpack(self._sent, self._parts)
+
+
 class Group:
     """A group of one process.
 
@@ -66,6 +91,13 @@ class Group:
             tensors: the same ones in all processes.
             narrow: floating-point type in which those of more bits travel; None for each in its own.
         """
+
+    def begin_sum(self, tensor: Tensor, narrow: torch.dtype | None = None) -> PendingSum:
+        """Begin to add up one tensor over the processes, in place, to the bits that `add` would give it.
+
+        All processes begin the same sums in the same order.
+        """
+        return PendingSum()
 
     def copy_first(self, tensors: Iterable[Tensor]) -> None:
         """Overwrite each tensor with that of process 0."""
@@ -127,6 +159,13 @@ class ProcessGroup(Group):
             with _noticing_losses():
                 dist.all_reduce(tensor)
             _unpack(tensor, parts)
+
+    @torch.no_grad()
+    def begin_sum(self, tensor: Tensor, narrow: torch.dtype | None = None) -> PendingSum:
+        """Begin to add up one tensor over the processes."""
+        ((sent, parts),) = packed([tensor], narrow)
+        with _noticing_losses():
+            return PendingSum(dist.all_reduce(sent, async_op=True), sent, parts)
 
     @torch.no_grad()
     def copy_first(self, tensors: Iterable[Tensor]) -> None:

@@ -71,6 +71,16 @@ class AccumulatingOptimizer(torch.optim.Optimizer):
         """Yield what has been kept of all gradients since the last step: sums, which processes may add up."""
         return (tensor for _, weight in self._weights() for tensor in self.arrived(weight))
 
+    def kept_gradient(self, weight: Tensor) -> Tensor | None:
+        """Return what the next update of a weight is made from, as far as it has arrived: its gradient, as kept."""
+        return weight.grad
+
+    def expected_gradients(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield each weight that has been updated before, and what `kept_gradient` will be, on the meta device."""
+        for group, weight in self._weights():
+            if "step" in self.state.get(weight, {}):
+                yield weight, self._expected(weight, group)
+
     @torch.no_grad()
     def gradient_norm(self) -> Tensor:
         """Return the L2 norm of all that has arrived. A gradient that is not finite makes the norm so."""
@@ -127,6 +137,10 @@ class AccumulatingOptimizer(torch.optim.Optimizer):
     def _update(self, weight: Tensor, group: dict[str, Any]) -> None:
         """Update one weight, if its gradient has arrived; as a whole, or not at all if memory runs out."""
         raise NotImplementedError
+
+    def _expected(self, weight: Tensor, group: dict[str, Any]) -> Tensor:
+        """Return a tensor without values like the one that the next update of a weight is made from."""
+        return torch.empty(weight.shape, dtype=weight.dtype, device="meta")
 
     def _weights(self) -> Iterator[tuple[dict[str, Any], Tensor]]:
         """Each weight with its group."""

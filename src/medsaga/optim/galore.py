@@ -137,6 +137,11 @@ class GaLoreAdamW(AccumulatingOptimizer):
         kept = (weight.grad, *vars(self._arrived.get(weight, Arrived())).values())
         return [tensor for tensor in kept if tensor is not None]
 
+    def kept_gradient(self, weight: Tensor) -> Tensor | None:
+        """Return what the next update of a weight is made from: its projected gradient, or else the full one."""
+        low_rank = self._arrived.get(weight, Arrived()).low_rank
+        return weight.grad if low_rank is None else low_rank
+
     def needs_calibration(self) -> bool:
         """Return whether there are weights to project by sketches and none of them has a basis yet."""
         sketched = [weight for group, weight in self._weights() if _is_sketched(group)]
@@ -198,6 +203,16 @@ class GaLoreAdamW(AccumulatingOptimizer):
                     yield gradient
                     break
 
+    def _expected(self, weight: Tensor, group: dict[str, Any]) -> Tensor:
+        """Return a tensor without values like the one that the next update of a weight is made from."""
+        if group["rank"] is None or _keeps_full(self.state[weight], group):
+            return super()._expected(weight, group)
+        m, n = matrix_shape(weight.shape)
+        rank = min(group["rank"], m, n)
+        left, right = projected_sides(m, n, group["projection"])
+        shape = (rank if left else m, rank if right else n)
+        return torch.empty(shape, dtype=precision_of(weight), device="meta")
+
     def _hook(self, position: int) -> Any:
         """Return what runs when backward has made the gradient of a weight in group ``position``."""
 
@@ -205,8 +220,8 @@ class GaLoreAdamW(AccumulatingOptimizer):
         def project_on_arrival(weight: Tensor) -> None:
             group, state = self.param_groups[position], self.state[weight]
             done = state.get("step", 0)
-            if not _is_sketched(group) and done % group["refresh_every"] == 0:
-                return  # the full gradient stays and accumulates: step() takes the basis from it
+            if _keeps_full(state, group):
+                return  # it accumulates: step() takes the basis from it
             assert weight.grad is not None
             gradient = as_matrix(weight.grad).to(precision_of(weight))
             arrived = self._arrived.setdefault(weight, Arrived())
@@ -328,6 +343,11 @@ def _storage(group: dict[str, Any]) -> Storage:
 
 def _is_sketched(group: dict[str, Any]) -> bool:
     return group["rank"] is not None and group["refresh"] == "sketch"
+
+
+def _keeps_full(state: dict[str, Any], group: dict[str, Any]) -> bool:
+    """Whether the full gradient of a projected weight stays in this step."""
+    return not _is_sketched(group) and state.get("step", 0) % group["refresh_every"] == 0
 
 
 def _has_basis(state: dict[str, Any]) -> bool:

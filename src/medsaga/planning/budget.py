@@ -45,6 +45,7 @@ def plan(
     sizes: Sequence[int],
     precision: Precision,
     int8: bool,
+    processes: int = 1,
 ) -> ResolvedSettings:
     """Choose what the user has left open, so that training and inference fit the budget of the settings.
 
@@ -56,6 +57,7 @@ def plan(
         sizes: image sizes that make sense, ascending; not used when the settings name one.
         precision: the most exact one that suits the device.
         int8: whether the model has what int8 is for.
+        processes: that share each batch; the budget is for each of them.
 
     Returns:
         complete settings that fit.
@@ -75,7 +77,7 @@ def plan(
     ranks = _open(settings, [{"rank": rank} for rank in method.ranks]) or [{}]
     precisions = [how for how in PRECISIONS[precision] if int8 or how["precision"] != "int8"]
     precisions = _open(settings, precisions)
-    speeds = _speeds(settings, resolved().batch_size)
+    speeds = _speeds(settings, resolved().batch_size, processes)
     sizes = [settings.image_size] if settings.image_size else sizes
     quality = _best_quality(sizes, ranks, precisions, lambda quality: fits(**quality, **speeds[-1]))
     if quality is None:
@@ -143,9 +145,16 @@ def _too_little(least: ResolvedSettings, peak: int) -> InputError:
     )
 
 
-def _speeds(settings: Settings, batch_size: int) -> list[dict[str, Any]]:
+def largest_share(batch_size: int, processes: int) -> int:
+    """Return how many images of a batch the process has that has most of them."""
+    return -(-batch_size // processes)
+
+
+def _speeds(settings: Settings, batch_size: int, processes: int) -> list[dict[str, Any]]:
     """Ways to the same result, from the fastest to the leanest."""
-    divisors = [size for size in range(batch_size, 0, -1) if batch_size % size == 0]
+    share = largest_share(batch_size, processes)
+    whole = next(size for size in range(share, batch_size + 1) if batch_size % size == 0)
+    divisors = [size for size in range(whole, 0, -1) if batch_size % size == 0]
     sizes = [settings.micro_batch_size] if settings.micro_batch_size else divisors
     # Computing the blocks again costs less time than halving the micro-batch, and saves far more.
     first = [] if settings.checkpointing == "blocks" else [{"checkpointing": "none", "micro_batch_size": sizes[0]}]

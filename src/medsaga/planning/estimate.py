@@ -22,6 +22,7 @@ from medsaga.methods import build_model, method_named, new_optimizer
 from medsaga.models.base import SegmentationModel
 from medsaga.models.precision import WEIGHT_TYPES, cast_parameters, set_precision
 from medsaga.optim.galore import Arrived, GaLoreAdamW
+from medsaga.planning.budget import largest_share
 from medsaga.planning.shapes import OncePerShape
 from medsaga.prediction.segmenter import BATCH_SIZE
 from medsaga.settings.options import ResolvedSettings
@@ -31,7 +32,10 @@ from medsaga.training.step import Batch, StepMeter, accumulate, update
 META = torch.device("meta")
 ALIKE: dict[str, Any] = {
     **{"steps": 1, "warmup": 0, "refresh_every": 1, "evaluate_every": 1, "patience": None},
-    **{"budget": None, "recipe": None, "weights": None, "shots": None, "test_cases": None, "validation_cases": None},
+    **{"budget": None, "recipe": None, "weights": None, "random_weights": False},
+    **{"shots": None, "test_cases": None, "validation_cases": None, "fold": 0, "seed": 0, "protocol": "mm"},
+    **{"encoder_lr": 1e-3, "decoder_lr": 1e-3, "weight_decay": 0.0, "dice_weight": 0.8, "max_gradient_norm": 1.0},
+    **{"axis": "auto", "intensity": "auto", "window": None},
 }
 """Settings that no tensor's size depends on: the runs of a comparison that differ in them need one prediction."""
 
@@ -52,25 +56,28 @@ class MemoryPrediction:
     inference_bytes: int
 
 
-def predict_memory(settings: ResolvedSettings, *, classes: int, in_channels: int) -> MemoryPrediction:
+def predict_memory(
+    settings: ResolvedSettings, *, classes: int, in_channels: int, processes: int = 1
+) -> MemoryPrediction:
     """Predict the memory of a run.
 
     Args:
         settings: of the run.
         classes: number of classes, background included.
         in_channels: channels of the model's input.
+        processes: that share each batch; the memory is that of one of them.
     """
     # A second micro-batch has to keep what the first has accumulated; a third would change nothing.
-    images = min(settings.batch_size, 2 * settings.micro_batch_size)
-    return _predict(replace(settings, batch_size=images, **ALIKE), classes, in_channels)
+    images = min(largest_share(settings.batch_size, processes), 2 * settings.micro_batch_size)
+    return _predict(replace(settings, batch_size=settings.micro_batch_size, **ALIKE), images, classes, in_channels)
 
 
 @functools.lru_cache(maxsize=256)
-def _predict(settings: ResolvedSettings, classes: int, in_channels: int) -> MemoryPrediction:
+def _predict(settings: ResolvedSettings, images: int, classes: int, in_channels: int) -> MemoryPrediction:
     with META, OncePerShape():
         model = _build(settings, classes, in_channels)
         set_precision(model, settings.precision)
-        training = _follow_training(model, settings)
+        training = _follow_training(model, settings, images)
         if method_named(settings.method).trained_part is not None:
             embedding = _follow_embedding(model, settings)
             training = max(training, embedding, key=lambda tracker: tracker.peak_bytes)
@@ -132,7 +139,7 @@ class _GaLoreOnMeta(GaLoreAdamW):
             self.state[weight][name] = torch.empty_like(value) if isinstance(value, Tensor) else value
 
 
-def _follow_training(model: SegmentationModel, settings: ResolvedSettings) -> TensorTracker:
+def _follow_training(model: SegmentationModel, settings: ResolvedSettings, images: int) -> TensorTracker:
     optimizer = new_optimizer(model, settings, _GaLoreOnMeta)
     part = method_named(settings.method).trained_part
     model = part(model) if part else model
@@ -142,9 +149,9 @@ def _follow_training(model: SegmentationModel, settings: ResolvedSettings) -> Te
     scale = LossScale()
     # The first step makes the optimizer's state, for which one image will do; it takes less than the second, and is
     # not followed. Each step ends in a change of subspace.
-    for step, images in enumerate((1, settings.batch_size)):
+    for step, count in enumerate((1, images)):
         model.checkpoint_blocks = settings.checkpointing == "blocks" and step == 1
-        batch = _empty_batch(model, images, settings, step)
+        batch = _empty_batch(model, count, settings, step)
         with meter.measuring(model, optimizer, batch):
             accumulate(
                 model,

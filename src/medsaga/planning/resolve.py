@@ -37,6 +37,7 @@ class Facts:
         channels: of the images.
         grids: of the images that are trained on; none where there are no data, as for a prediction of memory.
         memory: free bytes of the accelerator; None on a CPU.
+        processes: that share each batch, each in a memory of its own.
     """
 
     device: DeviceDefaults
@@ -44,6 +45,7 @@ class Facts:
     channels: int
     grids: Sequence[Grid] = ()
     memory: int | None = None
+    processes: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +143,9 @@ def resolve(settings: Settings, facts: Facts) -> ResolvedSettings:
     in_channels = facts.channels * (2 * settings.neighbours + 1)
 
     def peak(candidate: ResolvedSettings) -> int:
-        prediction = predict_memory(candidate, classes=facts.classes, in_channels=in_channels)
+        prediction = predict_memory(
+            candidate, classes=facts.classes, in_channels=in_channels, processes=facts.processes
+        )
         return max(prediction.peak_bytes, prediction.inference_bytes)
 
     return plan(
@@ -152,6 +156,7 @@ def resolve(settings: Settings, facts: Facts) -> ResolvedSettings:
         sizes=useful_sizes(sizes, side),
         precision=facts.device.precision,
         int8=choice.int8,
+        processes=facts.processes,
     )
 
 

@@ -74,7 +74,7 @@ def new_run(
     loaded = loaded or load_data(data, settings, console)
     split = split_of(loaded, settings)
     warn(console, unseen_labels(loaded, split))
-    config = _config(settings, loaded, split, device)
+    config = _config(settings, loaded, split, device, processes)
     on_accelerator = free_memory(device) is not None
     if settings.model == AUTO and on_accelerator and (line := advice(str(config.settings.weights))):
         console.print(line, markup=False, highlight=False)
@@ -195,7 +195,7 @@ def resumed_run(
     return _with_samples(Prepared(out, config, split, dataset, model, model_info, device), console)
 
 
-def _config(settings: Settings, loaded: LoadedData, split: Split, device: torch.device) -> RunConfig:
+def _config(settings: Settings, loaded: LoadedData, split: Split, device: torch.device, processes: int) -> RunConfig:
     """Return the configuration of a new run, in which nothing is left open."""
     dataset, items = loaded.dataset, loaded.dataset.items_of(split.train)
     facts = Facts(
@@ -204,6 +204,7 @@ def _config(settings: Settings, loaded: LoadedData, split: Split, device: torch.
         channels=len(dataset.channels),
         grids=[item.header.grid for item in items],
         memory=free_memory(device),
+        processes=processes,
     )
     resolved = resolve(settings, facts)
     return RunConfig(

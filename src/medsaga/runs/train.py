@@ -209,7 +209,9 @@ def _logging(run: Run, trainer: Trainer) -> Iterator[Any]:
 def _facts_before(run: Run, trainer: Trainer) -> dict[str, Any]:
     """What is known before the first step: how much is trained, and the memory that it will take."""
     config = run.config
-    predicted = predict_memory(config.settings, classes=len(config.labels), in_channels=config.in_channels)
+    predicted = predict_memory(
+        config.settings, classes=len(config.labels), in_channels=config.in_channels, processes=trainer.group.size
+    )
     return {
         "trainable_parameters": sum(p.numel() for p in run.model.parameters() if p.requires_grad),
         "projected_parameters": trainer.optimizer.projected_parameters(),

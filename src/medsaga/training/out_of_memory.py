@@ -56,7 +56,7 @@ def step_within_memory(
     calibrates = optimizer.needs_calibration()
     agreement = Agreement(group, model.classes, travelling_type(settings.precision))
     while True:
-        shortage = None
+        shortage, is_here = None, False
         with meter.measuring(model, optimizer, batch):
             try:
                 loss = accumulate(
@@ -75,9 +75,7 @@ def step_within_memory(
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                if not agreement.withdraw():
-                    raise OutOfMemoryError(f"{error}\n{next_smaller(settings)}") from None
-                shortage = str(error)
+                shortage, is_here = str(error), True
             except OutOfMemoryElsewhereError:
                 shortage = "out of memory in another process"
             if shortage is None:
@@ -92,9 +90,11 @@ def step_within_memory(
                 return loss, finite and ready
         # Only here, after the except clause, are the tensors free that the error's traceback has held.
         optimizer.zero_grad()
+        _release()
+        if is_here and not agreement.withdraw():
+            raise OutOfMemoryError(f"{shortage}\n{next_smaller(settings)}")
         if calibrates and group.size > 1:
             optimizer.state.clear()  # one may have made its bases, and another not
-        _release()
         counters.micro_batch_size = min(counters.micro_batch_size, -(-settings.batch_size // group.size))
         change = make_smaller(counters, settings)
         if change is None:

@@ -151,14 +151,14 @@ def accumulate(
     }
 
     def gradient() -> float:
-        agreement.begin()
+        agreement.begin(optimizer)
         loss = agreement.settle(backward(model, batch, **how))
         agreement.add(optimizer.all_arrived())
         return loss
 
     if optimizer.needs_calibration():
         gradient()
-        agreement.begin()  # if memory runs out now, the next pass is there to say it in
+        agreement.begin(optimizer)  # if memory runs out now, the next pass is there to say it in
         optimizer.calibrate()
     return gradient()
 
@@ -222,7 +222,9 @@ def backward(
         )
         if meter:
             meter.phase("temporary")
-        (scale.value * (share * cross_entropy + dice)).backward()
+        is_last = number == len(parts) - 1
+        with agreement.adding_early() if is_last else contextlib.nullcontext():
+            (scale.value * (share * cross_entropy + dice)).backward()
         # Every micro-batch sees the Dice of the whole batch.
         total = total + torch.stack(
             [share * cross_entropy.detach(), dice.detach() / (len(parts) * agreement.group.size)]
