@@ -207,8 +207,16 @@ def test_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     place.touch()
     assert main(["weights", "list"]) == 0
     table = capsys.readouterr().out
+    lines = table.splitlines()
+    assert max(len(line) for line in lines) <= 100
     for known in documents:
-        assert known["name"] in table
+        (line,) = (line for line in lines if line.startswith(known["name"]))
+        # The architecture is said where the name does not begin with it.
+        assert known["architecture"] in line
+        said = [known["megabytes"], *(round(known[f"peak_memory_bytes_{side}px"] / 2**20) for side in (512, 1024))]
+        assert " ".join(map(str, said)) in " ".join(line.split())
+        assert f"{known['parameters'] / 1e6:.1f}" in line
+        assert known["licence"] in line
     assert main(["weights", "list", NAME, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["status"] == "fetched"
     assert main(["weights", "list", "starter"]) == 0
