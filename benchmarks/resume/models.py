@@ -130,7 +130,7 @@ def main() -> int:
         for data in asked.datasets:
             rows[model][data.name] = measure(model, data.resolve(), asked.runs / model / data.name)
             print(model, data.name, rows[model][data.name], flush=True)
-        files.write_json(RECORD, {"machine": machine(), "flags": FLAGS, "models": rows})
+            files.write_json(RECORD, {"machine": machine(), "flags": FLAGS, "models": rows})
     return any(row["differs"] for sets in rows.values() for row in sets.values())
 
 
