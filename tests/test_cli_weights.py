@@ -214,8 +214,8 @@ def test_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
         (line,) = (line for line in lines if line.startswith(known["name"]))
         # The architecture is said where the name does not begin with it.
         assert known["architecture"] in line
-        said = [known["megabytes"], *(round(known[f"peak_memory_bytes_{side}px"] / 2**20) for side in (512, 1024))]
-        assert " ".join(map(str, said)) in " ".join(line.split())
+        peaks = [round(known[f"peak_memory_bytes_{side}px"] / 2**20) for side in (512, 1024)]
+        assert " ".join(map(str, [known["megabytes"], *peaks])) in " ".join(line.split())
         assert f"{known['parameters'] / 1e6:.1f}" in line
         assert known["licence"] in line
     assert main(["weights", "list", NAME, "--json"]) == 0

@@ -17,11 +17,11 @@ def draw_all(model: nn.Module) -> None:
             nn.init.normal_(tensor, std=0.02 if "weight" in name and tensor.dim() == 2 else 0.1)
         else:
             nn.init.kaiming_normal_(tensor)
-    for name, tensor in model.named_buffers():
+    for name, statistic in model.named_buffers():
         if name.endswith("running_mean"):
-            nn.init.normal_(tensor, std=0.2)
+            nn.init.normal_(statistic, std=0.2)
         if name.endswith("running_var"):
-            nn.init.uniform_(tensor, 0.5, 2)
+            nn.init.uniform_(statistic, 0.5, 2)
 
 
 def distance(ours: Tensor, theirs: Tensor) -> float:

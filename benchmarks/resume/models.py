@@ -97,7 +97,7 @@ def measure(model: str, data: Path, runs: Path) -> dict[str, Any]:
     shutil.rmtree(runs, ignore_errors=True)
     runs.mkdir(parents=True)
     whole, killed, log = runs / "whole", runs / "killed", runs / "log.txt"
-    train = ["train", data, "--model", model, *FLAGS]
+    train: list[str | Path] = ["train", data, "--model", model, *FLAGS]
     taken = {"train": Command(*train, "--out", whole, log=log).finish()}
     Command(*train, "--out", killed, log=log).kill_after(KILLED_AFTER, killed / run_folder.METRICS)
     at_kill = {
