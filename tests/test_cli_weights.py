@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from medsaga.cli import main
 from medsaga.models.sam import KClassSam, build_sam
 from medsaga.models.weights import registry
+from medsaga.models.weights.costs import training_costs
 from medsaga.models.weights.loading import load_pretrained, save_model
 from medsaga.models.weights.registry import KnownWeights, weights_named
 from medsaga.models.weights.sources import read_source
@@ -207,8 +208,16 @@ def test_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     place.touch()
     assert main(["weights", "list"]) == 0
     table = capsys.readouterr().out
+    lines = table.splitlines()
+    assert max(len(line) for line in lines) <= 100
     for known in documents:
-        assert known["name"] in table
+        (line,) = (line for line in lines if line.startswith(known["name"]))
+        # The architecture is said where the name does not begin with it.
+        assert known["architecture"] in line
+        peaks = [round(known[f"peak_memory_bytes_{side}px"] / 2**20) for side in (512, 1024)]
+        assert " ".join(map(str, [known["megabytes"], *peaks])) in " ".join(line.split())
+        assert f"{known['parameters'] / 1e6:.1f}" in line
+        assert known["licence"] in line
     assert main(["weights", "list", NAME, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["status"] == "fetched"
     assert main(["weights", "list", "starter"]) == 0
@@ -216,6 +225,22 @@ def test_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     for source in weights_named("starter").data:
         for said in (source.name, source.licence_url, source.authors, source.changes):
             assert said in detail
+
+
+def test_the_page_which_sam_has_the_numbers_of_the_list() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "how-to" / "which-sam.md").read_text(encoding="utf-8")
+    rows = [
+        [cell.strip(" `") for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("| `")
+    ]
+    assert {row[0] for row in rows} == training_costs().keys() - {"tiny"}
+    for name, weights, licence, *numbers in rows:
+        cost = training_costs()[name]
+        time = "not measured" if cost.relative_step_time is None else f"{cost.relative_step_time:.2f}"
+        peaks = [f"{size / 2**20:.0f}" for size in (cost.peak_memory_bytes_512px, cost.peak_memory_bytes_1024px)]
+        assert numbers == [f"{cost.parameters / 1e6:.1f}", *peaks, time], name
+        known = registry.known_weights().get(weights)
+        if known is not None:
+            assert (known.architecture, known.licence) == (name, licence)
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.machine import machine
+from benchmarks.parity.comparison import distance, draw_all, furthest_gradient
 from medsaga import files
 from medsaga.models.sam import KClassSam, build_sam
 from medsaga.models.weights.loading import load_pretrained
@@ -54,19 +55,7 @@ def public_model(code: Path, side: int) -> Any:
         model.image_encoder = encoder(
             img_size=side, embed_dims=[64, 128, 160, 320], num_heads=[2, 4, 5, 10], drop_path_rate=0.0
         )
-    for name, tensor in model.named_parameters():
-        spread = 0.02 if "weight" in name and tensor.dim() == 2 else 0.1
-        if tensor.dim() == 1 and "weight" in name:
-            nn.init.uniform_(tensor, 0.5, 1.5)
-        elif tensor.dim() < 4:
-            nn.init.normal_(tensor, std=spread)
-        else:
-            nn.init.kaiming_normal_(tensor)
-    for name, tensor in model.named_buffers():
-        if name.endswith("running_mean"):
-            nn.init.normal_(tensor, std=0.2)
-        if name.endswith("running_var"):
-            nn.init.uniform_(tensor, 0.5, 2)
+    draw_all(model)
     model.eval()
     for module in model.modules():
         if type(module).__name__ == "Attention" and hasattr(module, "attention_biases"):
@@ -92,11 +81,6 @@ def encode_publicly(encoder: Any, images: Tensor) -> Tensor:
     return encoder.neck(hidden.view(len(hidden), side, side, -1).permute(0, 3, 1, 2))
 
 
-def distance(ours: Tensor, theirs: Tensor) -> float:
-    """Relative to the size."""
-    return float((ours - theirs).detach().norm() / theirs.detach().norm())
-
-
 def compare_encoders(code: Path, side: int) -> dict[str, Any]:
     """Compare embeddings and the gradients of all parameters in float64."""
     public = public_model(code, side)
@@ -112,15 +96,9 @@ def compare_encoders(code: Path, side: int) -> dict[str, Any]:
         ours.zero_grad()
         (found,) = ours(images, recompute=recompute)
         (found * weights).mean().backward()
-        gradients = {name: p.grad for name, p in theirs.named_parameters() if p.grad is not None}
-        own = {name: p.grad for name, p in ours.named_parameters() if p.grad is not None}
-        assert own.keys() == gradients.keys()
-        far = {name: distance(own[name], gradients[name]) for name in own}
-        worst = max(far, key=lambda name: far[name])
         row["recomputed" if recompute else "kept"] = {
             "embeddings": distance(found, expected),
-            "largest of the gradients": far[worst],
-            "of": worst,
+            **furthest_gradient(ours, theirs),
         }
     return row
 

@@ -1,6 +1,6 @@
 """Kill a training run at random moments, resume it, and compare with the run that was left alone.
 
-    OMP_NUM_THREADS=1 python benchmarks/resume/kill.py --moments 100 --out benchmarks/resume/results.json
+    OMP_NUM_THREADS=1 python -m benchmarks.resume.kill --moments 100 --out benchmarks/resume/results.json
 
 A dataset of six small images is made; the run stops early for want of a better Dice, and is then tested. Each child is
 forked from a process that has imported everything, so that the moments fall into the run. One killed run in three is
@@ -11,7 +11,6 @@ content up to times. Exit code 1 if one differs.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import shutil
@@ -27,15 +26,14 @@ from PIL import Image
 
 import medsaga.runs.evaluate
 import medsaga.runs.train  # noqa: F401 - the children should not spend their time on imports
+from benchmarks.resume.outcome import differences, outcome
 from medsaga.cli import main
-from medsaga.files import read_json, sha256, write_json
+from medsaga.files import write_json
 
 FLAGS = [
     "--shots=3", "--validation-cases=1", "--image-size=64", "--steps=40", "--batch-size=2", "--evaluate-every=2",
     "--refresh-every=3", "--rank=4", "--patience=2", "--device=cpu",
 ]  # fmt: skip
-TIMES = {"seconds_per_step"}
-"""What may differ in ``result.json``."""
 
 
 def phantom(root: Path) -> Path:
@@ -84,18 +82,6 @@ def train(data: Path, run: Path, *, kill_after: float | None = None) -> bool:
     return True
 
 
-def outcome(run: Path) -> dict[str, Any]:
-    """What has to be the same, and the names of what lies in the folder."""
-    result = {key: value for key, value in read_json(run / "result.json").items() if key not in TIMES}
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return {
-        "model": sha256(run / "model.safetensors"),
-        "result": result,
-        "lines": [(line["kind"], line["step"], line.get("loss"), line.get("dice")) for line in lines],
-        "files": sorted(path.name for path in run.iterdir()),
-    }
-
-
 def measure(moments: int, seed: int) -> dict[str, Any]:
     """Return how the killed runs compare, and what differs where they do."""
     rng = random.Random(seed)
@@ -116,7 +102,7 @@ def measure(moments: int, seed: int) -> dict[str, Any]:
                 kills.append({"seconds": round(moment, 3), "ended": done, "files": written})
             train(data, killed)
             found = outcome(killed)
-            differs = {key: [expected[key], found[key]] for key in expected if expected[key] != found[key]}
+            differs = differences(expected, found)
             rows.append({"kills": kills, "differs": differs})
             print(number + 1, kills, differs or "the same", file=sys.stderr, flush=True)
             shutil.rmtree(killed)

@@ -33,14 +33,14 @@ from medsaga.training import out_of_memory, step, trainer
 from medsaga.training.events import Event, Saved, Stepped, Stopped
 from medsaga.training.trainer import Trainer
 
-KILL = Path(__file__).parents[2] / "benchmarks" / "resume" / "kill.py"
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.exhaustive
 def test_killed_at_random_moments_it_comes_to_the_same_bits(tmp_path: Path) -> None:
     out = tmp_path / "killed.json"
-    command = [sys.executable, str(KILL), "--moments", "4", "--out", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "benchmarks.resume.kill", "--moments", "4", "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     killed = read_json(out)
     assert killed["same"] == 4

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
+import scipy  # its parts are imported where they are first used
 
 from medsaga.data.labels import HIGHEST_VALUE, MOST_INFERRED_LABELS, listed
 from medsaga.data.types import Labels, outer_pieces
@@ -242,9 +242,9 @@ def _shapes(labels: Labels) -> dict[int, tuple[float, ...]]:
         slices = np.moveaxis(labels, int(np.argmin(labels.shape)), 0)
         labels = slices[int(np.argmax([np.count_nonzero(each) for each in slices]))]
     found = {}
-    for value, box in enumerate(ndimage.find_objects(labels.astype(np.uint16, copy=False)), start=1):
+    for value, box in enumerate(scipy.ndimage.find_objects(labels.astype(np.uint16, copy=False)), start=1):
         if box is not None:
             inside = labels[box] == value
             middle = ((edge.start + edge.stop) / (2 * side) for edge, side in zip(box, labels.shape, strict=True))
-            found[value] = (ndimage.label(inside)[1], float(np.log(inside.sum())), *middle)
+            found[value] = (scipy.ndimage.label(inside)[1], float(np.log(inside.sum())), *middle)
     return found

@@ -14,7 +14,6 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from nibabel.orientations import io_orientation
 
 from medsaga.data.types import Grid
 from medsaga.errors import InputError
@@ -163,6 +162,9 @@ def _orientation(grid: Grid) -> tuple[tuple[int, ...], tuple[bool, ...]]:
     """For each stored axis: the world axis that it is closest to, and whether it runs along it."""
     if grid.affine is None:
         return (0, 1, 2), (True, True, True)
+    # A tenth of the time that a command takes to start; pictures have no affine.
+    from nibabel.orientations import io_orientation
+
     orientation = io_orientation(grid.affine)
     assert np.isfinite(orientation).all(), "the readers refuse singular affines"
     return tuple(int(world) for world in orientation[:, 0]), tuple(bool(sign > 0) for sign in orientation[:, 1])

@@ -14,9 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
-from scipy.spatial import ConvexHull
-from scipy.spatial.distance import cdist
+import scipy  # its parts are imported where they are first used
 
 from medsaga import files
 from medsaga.data.types import Grid, Labels, Mask
@@ -104,7 +102,7 @@ def largest_diameter(mask: Mask, to_mm: npt.NDArray[np.float64]) -> float:
         return 0.0
     corners = _corners(points) @ to_mm.T
     blocks = (corners[start : start + _ROWS_AT_A_TIME] for start in range(0, len(corners), _ROWS_AT_A_TIME))
-    return math.sqrt(max(float(cdist(block, corners, "sqeuclidean").max()) for block in blocks))
+    return math.sqrt(max(float(scipy.spatial.distance.cdist(block, corners, "sqeuclidean").max()) for block in blocks))
 
 
 def _measured(name: str, mask: Mask, grid: Grid) -> Measurement:
@@ -119,7 +117,7 @@ def _measured(name: str, mask: Mask, grid: Grid) -> Measurement:
         volume_ml=in_mm / _MM3_PER_ML if in_mm is not None and is_volume else None,
         area_mm2=None if is_volume else in_mm,
         largest_diameter_mm=None if to_mm is None else largest_diameter(mask, to_mm),
-        components=int(ndimage.label(mask)[1]),
+        components=int(scipy.ndimage.label(mask)[1]),
     )
 
 
@@ -137,7 +135,7 @@ def _to_mm(grid: Grid) -> npt.NDArray[np.float64] | None:
 
 def _cropped(mask: Mask) -> Mask:
     """Cut a mask to its bounding box, which leaves nothing of an empty one."""
-    box = ndimage.find_objects(np.ascontiguousarray(mask).view(np.uint8), max_label=1)[0]
+    box = scipy.ndimage.find_objects(np.ascontiguousarray(mask).view(np.uint8), max_label=1)[0]
     return mask[box] if box is not None else mask[(slice(0),) * mask.ndim]
 
 
@@ -166,7 +164,7 @@ def _corners(points: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     inside = offsets @ directions[extents > 1e-9 * extents[0]].T
     if inside.shape[1] == 1:
         return offsets[[int(inside.argmin()), int(inside.argmax())]]
-    return offsets[ConvexHull(inside).vertices]
+    return offsets[scipy.spatial.ConvexHull(inside).vertices]
 
 
 def _number(value: float | None) -> str:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import scipy  # its parts are imported where they are first used
 from PIL import Image
-from scipy import ndimage
 
 from medsaga import files
 from medsaga.colours import label_colours
@@ -91,9 +91,9 @@ def _as_rgb(image: npt.NDArray[np.uint8]) -> Rgb:
 
 def _outlines(labels: Classes) -> npt.NDArray[np.bool_]:
     """Return the pixels with a neighbour, above, below or beside, of another label."""
-    cross = ndimage.generate_binary_structure(2, 1)
-    lowest = ndimage.grey_erosion(labels, footprint=cross, mode="nearest")
-    highest = ndimage.grey_dilation(labels, footprint=cross, mode="nearest")
+    cross = scipy.ndimage.generate_binary_structure(2, 1)
+    lowest = scipy.ndimage.grey_erosion(labels, footprint=cross, mode="nearest")
+    highest = scipy.ndimage.grey_dilation(labels, footprint=cross, mode="nearest")
     return lowest != highest
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
+import scipy  # its parts are imported where they are first used
 
 from medsaga.data.types import Grid, Labels, Mask
 from medsaga.errors import InputError
@@ -83,7 +83,7 @@ def _remove_pieces(labels: Labels, value: int, fewest: float, only_largest: bool
     box = _box(labels == value)
     if box is None:
         return
-    pieces, count = ndimage.label(labels[box] == value)
+    pieces, count = scipy.ndimage.label(labels[box] == value)
     sizes = np.bincount(pieces.ravel(), minlength=count + 1)
     # Sizes in mm3 are rarely exact in binary: three voxels of a third are not less than one.
     keep = sizes >= fewest * (1 - 1e-9)
@@ -115,7 +115,7 @@ def _enclosed_background(labels: Labels, value: int) -> tuple[npt.NDArray[np.int
     if box is None:
         return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
     mask = labels[box] == value
-    holes, count = ndimage.label(ndimage.binary_fill_holes(mask) & ~mask)
+    holes, count = scipy.ndimage.label(scipy.ndimage.binary_fill_holes(mask) & ~mask)
     inside = np.nonzero((holes > 0) & (labels[box] == 0))
     sizes = np.bincount(holes.ravel(), minlength=count + 1)
     start = [edge.start for edge in box]
@@ -125,5 +125,7 @@ def _enclosed_background(labels: Labels, value: int) -> tuple[npt.NDArray[np.int
 
 def _box(mask: Mask) -> tuple[slice, ...] | None:
     """Return the bounding box of a mask, None when it is empty: organs are small in their volumes."""
-    box: tuple[slice, ...] | None = ndimage.find_objects(np.ascontiguousarray(mask).view(np.uint8), max_label=1)[0]
-    return box
+    found: list[tuple[slice, ...] | None] = scipy.ndimage.find_objects(
+        np.ascontiguousarray(mask).view(np.uint8), max_label=1
+    )
+    return found[0]

@@ -17,6 +17,7 @@ import platformdirs
 
 from medsaga import files
 from medsaga.errors import InputError
+from medsaga.models.weights.costs import training_costs
 
 RANDOM = "random"
 """What a run's settings call a start from random numbers."""
@@ -160,12 +161,13 @@ def cache_folder() -> Path:
 
 
 def describe(known: KnownWeights) -> dict[str, Any]:
-    """Return what `medsaga weights list` says of weights, as JSON has it.
+    """Return what `medsaga weights list` says of weights, as JSON has it, with the fields of ``TrainingCost``.
 
     ``status`` is ``packaged``, ``fetched`` or ``not fetched``. The content of the file is not checked.
     """
     status = "packaged" if known.url is None else "fetched" if known.path.is_file() else "not fetched"
-    return dataclasses.asdict(known) | {"status": status, "path": str(known.path)}
+    cost = dataclasses.asdict(training_costs()[known.architecture])
+    return dataclasses.asdict(known) | cost | {"status": status, "path": str(known.path)}
 
 
 def checked_sha256(source: str | Path, path: Path) -> str:
