@@ -88,7 +88,8 @@ def test_images_and_labels_are_mirrored_alike_half_of_the_time_and_nothing_else_
         assert 150 < sum(turned) < 250
     strong = Augmentation(rotate=1, scale=1, noise=1, mirror=0.0)
     before, after = (
-        augment(images[:3], labels[:3], seed=1, step=0, strength=strong, symmetries=names)[0] for names in ([], ["up-down"])
+        augment(images[:3], labels[:3], seed=1, step=0, strength=strong, symmetries=names)[0]
+        for names in ([], ["up-down"])
     )
     assert torch.equal(before, after)
 
