@@ -38,7 +38,7 @@ class Predict:
     measure: bool = False
     """Write measurements.csv too: volume, area, largest diameter, components of every class."""
     tta: Annotated[Literal["auto", "all", "none"], arg("auto|all|none", shown="auto")] = "auto"
-    """Average over mirror images: auto as training found harmless, all four in four times the time, or none."""
+    """Average over mirror images: auto as the training masks allow, all four in four times the time, or none."""
     largest_component: bool = False
     """Keep the largest piece of every class only."""
     fill_holes: bool = False

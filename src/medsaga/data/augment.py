@@ -39,7 +39,7 @@ class Augmentation:
         shift_limit: its largest component, as a share of the image's side.
         elastic: a smooth deformation.
         elastic_limit: standard deviation of the displacement, as a share of the image's side.
-        mirror: each of the symmetries of the data, once they are known.
+        mirror: each of the symmetries of the data.
 
     Intensity, of images only, where 0 to 255 count as 0 to 1:
 
@@ -80,7 +80,7 @@ class Augmentation:
 AUGMENTATIONS = {
     # Strong, because a few cases show next to nothing of what the others will look like. Mild changes are learned
     # sooner and were ahead in single runs of 150 steps, not in ones of 300 (benchmarks/starter). Flips
-    # only where the data have shown that these do no harm: they make the left kidney a right one.
+    # only where the masks tell that these do no harm: they make the left kidney a right one.
     "fewshot": Augmentation(
         rotate=0.6,
         degrees=25,

@@ -126,7 +126,7 @@ class Segmenter:
                 right, anterior and superior.
             probabilities: whether to return them too; they take 4 bytes per class and voxel.
             tta: test-time augmentation, the mean of the probabilities of every slice and of its mirror images: ``auto``
-                mirrors as training has shown to do no harm, ``all`` along one axis, the other, and both, which takes
+                mirrors as the masks of the training allow, ``all`` along one axis, the other, and both, which takes
                 four times as long, ``none`` not at all.
             progress: called with what is done and what there is in all: slices, or tiles of slices.
 

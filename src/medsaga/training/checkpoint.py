@@ -40,7 +40,6 @@ class Counters:
         micro_batch_size: images per backward pass now; fewer than the settings say when memory has run out.
         checkpoint_blocks: whether the encoder's blocks are computed again in backward, likewise.
         loss_scale: factor of the loss.
-        symmetries: names of those of the data; None as long as they have not been looked for.
     """
 
     step: int = 0
@@ -56,7 +55,6 @@ class Counters:
     micro_batch_size: int = 0
     checkpoint_blocks: bool = False
     loss_scale: LossScale = field(default_factory=LossScale)
-    symmetries: list[str] | None = None
 
     def note_step(self, *, made: bool) -> None:
         """Count a step that was made, or skipped."""

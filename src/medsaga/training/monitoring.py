@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
-from torch import Tensor
 
 from medsaga.data.samples import Samples
 from medsaga.distributed.group import ALONE, Group
@@ -23,7 +20,6 @@ def monitor_dice(
     *,
     batch_size: int,
     group: Group = ALONE,
-    change: Callable[[Tensor], Tensor] | None = None,
 ) -> float:
     """Return the Dice in the model's square, averaged over labels, of at most 64 evenly spaced samples together.
 
@@ -35,7 +31,6 @@ def monitor_dice(
         device: of the model.
         batch_size: samples at a time.
         group: of the processes that share the samples; all get the same Dice.
-        change: done to images, ``(b, channels, side, side)``, and labels, ``(b, side, side)``, before.
     """
     stride = max(1, len(samples) // MONITORED_SAMPLES)
     indices = list(range(0, len(samples), stride))
@@ -43,8 +38,6 @@ def monitor_dice(
     sums = torch.zeros(3, model.classes, dtype=torch.int64)
     for start in range(0, len(indices), batch_size)[group.rank :: group.size]:
         images, labels = samples.batch(indices[start : start + batch_size])
-        if change is not None:
-            images, labels = change(images), change(labels)
         sums += hard_dice_sums(model(images.to(device, torch.float32)), labels.to(device)).cpu()
     model.train()
     group.add([sums])

@@ -31,7 +31,6 @@ from medsaga.training.monitoring import monitor_dice
 from medsaga.training.out_of_memory import step_within_memory
 from medsaga.training.schedule import learning_rate_factor
 from medsaga.training.step import Batch, StepMeter
-from medsaga.training.symmetries import LOOKED_FOR_AFTER, find_symmetries
 
 MAX_SKIPPED_IN_A_ROW = 20
 CHECK_EVERY = 50
@@ -88,7 +87,6 @@ class Trainer:
         self._batches: Iterator[tuple[int, Tensor, Tensor]] | None = None
         self.optimizer = new_optimizer(model.train(), settings)
         self.counters = load_state(folder, model, self.optimizer, settings)
-        model.symmetries = tuple(self.counters.symmetries or ())
         group.copy_first(plain_state(model).values())
         reset_device_peak(self._device)
         # Of a method that trains a part of the model on embeddings, this part and its samples.
@@ -149,7 +147,6 @@ class Trainer:
             RunError: too many steps in a row had a gradient that was not finite.
         """
         began, counters, settings = time.perf_counter(), self.counters, self.settings
-        self._look_for_symmetries()
         step, images, labels = next(self._upcoming())
         factor = learning_rate_factor(step, steps=settings.steps, warmup=settings.warmup)
         for group in self.optimizer.param_groups:
@@ -265,20 +262,6 @@ class Trainer:
             first=first,
             whole=settings.batch_size,
         )
-
-    def _look_for_symmetries(self) -> None:
-        """Do it once, when the model knows the training images; see `medsaga.training.symmetries`."""
-        counters = self.counters
-        early = counters.step < LOOKED_FOR_AFTER * self.settings.steps
-        if early or counters.symmetries is not None or self._augmentation.mirror == 0:
-            return
-        counters.symmetries = find_symmetries(
-            self._part, self._train, self._device, batch_size=counters.micro_batch_size, group=self.group
-        )
-        self.model.symmetries = tuple(counters.symmetries)
-        if counters.symmetries:
-            found = ", ".join(counters.symmetries)
-            self._tell(Notice(text=f"labels keep their meaning in mirror images: {found}; these are used from now on"))
 
     def _upcoming(self) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Return the batches from here on; they are prepared in a thread from the first step on."""
