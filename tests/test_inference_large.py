@@ -155,7 +155,7 @@ def test_slices_of_volumes_are_tiled_too_and_smaller_ones_are_not(tmp_path: Path
 def test_mirror_images_are_averaged(tmp_path: Path) -> None:
     one = segmenter(intensity=Intensity("identity", 0, 255))
     picture = np.random.default_rng(2).integers(0, 256, (40, 27), dtype=np.uint8)
-    prediction = one.predict(picture, probabilities=True, tta=True)
+    prediction = one.predict(picture, probabilities=True, tta="all")
     expected = torch.zeros((3, 40, 27))
     for axes in ((), (0,), (1,), (0, 1)):
         square, content = letterbox(np.flip(picture, axes)[None], SIZE)
@@ -165,14 +165,14 @@ def test_mirror_images_are_averaged(tmp_path: Path) -> None:
         expected += maps.flip([axis + 1 for axis in axes]) / 4
     assert prediction.probabilities is not None
     np.testing.assert_allclose(prediction.probabilities, expected.numpy(), atol=1e-6)
-    mirrored = one.predict(picture[:, ::-1].copy(), tta=True)
+    mirrored = one.predict(picture[:, ::-1].copy(), tta="all")
     np.testing.assert_array_equal(mirrored.labels[:, ::-1], prediction.labels)
     assert (one.predict(picture[:, ::-1].copy()).labels[:, ::-1] != one.predict(picture).labels).any()
 
 
 def test_four_passes_of_every_slice(tmp_path: Path) -> None:
     one = segmenter(axis="axial", batch_size=3)
-    one.predict_item(find_inputs(write(tmp_path / "a.nii", (20, 16, 11)))[0], tta=True)
+    one.predict_item(find_inputs(write(tmp_path / "a.nii", (20, 16, 11)))[0], tta="all")
     assert isinstance(one.model, Lopsided)
     assert one.model.seen == 4 * 11
 

@@ -183,7 +183,7 @@ def test_relatives_of_label_maps_are_not_overwritten_either(trained_toy: Path, t
 def test_one_file_again_and_a_file_of_somebody_else(trained_toy: Path, tmp_path: Path) -> None:
     predict = ["predict", str(trained_toy / "run"), str(trained_toy / "data/images/img0.png")]
     assert main([*predict, "--out", str(tmp_path / "x.tif")]) == 0
-    assert main([*predict, "--out", str(tmp_path / "x.tif"), "--tta"]) == 0
+    assert main([*predict, "--out", str(tmp_path / "x.tif"), "--tta", "all"]) == 0
     (tmp_path / "mine.png").write_bytes(b"mine")
     assert main([*predict, "--out", str(tmp_path / "mine.png")]) == 2
     assert (tmp_path / "mine.png").read_bytes() == b"mine"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 from tyro.conf import Positional
@@ -37,8 +37,8 @@ class Predict:
     """Write a picture of the label map on the image too."""
     measure: bool = False
     """Write measurements.csv too: volume, area, largest diameter, components of every class."""
-    tta: bool = False
-    """Average over the flips of each slice: often better, four times as long."""
+    tta: Annotated[Literal["auto", "all", "none"], arg("auto|all|none", shown="auto")] = "auto"
+    """Average over mirror images: auto as the training masks allow, all four in four times the time, or none."""
     largest_component: bool = False
     """Keep the largest piece of every class only."""
     fill_holes: bool = False

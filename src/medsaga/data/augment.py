@@ -8,6 +8,7 @@ interpolated once.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,7 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional as F
 
+from medsaga.data.symmetries import SYMMETRIES
 from medsaga.memory.meta import seeded_generator
 
 _ELASTIC_KNOTS = 6
@@ -37,6 +39,7 @@ class Augmentation:
         shift_limit: its largest component, as a share of the image's side.
         elastic: a smooth deformation.
         elastic_limit: standard deviation of the displacement, as a share of the image's side.
+        mirror: each of the symmetries of the data.
 
     Intensity, of images only, where 0 to 255 count as 0 to 1:
 
@@ -61,6 +64,7 @@ class Augmentation:
     shift_limit: float = 0.1
     elastic: float = 0
     elastic_limit: float = 0.015
+    mirror: float = 0
     tone: float = 0
     brightness: float = 0.25
     contrast: float = 0.25
@@ -75,8 +79,8 @@ class Augmentation:
 
 AUGMENTATIONS = {
     # Strong, because a few cases show next to nothing of what the others will look like. Mild changes are learned
-    # sooner and were ahead in single runs of 150 steps, not in ones of 300 (benchmarks/starter). No flips: they make
-    # the left kidney a right one.
+    # sooner and were ahead in single runs of 150 steps, not in ones of 300 (benchmarks/starter). Flips
+    # only where the masks tell that these do no harm: they make the left kidney a right one.
     "fewshot": Augmentation(
         rotate=0.6,
         degrees=25,
@@ -86,6 +90,7 @@ AUGMENTATIONS = {
         shift_limit=0.2,
         elastic=0.4,
         elastic_limit=0.02,
+        mirror=0.5,
         tone=0.9,
         brightness=0.35,
         contrast=0.4,
@@ -102,7 +107,14 @@ AUGMENTATIONS = {
 
 
 def augment(
-    images: torch.Tensor, labels: torch.Tensor, *, seed: int, step: int, strength: Augmentation, first: int = 0
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    seed: int,
+    step: int,
+    strength: Augmentation,
+    symmetries: Sequence[str] = (),
+    first: int = 0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Change a batch, or a part of one, at random.
 
@@ -116,6 +128,7 @@ def augment(
         seed: of the run.
         step: of the run.
         strength: a preset of `AUGMENTATIONS`, or one's own.
+        symmetries: of the data, as `medsaga.data.symmetries.SYMMETRIES` names them.
         first: place of the first of these images in the batch of the step.
 
     Returns:
@@ -123,14 +136,18 @@ def augment(
         arguments give the same bits; on another device the noise differs.
     """
     changed = [
-        _augment_one(picture, classes, np.random.default_rng([seed, step, first + place]), strength)
+        _augment_one(picture, classes, np.random.default_rng([seed, step, first + place]), strength, symmetries)
         for place, (picture, classes) in enumerate(zip(images, labels, strict=True))
     ]
     return torch.stack([picture for picture, _ in changed]), torch.stack([classes for _, classes in changed])
 
 
 def _augment_one(
-    image: torch.Tensor, labels: torch.Tensor, random: np.random.Generator, strength: Augmentation
+    image: torch.Tensor,
+    labels: torch.Tensor,
+    random: np.random.Generator,
+    strength: Augmentation,
+    symmetries: Sequence[str],
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Change one image, ``(channels, size, size)`` uint8, and its labels, ``(size, size)`` uint8."""
     picture = _with_other_intensities(image.float(), random, strength)
@@ -142,15 +159,29 @@ def _augment_one(
         has_colour = (image != image[:1]).any()
         factors = 1 + has_colour * torch.from_numpy(changes.astype(np.float32)).to(image.device)
         picture.mul_(factors[:, None, None]).clamp_(0, 255)
-    if affine is None and knots is None:
-        return picture, labels
-    size = list(image.shape[-2:])
-    place = torch.from_numpy(np.eye(2, 3, dtype=np.float32) if affine is None else affine).to(image.device)
+    if affine is not None or knots is not None:
+        picture, labels = _moved(picture, labels, affine, knots)
+    # Last, so that everything else is drawn as without symmetries.
+    for name, drawn in zip(symmetries, random.random(len(symmetries)), strict=True):
+        if drawn < strength.mirror:
+            picture, labels = SYMMETRIES[name](picture), SYMMETRIES[name](labels)
+    return picture, labels
+
+
+def _moved(
+    picture: torch.Tensor,
+    labels: torch.Tensor,
+    affine: npt.NDArray[np.float32] | None,
+    knots: npt.NDArray[np.float32] | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Look up each place of an image, ``(channels, size, size)`` float32, and of its labels at another place."""
+    size = list(picture.shape[-2:])
+    place = torch.from_numpy(np.eye(2, 3, dtype=np.float32) if affine is None else affine).to(picture.device)
     points = F.affine_grid(place[None], [1, 1, *size], align_corners=False)
     if knots is not None:
         # On the CPU, because not every MPS has bicubic interpolation.
         bend = F.interpolate(torch.from_numpy(knots)[None], size, mode="bicubic", align_corners=True)
-        points = points + bend.to(image.device).movedim(1, -1)
+        points = points + bend.to(picture.device).movedim(1, -1)
     picture = F.grid_sample(picture[None], points, mode="bilinear", padding_mode="zeros", align_corners=False)[0]
     classes = F.grid_sample(
         labels[None, None].float(), points, mode="nearest", padding_mode="zeros", align_corners=False

@@ -27,6 +27,7 @@ class SegmentationModel(nn.Module):
             that have none. The first d channels of what :meth:`encoded_and_logits` returns are comparable to it.
         checkpoint_blocks: compute parts of the forward pass again in backward instead of keeping what they make:
             the same result in less memory and more time.
+        symmetries: mirrorings that keep the meaning of its labels, as `medsaga.data.symmetries.SYMMETRIES` names them.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class SegmentationModel(nn.Module):
         self.image_size = image_size
         self.in_channels = in_channels
         self.checkpoint_blocks = False
+        self.symmetries: tuple[str, ...] = ()
 
     @property
     def device(self) -> torch.device:

@@ -26,7 +26,7 @@ from medsaga.prediction.confidence import ConfidenceScores, look_first
 from medsaga.prediction.measure import Measurement, measure, write_csv
 from medsaga.prediction.postprocess import PostProcessing
 from medsaga.prediction.record import Written
-from medsaga.prediction.segmenter import Prediction, Segmenter
+from medsaga.prediction.segmenter import Augmented, Prediction, Segmenter
 from medsaga.prediction.targets import Target, is_one_file, require_free, targets_of
 from medsaga.progress import counting
 
@@ -67,7 +67,7 @@ def predict_files(
     wanted: OutputOptions | None = None,
     *,
     series: str | None = None,
-    tta: bool = False,
+    tta: Augmented = "auto",
     overwrite: bool = False,
     device: str = "auto",
     console: Console | None = None,
@@ -88,7 +88,7 @@ def predict_files(
         out: a folder for several images; for one image, a file with the suffix of a format, or a folder.
         wanted: what is written.
         series: which DICOM series of each examination is meant.
-        tta: average the probabilities over the flips of each slice; takes four times as long.
+        tta: over which mirror images of each slice probabilities are averaged; see `Segmenter.predict`.
         overwrite: replace other files too. Inputs never are.
         device: see `medsaga.device.choose_device`.
         console: where progress is shown.
@@ -181,7 +181,7 @@ class _Work:
         wanted: OutputOptions,
         folder: Path,
         record: Written,
-        tta: bool,
+        tta: Augmented,
         console: Console,
         group: Group,
     ) -> None:

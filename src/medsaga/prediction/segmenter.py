@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ from medsaga.data.letterbox import content_size, letterbox, unletterbox
 from medsaga.data.pictures import picture_of, read_picture
 from medsaga.data.slices import SliceView, Stack, slice_channels, slice_view
 from medsaga.data.sources import place_of
+from medsaga.data.symmetries import SYMMETRIES, flips
 from medsaga.data.tiles import blended, overlapping, tile_shape
 from medsaga.data.types import Array, Grid, Item, Labels, to_label_values
 from medsaga.data.volumes import empty_result
@@ -35,8 +36,8 @@ from medsaga.settings.run_config import RunConfig, read_config
 # A slice is mapped back to its own size one at a time: the probabilities of a large slice outweigh the model.
 BATCH_SIZE = 8
 """Slices or tiles that go through the model at a time, unless the run was trained with fewer at a time."""
-FLIPS: tuple[tuple[int, ...], ...] = ((), (1,), (2,), (1, 2))
-"""The axes of ``(channels, height, width)`` that each pass of test-time augmentation turns round."""
+Augmented = Literal["auto", "all", "none"]
+"""Which mirror images are looked at too, when an image is segmented."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ class Segmenter:
         spacing: Sequence[float] | None = None,
         affine: npt.NDArray[np.float64] | None = None,
         probabilities: bool = False,
-        tta: bool = False,
+        tta: Augmented = "auto",
         progress: Callable[[int, int], None] | None = None,
     ) -> Prediction:
         """Segment an image or a volume.
@@ -124,8 +125,9 @@ class Segmenter:
             affine: (4, 4) voxel index to RAS+ mm of an array that is a volume; without it i, j, k are taken to point
                 right, anterior and superior.
             probabilities: whether to return them too; they take 4 bytes per class and voxel.
-            tta: test-time augmentation, which takes four times as long: the mean of the probabilities of every slice
-                and of its mirror images along one axis, the other, and both.
+            tta: test-time augmentation, the mean of the probabilities of every slice and of its mirror images: ``auto``
+                mirrors as the masks of the training allow, ``all`` along one axis, the other, and both, which takes
+                four times as long, ``none`` not at all.
             progress: called with what is done and what there is in all: slices, or tiles of slices.
 
         Raises:
@@ -153,7 +155,7 @@ class Segmenter:
         item: Item,
         *,
         probabilities: bool = False,
-        tta: bool = False,
+        tta: Augmented = "auto",
         progress: Callable[[int, int], None] | None = None,
     ) -> Prediction:
         """Segment an image or volume from its file or files; see `predict`."""
@@ -184,7 +186,7 @@ class Segmenter:
         picture: Stack[np.uint8],
         view: SliceView,
         probabilities: bool,
-        tta: bool,
+        tta: Augmented,
         progress: Callable[[int, int], None] | None,
     ) -> Prediction:
         order = view.order or (0, 1)
@@ -211,7 +213,7 @@ class Segmenter:
         self,
         picture: Stack[np.uint8],
         shape: tuple[int, int],
-        tta: bool,
+        tta: Augmented,
         progress: Callable[[int, int], None] | None,
     ) -> Iterator[tuple[int, int, torch.Tensor]]:
         """Yield slice, first row and (classes, rows, width) float32 probabilities, in that order: all of a slice, or,
@@ -221,6 +223,9 @@ class Segmenter:
         tops, lefts = overlapping(shape[0], height), overlapping(shape[1], width)
         total = len(picture) * len(tops) * len(lefts)
 
+        names = {"auto": self.model.symmetries, "all": tuple(SYMMETRIES), "none": ()}[tta]
+        passes = flips(names)
+
         def windows() -> Iterator[npt.NDArray[np.uint8]]:
             for index in range(len(picture)):
                 channels = slice_channels(picture, index, self.config.settings.neighbours)
@@ -229,7 +234,7 @@ class Segmenter:
                         yield channels[:, top : top + height, left : left + width]
 
         def counted() -> Iterator[torch.Tensor]:
-            for done, probability in enumerate(self._probabilities(windows(), FLIPS if tta else FLIPS[:1]), 1):
+            for done, probability in enumerate(self._probabilities(windows(), passes), 1):
                 if progress:
                     progress(done, total)
                 yield probability
@@ -240,22 +245,22 @@ class Segmenter:
                 yield index, top, strip
 
     def _probabilities(
-        self, windows: Iterator[npt.NDArray[np.uint8]], flips: Sequence[tuple[int, ...]]
+        self, windows: Iterator[npt.NDArray[np.uint8]], passes: Sequence[tuple[int, ...]]
     ) -> Iterator[torch.Tensor]:
         """Yield (classes, height, width) float32 per (channels, height, width): the mean over its mirror images."""
         size = self.model.image_size
-        while batch := [*islice(windows, BATCH_SIZE // len(flips))]:
-            boxed = [letterbox(np.flip(window, flip), size) for window in batch for flip in flips]
+        while batch := [*islice(windows, BATCH_SIZE // len(passes))]:
+            boxed = [letterbox(np.flip(window, flip), size) for window in batch for flip in passes]
             logits = self._logits(torch.from_numpy(np.stack([square for square, _ in boxed])).to(self.device))
             for window in batch:
                 _, height, width = window.shape
                 total: torch.Tensor | None = None
-                for flip, one in zip(flips, islice(logits, len(flips)), strict=True):
+                for flip, one in zip(passes, islice(logits, len(passes)), strict=True):
                     maps = unletterbox(one[None], content_size((height, width), size), size, (height, width))
                     found = maps[0].softmax(0)
                     total = found if total is None else total.add_(found.flip(flip))
                 assert total is not None
-                yield total if len(flips) == 1 else total / len(flips)
+                yield total if len(passes) == 1 else total / len(passes)
 
     def _logits(self, images: torch.Tensor) -> Iterator[torch.Tensor]:
         """Yield (classes, size / 4, size / 4) float32 per image, as many images at a time as memory holds."""

@@ -93,6 +93,7 @@ def evaluate_run(
     scored = _score(segmenter, dataset, items, console, group)
     result = {**summarise(scored, config.settings.protocol), **_cost(run)}
     result["cases_trained_on"] = len(split.train)
+    result["symmetries"] = list(segmenter.model.symmetries)
     if data is not None:
         result["cases_skipped_trained_on"] = list(skipped)
     elif group.is_first:

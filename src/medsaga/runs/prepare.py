@@ -14,10 +14,12 @@ import torch
 from rich.console import Console
 
 from medsaga import files, run_folder
+from medsaga.data.augment import AUGMENTATIONS
 from medsaga.data.intensity import choose_intensity
 from medsaga.data.known import Digests, digests_of_cases, images_on_both_sides
 from medsaga.data.samples import Samples, build_samples
 from medsaga.data.splits import Split
+from medsaga.data.symmetries import symmetries_of
 from medsaga.data.types import Dataset, Item
 from medsaga.device import choose_device, free_memory
 from medsaga.errors import InputError
@@ -354,6 +356,8 @@ def _with_samples(prepared: Prepared, console: Console) -> Run:
     with contextlib.ExitStack() as opened:
         train = opened.enter_context(contextlib.closing(samples("train", dataset.items_of(split.train))))
         train.check_labelled()
+        if AUGMENTATIONS[settings.augmentation].mirror > 0:
+            model.symmetries = symmetries_of(train.labels, model.classes)
         monitor = train
         if split.validation:
             validation = samples("validation", dataset.items_of(split.validation))

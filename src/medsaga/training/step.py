@@ -34,6 +34,7 @@ class Batch:
         seed: of the run.
         step: of the run.
         strength: of the augmentation.
+        symmetries: of the data, as `medsaga.data.symmetries.SYMMETRIES` names them.
         first: place of the first image in the batch of the step.
         whole: images in the batch of the step; None where these are all.
     """
@@ -43,6 +44,7 @@ class Batch:
     seed: int
     step: int
     strength: Augmentation
+    symmetries: tuple[str, ...] = ()
     first: int = 0
     whole: int | None = None
 
@@ -52,8 +54,15 @@ class Batch:
     def part(self, rows: slice, device: torch.device) -> tuple[Tensor, Tensor]:
         """Return some images, float32 in 0..255, and their labels on the device, changed as their place decides."""
         images, labels = self.images[rows].to(device), self.labels[rows].to(device)
-        first = self.first + rows.start
-        return augment(images, labels, seed=self.seed, step=self.step, strength=self.strength, first=first)
+        return augment(
+            images,
+            labels,
+            seed=self.seed,
+            step=self.step,
+            strength=self.strength,
+            symmetries=self.symmetries,
+            first=self.first + rows.start,
+        )
 
     def share(self, rows: slice) -> float:
         """Return which share of the batch of the step some images are."""

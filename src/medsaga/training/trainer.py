@@ -9,7 +9,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
-import torch
 from torch import Tensor
 
 from medsaga import run_folder
@@ -28,7 +27,7 @@ from medsaga.training.checkpoint import load_state, save_state
 from medsaga.training.embeddings import embed
 from medsaga.training.events import Evaluated, Event, Listener, Notice, Saved, Stepped, Stopped, Working
 from medsaga.training.interrupts import Interrupts
-from medsaga.training.loss import hard_dice_sums
+from medsaga.training.monitoring import monitor_dice
 from medsaga.training.out_of_memory import step_within_memory
 from medsaga.training.schedule import learning_rate_factor
 from medsaga.training.step import Batch, StepMeter
@@ -36,7 +35,6 @@ from medsaga.training.step import Batch, StepMeter
 MAX_SKIPPED_IN_A_ROW = 20
 CHECK_EVERY = 50
 """Steps between two comparisons of the weights of several processes; each evaluation makes one too."""
-MONITORED_SAMPLES = 64
 
 
 class Trainer:
@@ -254,7 +252,16 @@ class Trainer:
     def _batch(self, step: int, images: Tensor, labels: Tensor) -> Batch:
         settings = self.settings
         first = self.group.share(settings.batch_size).start
-        return Batch(images, labels, settings.seed, step, self._augmentation, first=first, whole=settings.batch_size)
+        return Batch(
+            images,
+            labels,
+            settings.seed,
+            step,
+            self._augmentation,
+            symmetries=self.model.symmetries,
+            first=first,
+            whole=settings.batch_size,
+        )
 
     def _upcoming(self) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Return the batches from here on; they are prepared in a thread from the first step on."""
@@ -319,27 +326,3 @@ class Trainer:
     def _tell(self, event: Event) -> None:
         for listener in self.listeners:
             listener(event)
-
-
-@torch.no_grad()
-def monitor_dice(
-    model: SegmentationModel, samples: Samples, device: torch.device, *, batch_size: int, group: Group = ALONE
-) -> float:
-    """Return the Dice in the model's square, averaged over labels, of at most 64 evenly spaced samples together.
-
-    The processes of the group share the samples, and all get the same Dice.
-
-    It is quick and good for following a run. Published numbers come from ``medsaga evaluate``, on the native grid.
-    """
-    stride = max(1, len(samples) // MONITORED_SAMPLES)
-    indices = list(range(0, len(samples), stride))
-    model.eval()
-    sums = torch.zeros(3, model.classes, dtype=torch.int64)
-    for start in range(0, len(indices), batch_size)[group.rank :: group.size]:
-        images, labels = samples.batch(indices[start : start + batch_size])
-        sums += hard_dice_sums(model(images.to(device, torch.float32)), labels.to(device)).cpu()
-    model.train()
-    group.add([sums])
-    intersection, size = sums[0, 1:], sums[1, 1:] + sums[2, 1:]
-    there = size > 0
-    return float((2 * intersection[there] / size[there]).mean()) if there.any() else 0.0

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 
 from medsaga import files
+from medsaga.data.symmetries import SYMMETRIES
 from medsaga.errors import InputError
 from medsaga.memory.meta import on_meta
 from medsaga.models.base import SegmentationModel
@@ -34,6 +36,8 @@ DESCRIPTION = ("architecture", "classes", "image_size", "in_channels")
 """What it takes to build a model; a model file holds it as its metadata."""
 EPISODIC = "episodic"
 """Key of the metadata of weights that were pre-trained on episodes; see `medsaga.training.class_tokens`."""
+SYMMETRIES_OF_DATA = "symmetries"
+"""Key of the metadata of a trained model: `medsaga.models.base.SegmentationModel.symmetries`."""
 SHOWN = 6
 """How many names of a kind an error lists."""
 
@@ -170,21 +174,27 @@ def detect_architecture(source: str | Path) -> str:
 
 def save_model(path: Path, model: SegmentationModel) -> None:
     """Write a model as safetensors, whole or not at all; what it takes to build it goes into the file's metadata."""
-    save_state(path, float_state(model), **{name: getattr(model, name) for name in DESCRIPTION})
+    description = {name: getattr(model, name) for name in DESCRIPTION}
+    save_state(path, float_state(model), symmetries=model.symmetries, **description)
 
 
-def save_state(path: Path, state: State, *, episodic: bool = False, **description: str | int) -> None:
+def save_state(
+    path: Path, state: State, *, episodic: bool = False, symmetries: Sequence[str] = (), **description: str | int
+) -> None:
     """Write the tensors of a model as :func:`save_model` does.
 
     Args:
         path: of the file.
         state: of the model.
         episodic: whether they were pre-trained to know a class by its mean embedding.
+        symmetries: of the model.
         description: has the keys ``DESCRIPTION``.
     """
     assert description.keys() == set(DESCRIPTION)
     # safetensors writes its metadata in random order: with one entry, equal models are equal files.
-    facts = {name: description[name] for name in DESCRIPTION} | ({EPISODIC: True} if episodic else {})
+    facts: dict[str, Any] = {name: description[name] for name in DESCRIPTION}
+    facts |= {EPISODIC: True} if episodic else {}
+    facts |= {SYMMETRIES_OF_DATA: list(symmetries)} if symmetries else {}
     metadata = {"medsaga": json.dumps(facts)}
     with files.replacing(path) as temporary:
         save_file({name: tensor.contiguous() for name, tensor in state.items()}, temporary, metadata)
@@ -208,6 +218,7 @@ def load_model(path: Path, build: Callable[..., SegmentationModel] = build_sam) 
     try:
         described = json.loads(metadata["medsaga"])
         architecture, classes, image_size, in_channels = (described[name] for name in DESCRIPTION)
+        symmetries = tuple(name for name in described.get(SYMMETRIES_OF_DATA, ()) if name in SYMMETRIES)
         with on_meta():
             model = build(architecture, classes=classes, image_size=image_size, in_channels=in_channels)
     except (KeyError, TypeError, ValueError, AttributeError):
@@ -222,6 +233,7 @@ def load_model(path: Path, build: Callable[..., SegmentationModel] = build_sam) 
     # Memory-mapped tensors would keep the file open, and Windows would refuse to replace it.
     model.load_state_dict({name: tensor.clone() for name, tensor in state.items()}, assign=True)
     model.make_constants()
+    model.symmetries = symmetries
     return model
 
 

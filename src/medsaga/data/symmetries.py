@@ -1,0 +1,67 @@
+"""Mirrorings of images and labels, under which the labels of some data keep their meaning.
+
+A polyp upside down is a polyp; a left kidney in the mirror is a right one. With few images it is worth several points
+of Dice to know which it is (``benchmarks/starter``), and the masks tell: where a mirroring takes labels to places that
+are another label's rather than their own, it is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+LEFT_RIGHT, UP_DOWN, TRANSPOSED = "left-right", "up-down", "transposed"
+SYMMETRIES: dict[str, Callable[[Tensor], Tensor]] = {
+    LEFT_RIGHT: lambda maps: maps.flip(-1),
+    UP_DOWN: lambda maps: maps.flip(-2),
+    TRANSPOSED: lambda maps: maps.transpose(-1, -2),
+}
+"""What each does to maps, ``(..., side, side)``; done twice, it does nothing."""
+_AXES = {UP_DOWN: 1, LEFT_RIGHT: 2}
+"""The axis of ``(channels, height, width)`` that a mirroring turns round."""
+_CELLS = 6
+"""Cells along a side of the maps of where labels are: a few images say no more."""
+_MARGIN = 0.2
+"""By how much a mirrored label must be more like another one, of at most 1, to count as taking its place."""
+
+
+def symmetries_of(labels: npt.NDArray[np.uint8], classes: int) -> tuple[str, ...]:
+    """Return the mirrorings that keep the meaning of labels, as their usual places tell.
+
+    A mirroring is left out if it makes the map of where one label is more like the map of another label than like its
+    own, by cosine similarity. Transposing is left out where either of the flips is. One label alone tells nothing, and
+    all are kept.
+
+    Args:
+        labels: ``(n, side, side)`` class indices.
+        classes: background included.
+    """
+    places = torch.zeros(classes - 1, _CELLS, _CELLS)
+    for image in labels:
+        one_hot = torch.from_numpy(image[None] == np.arange(1, classes)[:, None, None])
+        places += F.adaptive_avg_pool2d(one_hot.float(), _CELLS)
+    places = places[places.sum((1, 2)) > 0]
+    own = F.normalize(places.flatten(1), dim=1)
+
+    def keeps(name: str) -> bool:
+        likeness = F.normalize(SYMMETRIES[name](places).flatten(1), dim=1) @ own.T
+        return bool((likeness <= likeness.diagonal()[:, None] + _MARGIN).all())
+
+    flipped = [name for name in (LEFT_RIGHT, UP_DOWN) if keeps(name)]
+    return (*flipped, TRANSPOSED) if len(flipped) == 2 and keeps(TRANSPOSED) else tuple(flipped)
+
+
+def flips(names: Iterable[str]) -> list[tuple[int, ...]]:
+    """Return the axes of ``(channels, height, width)`` to turn round in each pass of test-time augmentation.
+
+    The first pass turns none. Transposing is left out: with it there would be eight passes in place of four.
+    """
+    passes: list[tuple[int, ...]] = [()]
+    for axis in sorted(_AXES[name] for name in names if name in _AXES):
+        passes += [(*axes, axis) for axes in passes]
+    return passes
