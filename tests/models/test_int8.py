@@ -464,9 +464,9 @@ def _train_linears(model: KClassSam) -> list[float]:
     model.requires_grad_(False)
     for weight in weights:
         weight.requires_grad_(True)
-    optimizer = GaLoreAdamW([{"params": weights, "rank": 16}], lr=5e-3, refresh_every=5)
+    optimizer = GaLoreAdamW([{"params": weights, "rank": 16}], lr=1e-2, refresh_every=5)
     losses = []
-    for _ in range(16):  # the first calibrates
+    for _ in range(24):  # the first calibrates
         loss = F.cross_entropy(model(images).float(), labels)
         loss.backward()
         assert all(weight.grad is None for weight in weights)
@@ -487,8 +487,8 @@ def test_an_encoder_of_codes_learns_like_one_of_floats() -> None:
     with torch.random.fork_rng():
         expected = _train_linears(dense)
     losses = _train_linears(model)
-    assert losses[-1] < losses[0] - 0.05
-    # Over four seeds the loss fell by 0.19 to 0.38, and the largest difference was 3.3 % of the fall.
+    assert losses[-1] < losses[0] - 0.02  # the decoder stays as it was drawn
+    # Over four seeds the loss fell by 0.032 to 0.050, and the largest difference was 1.2 % of the fall.
     assert losses == pytest.approx(expected, abs=0.05 * (expected[0] - expected[-1]))
     assert all(not torch.equal(_weight(m).codes, codes) for m, codes in zip(linears, before, strict=True))
 

@@ -17,7 +17,7 @@ from medsaga.settings.options import Precision
 
 METHOD = "medsaga"
 DEFAULTS: dict[str, Any] = {
-    "steps": 250,
+    "steps": 400,
     "batch_size": 4,
     "encoder_lr": 5e-4,
     "decoder_lr": 5e-4,
