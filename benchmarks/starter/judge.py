@@ -1,4 +1,4 @@
-"""Few labelled cases of domains that pre-training has never seen: starter, random weights, U-Net from scratch.
+"""Few labelled cases of five kinds of images: starter, random weights, U-Net from scratch.
 
     python -m benchmarks.starter.judge FOLDER_OF_DATASETS --runs RUNS
 
@@ -27,8 +27,14 @@ CONTENDERS: dict[str, dict[str, Any]] = {
     "unet": {"method": "unet"},
 }
 ASKED = (1, 4, 8)
-SHOTS = {"spider_lumbar_mr": ASKED, "axondeepseg_sem": (1, 4, 6)}
-"""Of the second set's 8 animals, two are left for the test."""
+SHOTS = {
+    "spider_lumbar_mr": ASKED,
+    "kvasir_seg_polyp": ASKED,
+    "dsb2018_nuclei": ASKED,
+    "hc18_fetal_us": ASKED,
+    "axondeepseg_sem": (1, 4, 6),
+}
+"""Of the last set's 8 animals, two are left for the test."""
 SEEDS = (0, 1, 2)
 KEPT = ("dice_mean", "dice", "case_count", "steps", "seconds_per_step", "peak_memory_bytes", "trainable_parameters")
 
@@ -53,7 +59,7 @@ def measure(data: Path, runs: Path, contender: str, shots: int, seed: int) -> di
 
 
 def _test_cases(dataset: str) -> int:
-    return {"spider_lumbar_mr": 20, "axondeepseg_sem": 2}.get(dataset, 20)
+    return 2 if dataset == "axondeepseg_sem" else 20
 
 
 def table(records: Sequence[dict[str, Any]]) -> str:
@@ -80,12 +86,14 @@ def main() -> None:
     """Do it."""
     parser = parser_for(__doc__, Path(__file__).parent)
     parser.add_argument("--contenders", default=",".join(CONTENDERS))
-    parser.add_argument("--shots", default="1,4,8", help="of the first set; the second has 6 for 8")
+    parser.add_argument("--shots", default="1,4,8", help="numbers of labelled cases; axons have 6 for 8")
+    parser.add_argument("--seeds", default=",".join(map(str, SEEDS)))
+    parser.add_argument("--sets", default=",".join(SHOTS))
     arguments = parser.parse_args()
     wanted = {int(k) for k in arguments.shots.split(",")}
-    for seed in SEEDS:
-        for dataset, shots in SHOTS.items():
-            for k in (k for asked, k in zip(ASKED, shots, strict=True) if asked in wanted):
+    for seed in map(int, arguments.seeds.split(",")):
+        for dataset in arguments.sets.split(","):
+            for k in (k for asked, k in zip(ASKED, SHOTS[dataset], strict=True) if asked in wanted):
                 for contender in arguments.contenders.split(","):
                     measure(arguments.datasets / dataset, arguments.runs, contender, k, seed)
     records = [json.loads(path.read_text()) for path in sorted(arguments.runs.glob("*.json"))]
