@@ -26,7 +26,7 @@ from pydicom.uid import generate_uid
 import medsaga
 from medsaga.cli import main
 
-FAST = ["--model", "tiny", "--image-size", "64", "--batch-size", "2", "--rank", "4", "--device", "cpu"]
+FAST = ["--image-size", "64", "--batch-size", "2", "--rank", "4", "--device", "cpu"]
 LABELS = '{"labels": {"background": 0, "kidney": 1, "liver": 2}}'
 Affine = npt.NDArray[np.float64]
 
@@ -37,7 +37,7 @@ def clinic(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("clinic")
     for number in range(3):
         write_examination(root / "data", f"case{number}", seed=number)
-    train = ["train", str(root / "data"), "--out", str(root / "run"), "--shots", "2", "--steps", "16", *FAST]
+    train = ["train", str(root / "data"), "--out", str(root / "run"), "--shots", "2", "--steps", "60", *FAST]
     assert main(train) == 0
     return root
 

@@ -49,8 +49,8 @@ def _measure(data: Path, seed: int, run: Path) -> dict[str, Any]:
     for item in read_dataset(data).items_of(split.test):
         truth = read_mask(item)
         scores = {}
-        for name, tta in (("plain", False), ("flips", True)):
-            prediction = segmenter.predict_item(item, tta=tta)
+        for name in ("plain", "flips"):
+            prediction = segmenter.predict_item(item, tta="all" if name == "flips" else "none")
             present = [v for v in segmenter.label_values[1:] if (truth == v).any() or (prediction.labels == v).any()]
             scores[name] = {
                 "confidence": round(prediction.confidence["mean"], 4),

@@ -76,7 +76,7 @@ def test_outputs_and_gradients_are_those_of_transformers(small: str, side: int, 
 @pytest.mark.usefixtures("few_at_a_time")
 def test_computing_blocks_again_changes_no_number(small: str, int8: bool) -> None:
     torch.manual_seed(0)
-    model = build_sam(small, classes=3, image_size=128)
+    model = build_sam(small, classes=3, image_size=128, dtype=torch.float64)
     if int8:
         assert quantise_linears(model.image_encoder) > 50_000
     images = 255 * torch.rand(2, 3, 128, 128)
@@ -90,7 +90,7 @@ def test_computing_blocks_again_changes_no_number(small: str, int8: bool) -> Non
     plain, again = results
     assert plain.keys() == again.keys()
     for name, value in plain.items():
-        assert _distance(again[name], value) < 2e-5 or "k_proj.bias" in name, name
+        assert _distance(again[name], value) < 1e-10 or "k_proj.bias" in name, name
 
 
 @pytest.mark.usefixtures("few_at_a_time")

@@ -140,7 +140,7 @@ def test_state_on_the_host_is_not_counted(method: str, state_bits: int) -> None:
 
 @pytest.mark.parametrize(("in_channels", "micro_batch_size"), [(3, 4), (1, 2)])
 def test_inference_is_what_a_segmenter_takes(in_channels: int, micro_batch_size: int) -> None:
-    of = settings(micro_batch_size=micro_batch_size, device="cpu")
+    of = settings(model="lite", micro_batch_size=micro_batch_size, device="cpu")
     predicted = predict_memory(of, classes=3, in_channels=in_channels).inference_bytes
     config = RunConfig(
         data="",

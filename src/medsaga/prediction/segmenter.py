@@ -206,6 +206,7 @@ class Segmenter:
             labels_of[index, rows] = to_label_values(classes, self.label_values)
             if soft_of is not None:
                 soft_of[index, :, rows] = strip.cpu().numpy()
+            del strip  # it would lie beside the activations of the next slice
         return Prediction(labels, soft, confidence.result(), picture, view)
 
     @torch.inference_mode()
@@ -253,14 +254,20 @@ class Segmenter:
             boxed = [letterbox(np.flip(window, flip), size) for window in batch for flip in passes]
             logits = self._logits(torch.from_numpy(np.stack([square for square, _ in boxed])).to(self.device))
             for window in batch:
-                _, height, width = window.shape
-                total: torch.Tensor | None = None
-                for flip, one in zip(passes, islice(logits, len(passes)), strict=True):
-                    maps = unletterbox(one[None], content_size((height, width), size), size, (height, width))
-                    found = maps[0].softmax(0)
-                    total = found if total is None else total.add_(found.flip(flip))
-                assert total is not None
-                yield total if len(passes) == 1 else total / len(passes)
+                yield self._averaged(logits, passes, (window.shape[-2], window.shape[-1]))
+
+    def _averaged(
+        self, logits: Iterator[torch.Tensor], passes: Sequence[tuple[int, ...]], shape: tuple[int, int]
+    ) -> torch.Tensor:
+        """Take the logits of all passes over one window; return its mean probabilities, (classes, height, width)."""
+        size = self.model.image_size
+        total: torch.Tensor | None = None
+        for flip, one in zip(passes, islice(logits, len(passes)), strict=True):
+            maps = unletterbox(one[None], content_size(shape, size), size, shape)
+            found = maps[0].softmax(0)
+            total = found if total is None else total.add_(found.flip(flip))
+        assert total is not None
+        return total if len(passes) == 1 else total / len(passes)
 
     def _logits(self, images: torch.Tensor) -> Iterator[torch.Tensor]:
         """Yield (classes, size / 4, size / 4) float32 per image, as many images at a time as memory holds."""
@@ -278,5 +285,7 @@ class Segmenter:
                 self._batch_size = self._batch_size // 2
                 release_cached_memory()
                 continue
-            yield from logits
             done += len(logits)
+            yield from logits
+            # What is held here would lie beside the activations of the next pass.
+            logits = None
