@@ -26,6 +26,8 @@ _AXES = {UP_DOWN: 1, LEFT_RIGHT: 2}
 """The axis of ``(channels, height, width)`` that a mirroring turns round."""
 _CELLS = 6
 """Cells along a side of the maps of where labels are: a few images say no more."""
+_LOOKED_AT = 200
+"""Label maps, evenly spaced, that are enough to tell where a label usually is."""
 _MARGIN = 0.2
 """By how much a mirrored label must be more like another one, of at most 1, to count as taking its place."""
 
@@ -42,7 +44,7 @@ def symmetries_of(labels: npt.NDArray[np.uint8], classes: int) -> tuple[str, ...
         classes: background included.
     """
     places = torch.zeros(classes - 1, _CELLS, _CELLS)
-    for image in labels:
+    for image in labels[:: max(1, len(labels) // _LOOKED_AT)]:
         one_hot = torch.from_numpy(image[None] == np.arange(1, classes)[:, None, None])
         places += F.adaptive_avg_pool2d(one_hot.float(), _CELLS)
     places = places[places.sum((1, 2)) > 0]

@@ -99,5 +99,13 @@ def _changed(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Change images and labels, and return the embeddings and the labels, on the CPU."""
     with tracker:
-        images, labels = augment(images, labels, seed=seed, step=variant, strength=strength, first=first)
+        images, labels = augment(
+            images,
+            labels,
+            seed=seed,
+            step=variant,
+            strength=strength,
+            symmetries=model.symmetries,
+            first=first,
+        )
         return model.pack(model.encode(images)).float().cpu(), labels.cpu()
