@@ -14,7 +14,7 @@ from medsaga.runs.train import train
 from medsaga.settings.options import Settings
 
 # The phantom's cases are much alike: changed images would teach nothing, and ask for more steps.
-SETTINGS = Settings(shots=4, steps=170, batch_size=4, image_size=128, augmentation="none")
+SETTINGS = Settings(shots=4, steps=150, evaluate_every=30, batch_size=4, image_size=128, augmentation="none")
 
 
 def demo(out: Path, console: Console) -> dict[str, Any]:
