@@ -26,6 +26,8 @@ from pydicom.uid import generate_uid
 import medsaga
 from medsaga.cli import main
 
+pytestmark = pytest.mark.xdist_group("clinical")
+
 FAST = ["--image-size", "64", "--batch-size", "2", "--rank", "4", "--device", "cpu"]
 LABELS = '{"labels": {"background": 0, "kidney": 1, "liver": 2}}'
 Affine = npt.NDArray[np.float64]

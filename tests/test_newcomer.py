@@ -19,6 +19,8 @@ from PIL import Image
 
 import medsaga
 
+pytestmark = pytest.mark.xdist_group("newcomer")
+
 PAGES = Path(__file__).parents[1] / "docs" / "how-to"
 QUICK = ["--steps", "1", "--batch-size", "2", "--image-size", "64", "--device", "cpu"]
 

@@ -30,7 +30,10 @@ from pydicom.config import disable_value_validation
 from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="cli_batch needs /proc")
+pytestmark = [
+    pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="cli_batch needs /proc"),
+    pytest.mark.xdist_group("privacy"),
+]
 
 TRAIN = ["--model=tiny", "--shots=2", "--image-size=64", "--steps=1", "--batch-size=2", "--rank=4", "--device=cpu"]
 TOKEN = "Zyxwvut"

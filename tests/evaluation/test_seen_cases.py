@@ -18,6 +18,8 @@ from medsaga.runs.evaluate import evaluate_run
 from medsaga.runs.train import train
 from medsaga.settings.options import Settings
 
+pytestmark = pytest.mark.xdist_group("seen_cases")
+
 SETTINGS = Settings(
     model="tiny", shots=3, validation_cases=1, test_cases=2, image_size=64, steps=1, batch_size=2, rank=8, device="cpu"
 )

@@ -28,6 +28,8 @@ from medsaga.prediction.segmenter import Segmenter
 from medsaga.runs.train import train
 from medsaga.settings.options import ResolvedSettings, Settings
 
+pytestmark = pytest.mark.xdist_group("methods")
+
 
 def _settings(method: str, **given: Any) -> ResolvedSettings:
     return resolved(method=method, **given)

@@ -15,6 +15,8 @@ from medsaga.errors import InputError
 from medsaga.memory.tracker import TensorTracker
 from medsaga.models.daeformer import ChannelAttention, DAEFormer, PatchExpand, efficient_attention
 
+pytestmark = pytest.mark.xdist_group("daeformer")
+
 
 @functools.cache
 @torch.enable_grad()

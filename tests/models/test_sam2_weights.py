@@ -35,6 +35,8 @@ from medsaga.settings.options import Settings
 from medsaga.training.scaling import loss_scale_for
 from medsaga.training.step import Batch, accumulate, update
 
+pytestmark = pytest.mark.xdist_group("sam2_weights")
+
 SIDE = 96
 MEMORY = {
     "maskmem_tpos_enc",

@@ -19,6 +19,8 @@ from medsaga.errors import InputError
 from medsaga.memory.tracker import TensorTracker
 from medsaga.models.unet import UNet, normalise, poolings_for
 
+pytestmark = pytest.mark.xdist_group("unet")
+
 SIDE = 48
 """24, 12 and 6 pixels."""
 ODD = 144

@@ -22,6 +22,8 @@ from medsaga.models.sam import KClassSam, build_sam
 from medsaga.models.weights import registry
 from medsaga.models.weights.loading import detect_architecture, load_model, load_pretrained, save_model
 
+pytestmark = pytest.mark.xdist_group("weights")
+
 SIDE = 128
 FREQUENCIES = "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
 THEIR_FREQUENCIES = "prompt_encoder.shared_embedding.positional_embedding"

@@ -33,6 +33,8 @@ from medsaga.settings.options import Settings
 from medsaga.suggest.embedding import CaseEmbedder
 from medsaga.suggest.run import suggest
 
+pytestmark = pytest.mark.xdist_group("suggest_run")
+
 SILENT = Console(file=io.StringIO())
 KINDS = {"dark": (20, 5), "bright": (220, 5), "noise": (120, 60)}
 

@@ -31,6 +31,8 @@ from medsaga.runs.train import train
 from medsaga.settings.options import ResolvedSettings, Settings
 from medsaga.settings.run_config import read_config
 
+pytestmark = pytest.mark.xdist_group("continuing")
+
 SETTINGS = Settings(
     model="tiny",
     shots=3,

@@ -35,6 +35,8 @@ from medsaga.settings.options import ResolvedSettings, Settings
 from medsaga.training import loss, out_of_memory, step, trainer
 from medsaga.training.out_of_memory import next_smaller
 
+pytestmark = pytest.mark.xdist_group("uninterrupted")
+
 
 def _command(data: Path, out: Path, settings: Settings) -> list[str]:
     given = dataclasses.asdict(settings)

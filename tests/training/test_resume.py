@@ -33,6 +33,8 @@ from medsaga.training import out_of_memory, step, trainer
 from medsaga.training.events import Event, Saved, Stepped, Stopped
 from medsaga.training.trainer import Trainer
 
+pytestmark = pytest.mark.xdist_group("uninterrupted")
+
 ROOT = Path(__file__).parents[2]
 
 
