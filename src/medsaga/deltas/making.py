@@ -82,8 +82,8 @@ def export_delta(
     Returns:
         ``base``, ``base_sha256``, ``bytes`` of the file, ``bytes_of_model``, ``compression``, ``bound``, ``codes``;
         ``error_of_change``, as bounded; ``error_of_weights``, of all tensors, relative to the weights; ``unchanged``,
-        ``factors`` and ``whole``, the numbers of tensors; ``bytes_of_factors``, ``bytes_of_whole``; ``rank_median``
-        and ``rank_largest``; ``share_of_base_median``, of c.
+        ``factors`` and ``whole``, the numbers of tensors; ``bytes_of_factors``, ``bytes_of_whole`` and, of these,
+        ``bytes_of_matrices_stored_whole``; ``rank_median`` and ``rank_largest``; ``share_of_base_median``, of c.
 
     Raises:
         InputError: the run, the base, the file or the bound cannot be used; nothing has been written.
@@ -92,7 +92,7 @@ def export_delta(
     config = read_config(run / run_folder.CONFIG)
     trained = run_weights(run / run_folder.MODEL, config)
     start, about = _start(run, config, base)
-    delta, tensors, cost = _compressed(config, trained, start, about, error=error, codes=codes, progress=progress)
+    delta, tensors, cost = compressed(config, trained, start, about, error=error, codes=codes, progress=progress)
     write_delta(out, delta, tensors)
     size, before = out.stat().st_size, (run / run_folder.MODEL).stat().st_size
     head = {"base": about.name, "base_sha256": about.sha256, "bytes": size, "bytes_of_model": before}
@@ -169,7 +169,7 @@ class _Sums:
         return lost
 
 
-def _compressed(
+def compressed(
     config: RunConfig,
     trained: RunWeights,
     start: State,
@@ -177,9 +177,19 @@ def _compressed(
     *,
     error: float,
     codes: str,
-    progress: Callable[[int, int], None] | None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Delta, State, dict[str, Any]]:
-    """Return what goes into the file, and what it costs."""
+    """Return what goes into a delta file, its tensors, and what they cost; see `export_delta`.
+
+    Args:
+        config: of the run.
+        trained: its weights.
+        start: those that it started from.
+        base: what these are.
+        error: bound of what is lost.
+        codes: how factors are stored.
+        progress: called with what is done and what there is in all.
+    """
     unchanged, whole, matrices = _looked_at(trained, start, progress)
     sums = _Sums(changes=sum(float(matrix.spectrum.sum()) for matrix in matrices))
     # What storing the factors may change is kept aside: the two errors add up as squares, at most.
@@ -222,6 +232,9 @@ def _compressed(
         "whole": len(trained.makers) - len(unchanged) - len(kept),
         "bytes_of_factors": sum(tensor.nbytes for name, tensor in tensors.items() if "/" in name),
         "bytes_of_whole": sum(tensor.nbytes for name, tensor in tensors.items() if "/" not in name),
+        "bytes_of_matrices_stored_whole": sum(
+            tensors[matrix.name].nbytes for matrix, rank in zip(matrices, ranks, strict=True) if rank is None
+        ),
         "rank_median": median(kept) if kept else None,
         "rank_largest": max(kept, default=None),
         "share_of_base_median": median(delta.shares.values()) if kept else None,

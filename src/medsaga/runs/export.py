@@ -7,10 +7,12 @@ from typing import Any
 
 from rich.console import Console
 
+from medsaga import run_folder
 from medsaga.deltas.making import LARGEST_ERROR, export_delta
 from medsaga.prediction.segmenter import Segmenter
 from medsaga.progress import counting
 from medsaga.runs.evaluate import evaluate_run
+from medsaga.settings.run_config import read_config
 
 
 def export_run(
@@ -48,11 +50,14 @@ def export_run(
     document = {"file": str(out), **done}
     if check is None:
         return document
+    if base is None and done["base_sha256"] is not None:
+        base = read_config(run / run_folder.CONFIG).settings.weights
     dice = {}
-    for name, segmenter in (
+    # One after the other: two models would take twice the memory.
+    for name, load in (
         ("dice_of_run", lambda: Segmenter.load(run, device)),
         ("dice_of_file", lambda: Segmenter.load(out, device, base)),
     ):
-        result = evaluate_run(run, data=check, segmenter=segmenter(), console=console)
+        result = evaluate_run(run, data=check, segmenter=load(), console=console)
         dice[name] = result["dice_mean"]
     return document | dice | {"cases_compared": result["case_count"]}
