@@ -33,7 +33,7 @@ from medsaga.settings.run_config import read_config
 SETTINGS = Settings(
     model="tiny", shots=3, image_size=64, steps=6, batch_size=2, evaluate_every=6, refresh_every=2, rank=8, device="cpu"
 )
-LR = {"encoder_lr": 5e-3, "decoder_lr": 5e-3}
+LR: dict[str, Any] = {"encoder_lr": 5e-3, "decoder_lr": 5e-3}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,7 +209,7 @@ def test_a_start_from_random_weights_is_drawn_again(trained_toy: Path, tmp_path:
 )
 def test_every_method_becomes_the_same_kind_of_file(method: str, precision: Any, made: Made, tmp_path: Path) -> None:
     own = method in ("unet", "daeformer")
-    rates = {} if method == "daeformer" else LR
+    rates: dict[str, Any] = {} if method == "daeformer" else LR
     settings = dataclasses.replace(
         SETTINGS, method=method, model=None if own else str(made.weights), precision=precision, steps=2, **rates
     )

@@ -17,6 +17,7 @@ from medsaga.deltas.factorise import (
     choose_ranks,
     encoded,
     share_of_base,
+    shrunk,
     spectrum,
     truncated,
 )
@@ -72,6 +73,16 @@ def test_weight_decay_costs_no_rank() -> None:
     assert choose_ranks([with_c], [(60, 40)], lost=lost, code_bytes=1) == [3]
     (rank,) = choose_ranks([without], [(60, 40)], lost=lost, code_bytes=1)
     assert rank is None or rank > 30
+
+
+def test_a_change_without_decay_keeps_its_rank() -> None:
+    """Least squares would take what lies along the base for decay."""
+    base = drawn(60, 40, seed=1)
+    update = drawn(60, 2, seed=2) @ drawn(2, 40, seed=3) + 0.5 * torch.from_numpy(nearest(base, 2)).float()
+    share, values = shrunk(base + update, base)
+    assert share == 1.0
+    assert float(values[4:].sum()) < 1e-10 * float(values.sum())
+    assert shrunk(0.9 * base, base)[0] == pytest.approx(0.9)
 
 
 @pytest.mark.parametrize("codes", ["int8", "fp16"])

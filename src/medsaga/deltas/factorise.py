@@ -69,6 +69,17 @@ def share_of_base(weight: Tensor, base: Tensor) -> float:
     return float(weight.double().flatten() @ flat) / square if square > 0 else 1.0
 
 
+def shrunk(weight: Tensor, base: Tensor) -> tuple[float, Tensor]:
+    """Return c, and the `spectrum` of ``weight - c * base``.
+
+    c is that of least squares where it leaves the smaller sum of singular values, else 1: where nothing has decayed,
+    the part of a change that happens to lie along the base would be taken for decay, and a change of low rank become
+    one of full rank.
+    """
+    tried = [(share, spectrum(weight - share * base)) for share in (1.0, share_of_base(weight, base))]
+    return min(tried, key=lambda one: float(one[1].sqrt().sum()))
+
+
 def spectrum(change: Tensor) -> Tensor:
     """Return the squares of all singular values, (min(m, n),) float64, the largest first."""
     return torch.linalg.eigvalsh(_gram(change)).flip(0).clamp(min=0)

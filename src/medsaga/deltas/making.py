@@ -22,8 +22,7 @@ from medsaga.deltas.factorise import (
     as_matrix,
     choose_ranks,
     encoded,
-    share_of_base,
-    spectrum,
+    shrunk,
     truncated,
 )
 from medsaga.deltas.file import Delta, factor_tensors, restored, shareable, whole_tensor, write_delta
@@ -39,6 +38,9 @@ LARGEST_ERROR = 0.1
 """Default of what may be left out: see `export_delta`."""
 ENCODERS = ("image_encoder.", "encoder.")
 """How the names of the tensors begin that may become factors: SAM's, and those of the other networks."""
+FINEST = "fp16"
+NEGLIGIBLE = 0.2
+"""Of the bytes of what is stored whole anyway: what factors may take that keep all that they can."""
 SMALLEST = 4096
 """Elements below which factors and their names would save nothing worth having."""
 
@@ -75,6 +77,7 @@ def export_delta(
         error: bound of what is lost, relative to what the run has changed: the Frobenius norm of the difference
             between the stored and the trained weights over that of W - c W0, each over all matrices together. What is
             stored whole counts as not lost: it is rounded to float16.
+            Where the change can be kept as good as exactly in next to no bytes, as LoRA's, it is, in fp16.
         codes: key of ``CODES``: how factors are stored.
         base: where the weights are that the run started from, if not where they were.
         progress: called with what is done and what there is in all.
@@ -192,10 +195,12 @@ def compressed(
     """
     unchanged, whole, matrices = _looked_at(trained, start, progress)
     sums = _Sums(changes=sum(float(matrix.spectrum.sum()) for matrix in matrices))
-    # What storing the factors may change is kept aside: the two errors add up as squares, at most.
-    lost = (error**2 - CODE_ERRORS[codes] ** 2) * sums.changes
-    spectra, shapes = [matrix.spectrum for matrix in matrices], [matrix.shape for matrix in matrices]
-    ranks = choose_ranks(spectra, shapes, lost=lost, code_bytes=CODES[codes].itemsize)
+    ranks = _ranks(matrices, error, codes)
+    # LoRA's updates are as good as exact for a few kilobytes: nothing is gained by leaving a part of them out.
+    exact = _ranks(matrices, 2 * CODE_ERRORS[FINEST], FINEST)
+    others = sum(2 * start[name].numel() for name in whole)
+    if _bytes_of(matrices, exact, FINEST) <= NEGLIGIBLE * others:
+        ranks, codes = exact, FINEST
     delta = Delta(
         config=shareable(config, base),
         symmetries=trained.symmetries,
@@ -242,6 +247,22 @@ def compressed(
     return dataclasses.replace(delta, cost=cost), tensors, cost
 
 
+def _ranks(matrices: list[_Matrix], error: float, codes: str) -> list[int | None]:
+    """Return the ranks with which the matrices keep a bound; see `choose_ranks`."""
+    # What storing the factors may change is kept aside: the two errors add up as squares, at most.
+    lost = (error**2 - CODE_ERRORS[codes] ** 2) * sum(float(matrix.spectrum.sum()) for matrix in matrices)
+    spectra, shapes = [matrix.spectrum for matrix in matrices], [matrix.shape for matrix in matrices]
+    return choose_ranks(spectra, shapes, lost=lost, code_bytes=CODES[codes].itemsize)
+
+
+def _bytes_of(matrices: list[_Matrix], ranks: list[int | None], codes: str) -> int:
+    """Return what matrices take in the file, without the scales of the factors."""
+    return sum(
+        2 * m * n if rank is None else rank * (m + n) * CODES[codes].itemsize
+        for rank, (m, n) in zip(ranks, (matrix.shape for matrix in matrices), strict=True)
+    )
+
+
 def _looked_at(
     trained: RunWeights, start: State, progress: Callable[[int, int], None] | None
 ) -> tuple[list[str], list[str], list[_Matrix]]:
@@ -265,9 +286,9 @@ def _looked_at(
             whole.append(name)
         else:
             weight, first = as_matrix(weight), as_matrix(first)
-            share = share_of_base(weight, first)
+            share, values = shrunk(weight, first)
             rows, columns = weight.shape
-            matrices.append(_Matrix(name, (rows, columns), share, spectrum(weight - share * first)))
+            matrices.append(_Matrix(name, (rows, columns), share, values))
         if progress and name in takes_factors:
             progress(looked, 2 * len(takes_factors))
     return unchanged, whole, matrices
