@@ -15,7 +15,9 @@ change of full rank in the position tables and all small tensors.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -134,12 +136,49 @@ def made_up(run: Path) -> list[dict[str, Any]]:
     trained = RunWeights((), {name: changed(name) for name in start})
     config = read_config(run / run_folder.CONFIG)
     found = []
-    for codes in CODES:
-        for bound in (0.1, 0.3):
-            _, tensors, cost = compressed(config, trained, start, base, error=bound, codes=codes)
-            size = sum(tensor.nbytes for tensor in tensors.values())
-            found.append({"bytes": size, "compression": model_bytes / size, **cost})
+    for codes, bound in itertools.product(CODES, (0.1, 0.3)):
+        _, tensors, cost = compressed(config, trained, start, base, error=bound, codes=codes)
+        size = sum(tensor.nbytes for tensor in tensors.values())
+        found.append({"bytes": size, "compression": model_bytes / size, **cost})
     return found
+
+
+def memory(run: Path) -> dict[str, int]:
+    """Return what exporting a run, loading the file and loading the run add to this process's own memory, in bytes.
+
+    Pages of files that are mapped do not count: the system takes them back when it needs them.
+    """
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "delta.safetensors"
+        works: dict[str, Callable[[], Any]] = {
+            "export": lambda: export_delta(run, file),
+            "load_delta": lambda: medsaga.Segmenter.load(file, "cpu"),
+            "load_run": lambda: medsaga.Segmenter.load(run, "cpu"),
+        }
+        return {"model": (run / run_folder.MODEL).stat().st_size} | {
+            name: _peak_of(work) for name, work in works.items()
+        }
+
+
+def _peak_of(work: Callable[[], Any]) -> int:
+    def anonymous() -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith("RssAnon")).split()[1])
+
+    before, peaks, done = anonymous(), [0], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.005):
+            peaks.append(anonymous())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        work()
+    finally:
+        done.set()
+        watcher.join()
+    return max(peaks) - before
 
 
 def table(document: dict[str, Any]) -> str:
@@ -202,8 +241,10 @@ def main() -> None:
             document["without_c"][name] = bytes_without_c(run)
     if "made_up" not in document:
         document["made_up"] = made_up(arguments.runs / "lite")
+    if "memory_of_vit_b_bytes" not in document:
+        document["memory_of_vit_b_bytes"] = memory(arguments.runs / "vit_b")
     files.write_json(path, document)
-    files.write_text(arguments.out / "deltas.md", table(document))
+    print(table(document))
 
 
 if __name__ == "__main__":

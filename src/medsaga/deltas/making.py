@@ -99,7 +99,7 @@ def export_delta(
     write_delta(out, delta, tensors)
     size, before = out.stat().st_size, (run / run_folder.MODEL).stat().st_size
     head = {"base": about.name, "base_sha256": about.sha256, "bytes": size, "bytes_of_model": before}
-    return head | {"compression": before / size} | cost
+    return head | {"compression": _readable(before / size)} | cost
 
 
 def run_weights(path: Path, config: RunConfig) -> RunWeights:
@@ -230,8 +230,8 @@ def compressed(
     cost: dict[str, Any] = {
         "bound": error,
         "codes": codes,
-        "error_of_change": math.sqrt(sums.lost_of_changes / sums.changes) if sums.changes else 0.0,
-        "error_of_weights": math.sqrt(sums.lost / sums.weights),
+        "error_of_change": _readable(math.sqrt(sums.lost_of_changes / sums.changes) if sums.changes else 0.0),
+        "error_of_weights": _readable(math.sqrt(sums.lost / sums.weights)),
         "unchanged": len(unchanged),
         "factors": len(kept),
         "whole": len(trained.makers) - len(unchanged) - len(kept),
@@ -242,7 +242,7 @@ def compressed(
         ),
         "rank_median": median(kept) if kept else None,
         "rank_largest": max(kept, default=None),
-        "share_of_base_median": median(delta.shares.values()) if kept else None,
+        "share_of_base_median": round(median(delta.shares.values()), 5) if kept else None,
     }
     return dataclasses.replace(delta, cost=cost), tensors, cost
 
@@ -292,6 +292,10 @@ def _looked_at(
         if progress and name in takes_factors:
             progress(looked, 2 * len(takes_factors))
     return unchanged, whole, matrices
+
+
+def _readable(number: float) -> float:
+    return float(f"{number:.4g}")
 
 
 def _square(tensor: Tensor) -> float:

@@ -59,5 +59,5 @@ def export_run(
         ("dice_of_file", lambda: Segmenter.load(out, device, base)),
     ):
         result = evaluate_run(run, data=check, segmenter=load(), console=console)
-        dice[name] = result["dice_mean"]
+        dice[name] = None if result["dice_mean"] is None else round(result["dice_mean"], 5)
     return document | dice | {"cases_compared": result["case_count"]}
