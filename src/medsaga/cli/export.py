@@ -16,7 +16,7 @@ from medsaga.cli.runs import run_meant
 
 @dataclass(kw_only=True)
 class Export:
-    """Write a run as a small file, to send: what it has changed in the weights that it started from."""
+    """Write what a run has changed in its base weights as a small file."""
 
     folder: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]
     """Run folder."""
