@@ -16,7 +16,7 @@ from medsaga.cli.runs import run_meant
 
 @dataclass(kw_only=True)
 class Export:
-    """Write what a run has changed in its base weights as a small file."""
+    """Write what a run has changed as a small file, to send."""
 
     folder: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]
     """Run folder."""
