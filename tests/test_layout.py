@@ -20,6 +20,7 @@ ROOMS = (
     "optim",
     "distributed",
     "methods",
+    "deltas",
     "training",
     "evaluation",
     "prediction",

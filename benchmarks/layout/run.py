@@ -22,6 +22,7 @@ WHAT = {
     "optim": "GaLore, AdamW, SGD",
     "distributed": "processes that train together",
     "methods": "which parameters train, and how",
+    "deltas": "what a run has changed, as a small file",
     "training": "Trainer, step, loss, out-of-memory retry",
     "evaluation": "metrics, protocols, summary",
     "prediction": "Segmenter, files, postprocessing, measures",

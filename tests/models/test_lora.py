@@ -1,22 +1,14 @@
-"""SAMed's adapter: W + BA for queries and values, over any base, and its small file."""
+"""SAMed's adapter: W + BA for queries and values, over any base."""
 
 from __future__ import annotations
 
-import copy
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from official import official_layout
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
-from sam_reference import random_reference
 from torch import Tensor, nn
 from torch.nn import functional
 
-from medsaga.errors import InputError
 from medsaga.memory.tracker import TensorTracker
 from medsaga.models import attention
 from medsaga.models.encoders import ENCODERS
@@ -25,10 +17,8 @@ from medsaga.models.lora import (
     FACTORS,
     LoraQkv,
     add_lora,
-    load_adapter,
     lora_parameters,
-    merge_lora,
-    save_adapter,
+    merged_weights,
 )
 from medsaga.models.precision import set_precision
 from medsaga.models.sam import KClassSam, build_sam
@@ -69,6 +59,15 @@ def with_updates(model: KClassSam, spread: float = 0.2) -> KClassSam:
         for factor in lora_parameters(model.image_encoder):
             factor.copy_(spread * torch.randn(factor.shape, generator=generator))
     return model
+
+
+def merged(model: KClassSam) -> KClassSam:
+    """A plain model with the updates in its weights."""
+    state = {name: v.dequantise() if isinstance(v, Int8Weight) else v for name, v in model.state_dict().items()}
+    state |= {name: make() for name, make in merged_weights(model).items()}
+    plain = build()
+    plain.load_state_dict({name: state[name] for name in plain.state_dict()})
+    return plain
 
 
 def gradients(model: KClassSam) -> tuple[Tensor, dict[str, Tensor]]:
@@ -142,16 +141,14 @@ def test_has_the_published_number_of_parameters() -> None:
         freeze_base(model)
         factors = lora_parameters(model.image_encoder)
         assert model(torch.zeros(1, 3, 512, 512)).shape == (1, 9, 128, 128)
-        merged = copy.deepcopy(model)
-        merge_lora(merged.image_encoder)
+        changed = merged_weights(model)
     assert len(factors) == 12 * 4
     assert sum(factor.numel() for factor in factors) == 147_456
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == 4_913_621
     added = [name for name in model.state_dict() if name not in names]
     assert added == [f"image_encoder.blocks.{n}.attn.qkv.{factor}" for n in range(12) for factor in FACTORS]
-    assert list(merged.state_dict()) == names
-    assert all(type(qkv) is nn.Linear for qkv in qkvs(merged))
-    assert lora_parameters(merged.image_encoder) == []
+    assert list(changed) == [f"image_encoder.blocks.{n}.attn.qkv.weight" for n in range(12)]
+    assert changed.keys() <= {*names}
 
 
 def test_only_what_samed_trains_gets_gradients_and_merging_afterwards_changes_no_result() -> None:
@@ -180,13 +177,8 @@ def test_only_what_samed_trains_gets_gradients_and_merging_afterwards_changes_no
         unmerged, (seen,) = model(images()), model.encode(images())
         plain = build()
         (without,) = plain.encode(images())
-        merge_lora(model.image_encoder)
-        merged = model(images())
-    assert relative(merged, unmerged) < 1e-5
+        assert relative(merged(model)(images()), unmerged) < 1e-5
     assert relative(without, seen) > 1e-3
-    plain.load_state_dict(model.state_dict())
-    with torch.no_grad():
-        assert torch.equal(plain(images()), merged)
 
 
 @pytest.mark.parametrize("int8", [False, True], ids=["plain", "int8"])
@@ -231,11 +223,8 @@ def test_an_int8_base_is_seen_without_its_updates(quantised_first: bool) -> None
     for name in found:
         if name.endswith(FACTORS):
             assert relative(found[name], theirs[name]) < 1e-3, name
-    merge_lora(model.image_encoder)
-    qkv = qkvs(model)[0].weight
-    assert not isinstance(qkv, Int8Weight)
     with torch.no_grad():
-        assert relative(model(images()), logits) < 1e-5
+        assert relative(merged(model)(images()), logits) < 1e-5
 
 
 def test_runs_in_the_precisions_of_a_run() -> None:
@@ -248,10 +237,8 @@ def test_runs_in_the_precisions_of_a_run() -> None:
         assert len(factors) == TINY.layers * 4
         assert {found[name].dtype for name in factors} == {logits.dtype} != {torch.float32}
         assert relative(logits, expected) < tolerance
-        merge_lora(model.image_encoder)
-        assert qkvs(model)[0].weight.dtype == logits.dtype
         with torch.no_grad():
-            assert relative(model(images()), logits) < tolerance
+            assert relative(merged(model)(images()), logits) < tolerance
 
 
 def test_states_can_be_assigned() -> None:
@@ -287,110 +274,3 @@ def test_an_update_takes_no_second_projection() -> None:
         output = layer(hidden)
     # Beside the result: what the thin matrices give, and the thin matrices side by side.
     assert tracker.peak_bytes - 4 * output.numel() <= 4 * (2 * RANK * tokens + 2 * RANK * 6 * channels)
-
-
-def test_an_adapter_comes_back_onto_its_base(tmp_path: Path) -> None:
-    model = with_updates(build())
-    with torch.no_grad():
-        for parameter in model.mask_decoder.parameters():
-            parameter.add_(0.01)
-        expected = model(images())
-    path = tmp_path / "deep" / "adapter.safetensors"
-    save_adapter(path, model)
-    names = set(load_file(path))
-    assert {name.partition(".")[0] for name in names} == {"image_encoder", "prompt_encoder", "mask_decoder"}
-    assert sum(name.startswith("image_encoder") for name in names) == TINY.layers * 4
-
-    other = build()
-    load_adapter(path, other)
-    with torch.no_grad():
-        assert torch.equal(other(images()), expected)
-    save_adapter(tmp_path / "again", other)
-    assert (tmp_path / "again").read_bytes() == path.read_bytes()
-
-    in_half = build()
-    set_precision(in_half, "int8")
-    load_adapter(path, in_half)
-    assert {p.dtype for p in lora_parameters(in_half.image_encoder)} == {torch.bfloat16}
-    with torch.no_grad():
-        assert relative(in_half(images()), expected) < 0.1
-
-
-def test_a_file_of_vit_b_is_small(tmp_path: Path) -> None:
-    with torch.device("meta"):
-        model = build_sam("vit_b", classes=9, image_size=512)
-        add_lora(model.image_encoder, RANK)
-    # Only what is written needs values.
-    model.prompt_encoder.to_empty(device="cpu")
-    model.mask_decoder.to_empty(device="cpu")
-    for qkv in qkvs(model):
-        for name in FACTORS:
-            setattr(qkv, name, nn.Parameter(torch.empty_like(qkv.get_parameter(name), device="cpu")))
-    save_adapter(tmp_path / "adapter", model)
-    assert 19e6 < (tmp_path / "adapter").stat().st_size < 20e6
-
-
-def assert_refused(path: Path, model: KClassSam, words: str) -> None:
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    with pytest.raises(InputError, match=words):
-        load_adapter(path, model)
-    after = model.state_dict()
-    assert after.keys() == before.keys()
-    assert all(torch.equal(after[name], value) for name, value in before.items())
-
-
-def test_an_adapter_for_another_model_is_refused(tmp_path: Path) -> None:
-    save_adapter(tmp_path / "a", with_updates(build()))
-    assert_refused(tmp_path / "a", build(classes=4), r"classes 4.*found.*classes 3")
-    assert_refused(tmp_path / "a", build(image_size=64), r"image_size 64.*found.*image_size 96")
-
-
-@pytest.mark.parametrize("rank", [RANK + 1, 0, -1, "4", 4.0, None])
-def test_a_wrong_rank_is_refused(rank: Any, tmp_path: Path) -> None:
-    description = {"architecture": "tiny", "classes": 3, "image_size": SIDE, "in_channels": 3, "rank": rank}
-    save_adapter(tmp_path / "a", with_updates(build()))
-    save_file(load_file(tmp_path / "a"), tmp_path / "b", {"medsaga_adapter": json.dumps(description)})
-    channels = TINY.hidden_size
-    misshapen = rf"of wrong shape.*query_down \(4, {channels}\) instead of \(5, {channels}\)"
-    words = misshapen if rank == 5 else "an adapter of medsaga"
-    assert_refused(tmp_path / "b", build(), words)
-
-
-def test_files_that_are_no_adapters_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "a"
-    assert_refused(path, build(), "(?i)no such file")
-    path.write_bytes(b"nothing")
-    assert_refused(path, build(), "a whole safetensors file")
-    save_file({"x": torch.zeros(1)}, path)
-    assert_refused(path, build(), "an adapter of medsaga")
-    save_file({"x": torch.zeros(1)}, path, {"medsaga_adapter": "[]"})
-    assert_refused(path, build(), "an adapter of medsaga")
-    model = with_updates(build())
-    save_adapter(path, model)
-    state = load_file(path)
-    description = {"architecture": "tiny", "classes": 3, "image_size": SIDE, "in_channels": 3, "rank": RANK}
-    metadata = {"medsaga_adapter": json.dumps(description)}
-    missing = "image_encoder.blocks.2.attn.qkv.value_up"
-    save_file({n: v for n, v in state.items() if n != missing} | {"x": torch.zeros(1)}, path, metadata)
-    assert_refused(path, build(), f"1 missing: {missing}; 1 unexpected: x")
-
-
-def test_an_adapter_of_an_earlier_version_comes_back(tmp_path: Path) -> None:
-    """Those had transformers' names."""
-    model = with_updates(build())
-    save_adapter(tmp_path / "now", model)
-    with safe_open(tmp_path / "now", framework="pt") as file:
-        metadata = file.metadata()
-    theirs = random_reference("tiny", SIDE).state_dict()
-    earlier_name = {official: name for name in theirs for official in official_layout({name: theirs[name]})}
-    earlier = {
-        earlier_name.get(name, name.replace("image_encoder.blocks", "vision_encoder.layers")): tensor
-        for name, tensor in load_file(tmp_path / "now").items()
-    }
-    assert "vision_encoder.layers.0.attn.qkv.query_down" in earlier
-    assert "mask_decoder.upscale_conv2.weight" in earlier
-    save_file(earlier, tmp_path / "then", metadata)
-    other = build()
-    load_adapter(tmp_path / "then", other)
-    with torch.no_grad():
-        assert torch.equal(other(images()), model(images()))

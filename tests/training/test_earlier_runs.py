@@ -12,7 +12,6 @@ from safetensors.torch import save_file
 
 from medsaga import run_folder
 from medsaga.errors import InputError
-from medsaga.models.lora import load_adapter
 from medsaga.models.sam import build_sam
 from medsaga.models.weights.loading import DESCRIPTION, detect_architecture, load_model
 from medsaga.training.checkpoint import load_state
@@ -32,15 +31,13 @@ def test_a_small_model_of_an_earlier_version_is_refused_in_a_sentence(tmp_path: 
     model = build_sam("tiny", classes=2, image_size=64)
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()} | {detail: torch.zeros(128)}
     described = {name: getattr(model, name) for name in DESCRIPTION}
-    file, adapter = tmp_path / run_folder.MODEL, tmp_path / "adapter.safetensors"
+    file = tmp_path / run_folder.MODEL
     save_file(state, file, {"medsaga": json.dumps(described)})
-    save_file(state, adapter, {"medsaga_adapter": json.dumps(described | {"rank": 4})})
     torch.save({"model": state, "optimizer": {}, "counters": {}}, tmp_path / run_folder.STATE)
     unused: Any = None
     for use in (
         lambda: load_model(file),
         lambda: detect_architecture(file),
-        lambda: load_adapter(adapter, model),
         lambda: load_state(tmp_path, model, unused, unused),
     ):
         with pytest.raises(InputError, match=r"a small model of an earlier version of medsaga.*Train again, or"):

@@ -55,11 +55,13 @@ class Evaluate:
     """Score a trained model on its held-out or on other cases."""
 
     folder: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]
-    """Run folder."""
+    """Run folder, or a delta file."""
     other: Annotated[Positional[Path | None], arg("[DATA]", shown="its own")] = None
     """Another dataset, with the same labels, or the run's own where it lies now; what the run has seen is left out."""
     data: Annotated[Path | None, arg("DATA")] = None
     """The same as DATA."""
+    base: Annotated[str | None, arg("WEIGHTS", shown="found by their SHA-256")] = None
+    """The weights that a delta file belongs to, as --model takes them."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
     devices: Annotated[int, arg("N", shown="1")] = 1
@@ -85,6 +87,6 @@ class Evaluate:
         run = run_meant(self.folder, [data] if data else [], "medsaga evaluate {run} {data}")
         with joined() as group:
             shown = console(quiet=not group.is_first)
-            result = evaluate_run(run, data=data, device=self.device, console=shown, group=group)
+            result = evaluate_run(run, data=data, device=self.device, base=self.base, console=shown, group=group)
         if group.is_first:
             print_result(result, as_json=self.json)

@@ -20,7 +20,7 @@ class Predict:
     """Segment images, volumes, DICOM series, or folders of them."""
 
     folder: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]
-    """Run folder."""
+    """Run folder, or a delta file."""
     input: Annotated[Positional[tuple[Path, ...]], arg("INPUT [INPUT ...]")]
     """Image or volume files, DICOM series, or folders of them."""
     out: Path
@@ -47,6 +47,8 @@ class Predict:
     """Remove pieces smaller than this, in mm3 (2-D: mm2; without a spacing: voxels)."""
     codes: Annotated[Path | None, arg("FILE", shown="our own codes")] = None
     """JSON file with coded terminology of the labels, for DICOM."""
+    base: Annotated[str | None, arg("WEIGHTS", shown="found by their SHA-256")] = None
+    """The weights that a delta file belongs to, as --model takes them."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
     devices: Annotated[int, arg("N", shown="1")] = 1
@@ -87,6 +89,7 @@ class Predict:
                 tta=self.tta,
                 overwrite=self.overwrite,
                 device=self.device,
+                base=self.base,
                 console=console(quiet=not group.is_first),
                 written=lambda path: print(path, flush=True),
                 group=group,

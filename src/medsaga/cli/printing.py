@@ -36,6 +36,25 @@ def print_result(result: dict[str, Any], *, as_json: bool) -> None:
     Console().print(rendered)
 
 
+def print_document(document: dict[str, Any], *, as_json: bool) -> None:
+    """Print names and values on stdout, as lines for people or as JSON for machines."""
+    if as_json:
+        print(json.dumps(document, indent=2))
+        return
+    _print_lines({name: value for name, value in document.items() if name != "data"})
+    for source in document.get("data", ()):
+        print(f"\ntrained on {source['name']}")
+        _print_lines({name: value for name, value in source.items() if name != "name"}, indent="  ")
+
+
+def _print_lines(values: dict[str, Any], indent: str = "") -> None:
+    for name, value in values.items():
+        if value is not None:
+            text = ", ".join(value) if isinstance(value, list) else value
+            # Not through rich: it would break a SHA-256 or a path in two.
+            print(f"{indent}{name.replace('_', ' ')}: {text}")
+
+
 def print_whatever_comes() -> None:
     r"""Let stdout and stderr print every text: consoles of cp1252 or ASCII lack most characters.
 

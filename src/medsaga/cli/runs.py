@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from medsaga import run_folder
+from medsaga.deltas.header import is_delta
 from medsaga.errors import InputError
 
 
@@ -49,4 +50,6 @@ def require_data(path: Path, do: str) -> None:
 
 
 def _folder(path: Path) -> Path:
-    return path.parent if path.is_file() and (path.parent / run_folder.CONFIG).is_file() else path
+    """Return the run folder that a file in it stands for; a delta file stands for itself, wherever it lies."""
+    stands = path.is_file() and (path.parent / run_folder.CONFIG).is_file() and not is_delta(path)
+    return path.parent if stands else path

@@ -14,6 +14,7 @@ from rich.table import Table
 from tyro.conf import Positional
 
 from medsaga.cli.options import arg
+from medsaga.cli.printing import print_document
 
 MIB = 2**20
 COLUMNS = {
@@ -156,22 +157,3 @@ def _row(known: dict[str, Any]) -> dict[str, str]:
     }
     assert cells.keys() == COLUMNS.keys()
     return cells
-
-
-def print_document(document: dict[str, Any], *, as_json: bool) -> None:
-    """Print names and values on stdout, as lines for people or as JSON for machines."""
-    if as_json:
-        print(json.dumps(document, indent=2))
-        return
-    _print_lines({name: value for name, value in document.items() if name != "data"})
-    for source in document.get("data", ()):
-        print(f"\ntrained on {source['name']}")
-        _print_lines({name: value for name, value in source.items() if name != "name"}, indent="  ")
-
-
-def _print_lines(values: dict[str, Any], indent: str = "") -> None:
-    for name, value in values.items():
-        if value is not None:
-            text = ", ".join(value) if isinstance(value, list) else value
-            # Not through rich: it would break a SHA-256 or a path in two.
-            print(f"{indent}{name.replace('_', ' ')}: {text}")

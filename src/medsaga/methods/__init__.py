@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
+
 from medsaga.errors import InputError, RunError
 from medsaga.methods import daeformer, frozen, full, medsaga, samed, unet
 from medsaga.methods.base import Method
 from medsaga.models.base import SegmentationModel
+from medsaga.models.weights.loading import WeightsInfo, load_pretrained
+from medsaga.models.weights.registry import RANDOM
 from medsaga.optim.accumulation import AccumulatingOptimizer
 from medsaga.optim.galore import GaLoreAdamW
 from medsaga.optim.sgd import MomentumSGD
@@ -42,6 +46,26 @@ def build_model(settings: ResolvedSettings, *, classes: int, in_channels: int) -
     """
     build = method_named(settings.method).build
     return build(settings.model, classes=classes, image_size=settings.image_size, in_channels=in_channels)
+
+
+def starting_model(
+    settings: ResolvedSettings, *, classes: int, in_channels: int
+) -> tuple[SegmentationModel, WeightsInfo | None]:
+    """Build the model of a run with the weights that it starts from, before its method has adapted it.
+
+    What no file gives is drawn from torch's global generator, which gets the seed of the run.
+
+    Returns:
+        the model, and where its weights came from; None if all of them are random.
+
+    Raises:
+        InputError: the image size does not suit it, or the weights cannot be used.
+    """
+    torch.manual_seed(settings.seed)
+    model = build_model(settings, classes=classes, in_channels=in_channels)
+    if settings.weights in (None, RANDOM):
+        return model, None
+    return model, load_pretrained(model, settings.weights)
 
 
 def loading(settings: ResolvedSettings) -> Callable[..., SegmentationModel]:

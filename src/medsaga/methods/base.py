@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -37,7 +36,6 @@ class Method:
         image_sizes: sides in pixels that suit an architecture, ascending; the last is the default.
         trained_part: of a method that never changes the encoder: makes the model that is trained on its embeddings
             alone, which are computed once. None: the whole model is trained on images.
-        export: writes further files into the run folder whenever the model is saved.
     """
 
     groups: Callable[[Any, ResolvedSettings], Groups]
@@ -49,7 +47,6 @@ class Method:
     adapt: Callable[[Any, ResolvedSettings], None] = unchanged
     image_sizes: Callable[[str], list[int]] = useful_image_sizes
     trained_part: Callable[[Any], SegmentationModel] | None = None
-    export: Callable[[Path, Any], None] | None = None
 
     @property
     def trains_sam(self) -> bool:

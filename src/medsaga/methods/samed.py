@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from medsaga.methods.base import Groups, Method, whole_gradients
-from medsaga.models.lora import add_lora, lora_parameters, save_adapter
+from medsaga.models.lora import add_lora, lora_parameters
 from medsaga.models.sam import KClassSam
 from medsaga.settings.options import ResolvedSettings
-
-ADAPTER = "adapter.safetensors"
-"""In the run folder; see `medsaga.models.lora.load_adapter`."""
 
 
 def _adapt(model: KClassSam, settings: ResolvedSettings) -> None:
@@ -25,15 +20,9 @@ def _groups(model: KClassSam, settings: ResolvedSettings) -> Groups:
     ]
 
 
-def _export(run: Path, model: KClassSam) -> None:
-    """Write what was trained alone: 19 MB where the whole model takes 375 (ViT-B)."""
-    save_adapter(run / ADAPTER, model)
-
-
 METHOD = Method(
     groups=_groups,
     adapt=_adapt,
-    export=_export,
     defaults={"rank": 4, "encoder_lr": 5e-3},
     recipe="samed-paper",
 )

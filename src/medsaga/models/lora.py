@@ -7,34 +7,22 @@ encoder without attention gets one on every pointwise convolution of its blocks 
 
 from __future__ import annotations
 
-import json
 import math
-import operator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from medsaga import files
-from medsaga.errors import InputError
 from medsaga.memory.meta import on_meta
 from medsaga.models.blocks import PointwiseConvolution
 from medsaga.models.encoders.base import ImageEncoder
-from medsaga.models.sam import KClassSam, build_sam
-from medsaga.models.weights.loading import DESCRIPTION, check_tensors
-from medsaga.models.weights.names import State, own_names
-from medsaga.models.weights.others import refuse_others
-from medsaga.models.weights.sources import read_safetensors
 
 FACTORS = ("query_down", "query_up", "value_down", "value_up")
 """What :class:`LoraQkv` adds to the parameters of a linear layer."""
 POINTWISE_FACTORS = ("down", "up")
 """What :class:`LoraPointwise` adds to those of a convolution."""
-TRAINED = ("prompt_encoder.", "mask_decoder.")
-"""How the names of the other tensors of an adapter begin."""
 
 
 class LoraQkv(nn.Linear):
@@ -84,6 +72,7 @@ class LoraQkv(nn.Linear):
         qkv = F.linear(tokens, self.weight, self.bias).addmm_(low, self._up().T)
         return qkv.view(*hidden.shape[:-1], -1)
 
+    @torch.no_grad()
     def merged_weight(self) -> Tensor:
         """Return the projection with its update, ``(3 * size, channels)`` float32."""
         down = torch.cat((self.query_down, self.value_down))
@@ -124,6 +113,11 @@ class LoraPointwise(PointwiseConvolution):
         """Return the weight with its update, ``(out, in, 1, 1)``."""
         return self.weight + (self.up @ self.down).view_as(self.weight)
 
+    @torch.no_grad()
+    def merged_weight(self) -> Tensor:
+        """Return the weight with its update, ``(out, in, 1, 1)`` float32."""
+        return self.weight.float() + (self.up.float() @ self.down.float()).view_as(self.weight)
+
 
 def add_lora(encoder: ImageEncoder, rank: int) -> None:
     """Give the queries and values of every layer of an image encoder a low-rank update, in place.
@@ -145,26 +139,16 @@ def add_lora(encoder: ImageEncoder, rank: int) -> None:
             setattr(owner, name, LoraPointwise(layer, rank))
 
 
-@torch.no_grad()
-def merge_lora(encoder: ImageEncoder) -> None:
-    """Add the updates to the weights, in place: the encoder is a plain one again and computes the same.
+def merged_weights(model: nn.Module) -> dict[str, Callable[[], Tensor]]:
+    """Return what makes the weight with its update, float32, of every layer that has one, by the weight's name.
 
-    The sum is made in float32 and rounded to the weight's type; of an int8 weight, to the type that it looks like.
+    A plain model with these weights, and with the other tensors of this one, computes the same.
     """
-    assert lora_parameters(encoder), "the encoder has no updates"
-    for attention in encoder.attentions():
-        owner: Any = attention
-        qkv = owner.qkv
-        plain = nn.Linear(qkv.in_features, qkv.out_features, bias=qkv.bias is not None, device="meta")
-        plain.weight = nn.Parameter(qkv.merged_weight().to(qkv.weight.dtype), requires_grad=qkv.weight.requires_grad)
-        plain.bias = qkv.bias
-        owner.qkv = plain
-    if not encoder.attentions():
-        for owner, name, layer in _pointwise(encoder):
-            with on_meta():
-                convolution = PointwiseConvolution(layer.in_channels, layer.out_channels)
-            convolution.weight = nn.Parameter(layer.kernel(), requires_grad=layer.weight.requires_grad)
-            setattr(owner, name, convolution)
+    return {
+        f"{name}.weight": layer.merged_weight
+        for name, layer in model.named_modules()
+        if isinstance(layer, LoraQkv | LoraPointwise)
+    }
 
 
 def lora_parameters(encoder: nn.Module) -> list[nn.Parameter]:
@@ -178,75 +162,6 @@ def updated_layers(model: nn.Module) -> str | None:
     kinds = {type(layer) for layer in model.modules()}
     words = {LoraQkv: "queries and values", LoraPointwise: "pointwise convolutions"}
     return next((name for kind, name in words.items() if kind in kinds), None)
-
-
-def save_adapter(path: Path, model: KClassSam) -> None:
-    """Write what SAMed trains, as safetensors: the updates, the prompt encoder and the mask decoder.
-
-    The image encoder itself, which is nearly all of the model, stays out.
-
-    Args:
-        path: of the file.
-        model: with updates in its encoder.
-    """
-    factors = lora_parameters(model.image_encoder)
-    assert factors, "the encoder has no updates"
-    description = {name: getattr(model, name) for name in DESCRIPTION} | {"rank": len(factors[0])}
-    state = {name: tensor.cpu().contiguous() for name, tensor in _of_adapter(model.state_dict()).items()}
-    with files.replacing(path) as temporary:
-        save_file(state, temporary, {"medsaga_adapter": json.dumps(description)})
-
-
-def load_adapter(path: Path, model: KClassSam) -> None:
-    """Put an adapter that :func:`save_adapter` wrote onto a model, in the model's types.
-
-    Whether the encoder holds the weights that the adapter was trained on, no file can tell.
-
-    Args:
-        path: of the file.
-        model: without updates; its encoder gets those of the file, its prompt encoder and mask decoder are overwritten.
-
-    Raises:
-        InputError: the file is missing, damaged, of another program or of another model. The model is as it was.
-    """
-    state, metadata = read_safetensors(path)
-    refuse_others(path, state)
-    try:
-        described = json.loads(metadata["medsaga_adapter"])
-        theirs = {name: described[name] for name in DESCRIPTION}
-        rank = operator.index(described["rank"])
-        if rank < 1:
-            raise ValueError
-    except (KeyError, TypeError, ValueError):
-        raise InputError(
-            path,
-            expected="an adapter of medsaga",
-            found="a file without a valid description of one",
-            do="Whole models and published weights are loaded in other ways.",
-        ) from None
-    ours = {name: getattr(model, name) for name in DESCRIPTION}
-    if theirs != ours:
-        raise InputError(
-            path, expected=f"an adapter for {_words(ours)}", found=_words(theirs), do="Use a model that fits it."
-        )
-    with on_meta():
-        twin = build_sam(**ours)
-        add_lora(twin.image_encoder, rank)
-    state = own_names(state)
-    check_tensors(path, state, _of_adapter(twin.state_dict()))
-    add_lora(model.image_encoder, rank)
-    model.load_state_dict(state, strict=False)
-
-
-def _of_adapter(state: State) -> State:
-    factors = FACTORS + POINTWISE_FACTORS
-    return {
-        name: tensor for name, tensor in state.items() if name.startswith(TRAINED) or name.rpartition(".")[2] in factors
-    }
-
-
-def _words(description: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in description.items())
 
 
 def _pointwise(encoder: ImageEncoder) -> list[tuple[nn.Module, str, PointwiseConvolution]]:

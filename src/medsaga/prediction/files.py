@@ -70,6 +70,7 @@ def predict_files(
     tta: Augmented = "auto",
     overwrite: bool = False,
     device: str = "auto",
+    base: str | None = None,
     console: Console | None = None,
     written: Callable[[Path], None] | None = None,
     group: Group = ALONE,
@@ -82,7 +83,7 @@ def predict_files(
     What an earlier call wrote into the folder is replaced, as long as nobody has changed it; other files are not.
 
     Args:
-        run: run folder.
+        run: run folder, or a delta file.
         source: an image, a volume, a DICOM series, a folder of them, a dataset, or several of these; see
             `medsaga.data.inputs.find_inputs`.
         out: a folder for several images; for one image, a file with the suffix of a format, or a folder.
@@ -91,6 +92,7 @@ def predict_files(
         tta: over which mirror images of each slice probabilities are averaged; see `Segmenter.predict`.
         overwrite: replace other files too. Inputs never are.
         device: see `medsaga.device.choose_device`.
+        base: the weights that a delta file belongs to; see `Segmenter.load`.
         console: where progress is shown.
         written: called with each label map as soon as it is there; with several processes, in process 0 at the end.
         group: of the processes that share the images, each of which calls this.
@@ -105,7 +107,7 @@ def predict_files(
     console, wanted = console or Console(stderr=True), wanted or OutputOptions()
     files.require_writable(out.parent)
     files.require_name(out)
-    segmenter = Segmenter.load(run, device)
+    segmenter = Segmenter.load(run, device, base)
     sources = [_named(Path(each), console) for each in ([source] if isinstance(source, Path) else source)]
     problems: list[InputError] = []
     items = find_all_inputs(

@@ -23,12 +23,13 @@ from medsaga.data.symmetries import SYMMETRIES, flips
 from medsaga.data.tiles import blended, overlapping, tile_shape
 from medsaga.data.types import Array, Grid, Item, Labels, to_label_values
 from medsaga.data.volumes import empty_result
+from medsaga.deltas.applying import load_delta
 from medsaga.device import choose_device, release_cached_memory
 from medsaga.errors import InputError, OutOfMemoryError
 from medsaga.memory.tracker import is_out_of_memory
 from medsaga.methods import loading
 from medsaga.models.base import SegmentationModel
-from medsaga.models.precision import cast_parameters
+from medsaga.models.precision import WEIGHT_TYPES, cast_parameters
 from medsaga.models.weights.loading import load_model
 from medsaga.prediction.confidence import Confidence, ConfidenceScores
 from medsaga.settings.run_config import RunConfig, read_config
@@ -86,13 +87,26 @@ class Segmenter:
         return np.array(list(self.config.labels.values()), dtype=np.int64)
 
     @classmethod
-    def load(cls, run: str | Path, device: str = "auto") -> Self:
-        """Load the model of a run folder.
+    def load(cls, run: str | Path, device: str = "auto", base: str | None = None) -> Self:
+        """Load the model of a run folder, or of a delta file that was exported from one.
+
+        Args:
+            run: the folder, or the file.
+            device: see `medsaga.device.choose_device`.
+            base: the weights that a delta file belongs to, as ``--model`` takes them, where they are not found by
+                their SHA-256: see `medsaga.deltas.base.state_of`.
 
         Raises:
-            InputError: the folder is no run, or its model does not fit its configuration.
+            InputError: it is neither, its model does not fit its configuration, or the base is not there.
         """
-        folder = Path(run)
+        folder, place = Path(run), choose_device(device)
+        if folder.is_file():
+            model, config = load_delta(folder, base)
+            if place.type != "cpu":
+                cast_parameters(model, WEIGHT_TYPES[config.settings.precision])
+            return cls(model, config, place)
+        if base is not None:
+            raise InputError("--base", expected="a delta file to put onto it", found=str(run), do="Leave it out.")
         config = read_config(folder / run_folder.CONFIG)
         model = load_model(folder / run_folder.MODEL, loading(config.settings))
         made = (model.architecture, model.classes, model.image_size, model.in_channels)
@@ -104,7 +118,7 @@ class Segmenter:
                 found="a {} for {} classes, {} px and {} channels".format(*made),
                 do="Restore the file that belongs to this run.",
             )
-        return cls(model, config, choose_device(device))
+        return cls(model, config, place)
 
     def predict(
         self,

@@ -41,6 +41,7 @@ def evaluate_run(
     dataset: Dataset | None = None,
     segmenter: Segmenter | None = None,
     device: str = "auto",
+    base: str | None = None,
     console: Console | None = None,
     group: Group = ALONE,
 ) -> dict[str, Any]:
@@ -50,14 +51,17 @@ def evaluate_run(
     written: the run's result stays that of its own split. Cases that the run has seen are left out, by the content of
     their images, and named; where ``data`` hold nothing but cases of the run, its test cases alone are scored.
 
+    A delta file knows nothing of the cases that its run was trained on: all cases of ``data`` are scored.
+
     A run that was trained on every case has nothing to be tested on: its Dice is None.
 
     Args:
-        run: the run folder.
-        data: another dataset with the same labels.
+        run: the run folder, or a delta file.
+        data: another dataset with the same labels; a delta file has none of its own.
         dataset: the run's own, if it has just been read and checked.
         segmenter: the run's model, if it is in memory; else it is loaded.
         device: where the model is loaded: auto, cpu, cuda, cuda:N or mps.
+        base: the weights that a delta file belongs to; see `Segmenter.load`.
         console: where progress is shown; stderr by default.
         group: of the processes that share the images, each of which calls this; process 0 writes.
 
@@ -69,16 +73,15 @@ def evaluate_run(
         InputError: the run or the data cannot be used, the labels differ, or the run has seen all cases of ``data``.
     """
     console = console or Console(stderr=True)
+    if run.is_file():
+        return _score_delta(run, data, segmenter or Segmenter.load(run, device, base), console, group)
     config = read_config(run / run_folder.CONFIG)
     if data is None and group.is_first:
         files.require_writable(run, "Copy the run to another place, or make room for its report.")
-    segmenter = segmenter or Segmenter.load(run, device)
+    segmenter = segmenter or Segmenter.load(run, device, base)
     known_to_be_good = dataset is not None
     if dataset is None:
-        dataset = read_dataset(_own_data(config, run) if data is None else data, binary=config.settings.binary)
-        raise_problems(dataset.problems)
-        dataset = select_channels(dataset, config.settings.channels)
-        _check_labels(config, dataset)
+        dataset = _labelled(_own_data(config, run) if data is None else data, config)
     split = Split.from_json(files.read_json(run / run_folder.SPLIT))
     skipped: tuple[str, ...] = ()
     if data is None:
@@ -86,8 +89,7 @@ def evaluate_run(
     else:
         items, skipped = _not_seen(run, split, dataset, console)
     if not known_to_be_good:
-        raise_problems(check_items(dataclasses.replace(dataset, items=items)))
-        require_mappable(config.intensities, items)
+        _check_images(dataset, items, config)
     if not items:
         console.print("no case was held out, so there is nothing to test on; score other cases with --data")
     scored = _score(segmenter, dataset, items, console, group)
@@ -108,6 +110,34 @@ def evaluate_run(
         # Last: it says that the run is complete.
         files.write_json(run / run_folder.RESULT, result)
     return result
+
+
+def _score_delta(file: Path, data: Path | None, segmenter: Segmenter, console: Console, group: Group) -> dict[str, Any]:
+    """Score the model of a delta file on all cases of a dataset."""
+    if data is None:
+        do = f"Name labelled cases that it was not trained on: medsaga evaluate {file} DATA."
+        raise InputError(file, expected="a dataset beside a delta file", found="none", do=do)
+    config = segmenter.config
+    dataset = _labelled(data, config)
+    _check_images(dataset, dataset.items, config)
+    console.print("all cases are scored: a delta file does not say which ones it was trained on")
+    scored = _score(segmenter, dataset, dataset.items, console, group)
+    return {**summarise(scored, config.settings.protocol), "symmetries": list(segmenter.model.symmetries)}
+
+
+def _labelled(data: Path, config: RunConfig) -> Dataset:
+    """Return a dataset that a run can be scored on, as far as the names of its files tell."""
+    dataset = read_dataset(data, binary=config.settings.binary)
+    raise_problems(dataset.problems)
+    dataset = select_channels(dataset, config.settings.channels)
+    _check_labels(config, dataset)
+    return dataset
+
+
+def _check_images(dataset: Dataset, items: tuple[Item, ...], config: RunConfig) -> None:
+    """Decode all images and masks once, before the first is scored."""
+    raise_problems(check_items(dataclasses.replace(dataset, items=items)))
+    require_mappable(config.intensities, items)
 
 
 def _own_data(config: RunConfig, run: Path) -> Path:

@@ -23,10 +23,10 @@ from medsaga.data.symmetries import symmetries_of
 from medsaga.data.types import Dataset, Item
 from medsaga.device import choose_device, free_memory
 from medsaga.errors import InputError
-from medsaga.methods import build_model, loading, method_named
+from medsaga.methods import build_model, loading, method_named, starting_model
 from medsaga.models.base import SegmentationModel
 from medsaga.models.precision import set_precision
-from medsaga.models.weights.loading import load_model, load_pretrained
+from medsaga.models.weights.loading import load_model
 from medsaga.models.weights.registry import RANDOM
 from medsaga.planning.at_hand import AUTO, advice
 from medsaga.planning.defaults import defaults_for
@@ -256,9 +256,9 @@ def _empty_model(config: RunConfig) -> SegmentationModel:
 
 def _new_model(config: RunConfig, console: Console) -> tuple[SegmentationModel, dict[str, Any]]:
     """Return the model of a run that starts from pre-trained or random weights, and the record of these."""
-    model, settings = _empty_model(config), config.settings
-    if settings.weights not in (None, RANDOM):
-        info = load_pretrained(model, settings.weights)
+    settings = config.settings
+    model, info = starting_model(settings, classes=len(config.labels), in_channels=config.in_channels)
+    if info is not None:
         return _adapted(model, config), {"architecture": settings.model, **dataclasses.asdict(info)}
     if method_named(settings.method).trains_sam:
         console.print(

@@ -48,6 +48,10 @@ class RunConfig:
 
     def write(self, path: Path) -> None:
         """Write ``config.toml``, whole or not at all."""
+        files.write_text(path, self.text())
+
+    def text(self) -> str:
+        """Return the content of ``config.toml``."""
         document = {
             "data": _as_text(self.data),
             "added": [_as_text(path) for path in self.added],
@@ -56,7 +60,7 @@ class RunConfig:
             "labels": self.labels,
             "intensities": [dataclasses.asdict(i) for i in self.intensities],
         }
-        files.write_text(path, tomli_w.dumps(document))
+        return tomli_w.dumps(document)
 
 
 def read_config(path: Path) -> RunConfig:
@@ -66,7 +70,28 @@ def read_config(path: Path) -> RunConfig:
         InputError: the file is missing, is no TOML, or holds unknown or contradictory settings.
     """
     try:
-        document: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(
+            path.parent, expected="a run folder with config.toml", found="none", do="Name the --out of a training run."
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise _no_settings(path, error) from None
+    return parse_config(path, text)
+
+
+def parse_config(path: Path, text: str) -> RunConfig:
+    """Return what `RunConfig.text` has written.
+
+    Args:
+        path: of the file that holds it.
+        text: in TOML.
+
+    Raises:
+        InputError: it is no TOML, or holds unknown or contradictory settings.
+    """
+    try:
+        document: dict[str, Any] = tomllib.loads(text)
         settings = dict(document["settings"])
         for name in ("window", "channels"):
             if name in settings:
@@ -79,16 +104,15 @@ def read_config(path: Path) -> RunConfig:
             settings=ResolvedSettings(**settings),
             added=tuple(_as_path(path) for path in document.get("added", ())),
         )
-    except FileNotFoundError:
-        raise InputError(
-            path.parent, expected="a run folder with config.toml", found="none", do="Name the --out of a training run."
-        ) from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, KeyError, TypeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(
-            path, expected="the settings of a run", found=str(error), do="Restore the file or train again."
-        ) from None
+    except InputError:
+        raise
+    except (tomllib.TOMLDecodeError, KeyError, TypeError, ValueError) as error:
+        raise _no_settings(path, error) from None
+
+
+def _no_settings(path: Path, error: Exception) -> InputError:
+    do = "Restore the file or train again."
+    return InputError(path, expected="the settings of a run", found=str(error), do=do)
 
 
 def _as_text(path: str) -> str:

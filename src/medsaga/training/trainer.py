@@ -278,11 +278,8 @@ class Trainer:
         return self._batches
 
     def _save_model(self) -> None:
-        if not self.group.is_first:
-            return
-        save_model(self.folder / run_folder.MODEL, self.model)
-        if self._method.export is not None:
-            self._method.export(self.folder, self.model)
+        if self.group.is_first:
+            save_model(self.folder / run_folder.MODEL, self.model)
 
     def _embed(self) -> None:
         """Compute the embeddings of all samples, and train on them alone from here on."""

@@ -213,6 +213,14 @@ def load_model(path: Path, build: Callable[..., SegmentationModel] = build_sam) 
         InputError: the file is missing, damaged, of another program or of a model that is gone, or its tensors do not
             fit its own description.
     """
+    model = open_model(path, build)
+    # Memory-mapped tensors would keep the file open, and Windows would refuse to replace it.
+    model.load_state_dict({name: tensor.clone() for name, tensor in model.state_dict().items()}, assign=True)
+    return model
+
+
+def open_model(path: Path, build: Callable[..., SegmentationModel] = build_sam) -> SegmentationModel:
+    """Return what :func:`load_model` does with tensors that lie in the file: they take no memory, and keep it open."""
     state, metadata = read_safetensors(path)
     refuse_others(path, state)
     try:
@@ -230,8 +238,7 @@ def load_model(path: Path, build: Callable[..., SegmentationModel] = build_sam) 
         ) from None
     state = own_names(state)
     check_tensors(path, state, model.state_dict())
-    # Memory-mapped tensors would keep the file open, and Windows would refuse to replace it.
-    model.load_state_dict({name: tensor.clone() for name, tensor in state.items()}, assign=True)
+    model.load_state_dict(state, assign=True)
     model.make_constants()
     model.symmetries = symmetries
     return model
