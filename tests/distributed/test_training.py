@@ -81,6 +81,7 @@ def test_the_losses_are_those_of_one_process_and_the_weights_the_same_bits(
                 ("medsaga", {"projection": "two_sided", "micro_batch_size": 1}),
                 ("samed", {}),
                 ("full", {}),
+                ("unet", {}),
                 # Of this model there are gradients that begin to travel during the backward pass.
                 ("full", {"model": "lite", "image_size": 64, "steps": 4}),
             ]
@@ -216,6 +217,19 @@ def test_a_signal_to_one_ends_all_after_the_step_and_any_number_goes_on_from_the
         assert isinstance(each, Trained), each
         assert each.losses == pytest.approx(one.losses[2:], abs=1e-4)
         assert each.weights == resumed[0].weights
+
+
+@pytest.mark.exhaustive
+def test_all_stop_early_at_the_step_at_which_one_process_does(toy: Path, tmp_path: Path, settings: Settings) -> None:
+    # A rate of next to nothing: the Dice of the validation case does not rise after the first look at it.
+    early = {"validation_cases": 1, "patience": 2, "steps": 60, "evaluate_every": 3}
+    settings = dataclasses.replace(settings, encoder_lr=1e-12, decoder_lr=1e-12, **early)
+    one = train_alone(toy, tmp_path / "one", settings)
+    assert one.reason == "patience"
+    assert len(one.losses) < 60
+    for each in together(2, tmp_path, train_together, toy, tmp_path / "run", settings):
+        assert isinstance(each, Trained), each
+        assert (each.reason, len(each.losses)) == (one.reason, len(one.losses))
 
 
 def test_when_one_dies_the_others_end(toy: Path, tmp_path: Path, settings: Settings) -> None:
