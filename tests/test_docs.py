@@ -16,6 +16,8 @@ from medsaga.planning.defaults import DEFAULTS
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+FIRST = ("README", "tutorial")
+"""What a newcomer runs first."""
 BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -31,16 +33,16 @@ def _commands(text: str) -> list[list[str]]:
 
 
 def _pages() -> list[Any]:
-    """The pages with something to run as they are and, where that takes long, `exhaustive` and cut."""
+    """The pages with something to run: the first ones of a newcomer, cut where they take long; all, `exhaustive`."""
     pages = []
     for page in PAGES:
         blocks = _runnable(page)
         commands = [command for kind, text in blocks if kind == "sh" for command in _commands(text)]
         long = any(_cut(command) != command for command in commands)
         if blocks:
-            marks = [pytest.mark.exhaustive] if long else []
+            marks = [pytest.mark.exhaustive] if long or page.stem not in FIRST else []
             pages.append(pytest.param(page, False, id=page.stem, marks=marks))
-        if long:
+        if long and page.stem in FIRST:
             pages.append(pytest.param(page, True, id=f"{page.stem}, cut"))
     return pages
 

@@ -66,7 +66,7 @@ class AsOnMps(TorchDispatchMode):
     "method",
     [
         # One for each model.
-        pytest.param(name, marks=[] if name in ("medsaga", "daeformer", "unet") else pytest.mark.exhaustive)
+        pytest.param(name, marks=[] if name in ("medsaga", "unet") else pytest.mark.exhaustive)
         for name in METHODS
     ],
 )

@@ -201,6 +201,7 @@ def test_ctrl_c_keeps_what_is_done(
     assert len(run(toy, tmp_path / "out", **given)) == 2
 
 
+@pytest.mark.exhaustive
 def test_published_recipes_are_a_table_of_their_own(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = tmp_path / "short.toml"
     recipe.write_text('method = "full"\nimage_size = 96\nbatch_size = 1\nsteps = 1\nwarmup = 0\nencoder_lr = 0.01\n')

@@ -99,6 +99,7 @@ def test_unusable_data_are_said_once_with_exit_code_2(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.exhaustive
 def test_a_process_without_an_image_is_refused(toy: Path, tmp_path: Path, capfd: Any) -> None:
     flags = [flag for flag in FLAGS if "batch-size" not in flag]
     assert main(["train", str(toy), "--out", str(tmp_path / "run"), *flags, "--batch-size=1", "--devices=2"]) == 2

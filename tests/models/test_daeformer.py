@@ -148,6 +148,7 @@ def test_patch_expansion_cuts_a_token_into_a_square_of_tokens() -> None:
             torch.testing.assert_close(result[0, row, column], expand.norm(whole[part * 3 : part * 3 + 3]))
 
 
+@pytest.mark.exhaustive
 def test_learns_a_tiny_problem() -> None:
     torch.manual_seed(6)
     model = DAEFormer(classes=2, image_size=32, in_channels=1)
@@ -217,6 +218,7 @@ def kept_and_peak(*, checkpoint_blocks: bool) -> tuple[int, int]:
     return kept, tracker.peak_bytes
 
 
+@pytest.mark.exhaustive
 def test_computing_again_keeps_a_tenth() -> None:
     kept, peak = kept_and_peak(checkpoint_blocks=False)
     kept_again, peak_again = kept_and_peak(checkpoint_blocks=True)

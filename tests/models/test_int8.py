@@ -476,6 +476,7 @@ def _train_linears(model: KClassSam) -> list[float]:
     return losses
 
 
+@pytest.mark.exhaustive
 def test_an_encoder_of_codes_learns_like_one_of_floats() -> None:
     model = _tiny_sam()
     dense = copy.deepcopy(model).float()

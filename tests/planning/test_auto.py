@@ -54,6 +54,7 @@ def test_a_cpu_takes_the_starter() -> None:
     assert chosen(None).weights == STARTER
 
 
+@pytest.mark.exhaustive
 def test_the_first_that_fits_the_memory_is_taken() -> None:
     put(VIT_B, MOBILE)
     ample = chosen(8192 * MIB)

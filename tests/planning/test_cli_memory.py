@@ -89,6 +89,7 @@ def test_what_cannot_be_predicted_exits_with_2(argv: list[str], named: str, caps
     assert captured.err.startswith(f"medsaga: {named}: expected")
 
 
+@pytest.mark.exhaustive
 def test_an_impossible_budget_names_one_that_would_do(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*SMALL, "--budget", "1MB"]) == 2
     captured = capsys.readouterr()
@@ -123,6 +124,7 @@ def test_training_within_a_budget(toy: Path, tmp_path: Path, capsys: pytest.Capt
     assert "--budget" in capsys.readouterr().err
 
 
+@pytest.mark.exhaustive
 def test_training_within_too_little_writes_nothing(
     toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -269,6 +269,7 @@ def test_changed_data_of_the_run_are_noticed(first: Path, tmp_path: Path) -> Non
     assert "do not compare" in " ".join(said["changed"].getvalue().split())
 
 
+@pytest.mark.exhaustive
 def test_interrupted_and_resumed_equals_never_interrupted(
     first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

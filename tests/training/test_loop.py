@@ -98,6 +98,7 @@ def test_two_runs_with_a_seed_are_bitwise_equal(
     assert sha256(tmp_path / "other" / "model.safetensors") != sha256(first / "model.safetensors")
 
 
+@pytest.mark.exhaustive
 def test_micro_batches_train_like_the_whole_batch_at_each_resolution_of_the_loss(
     toy: Path, tmp_path: Path, quick: Settings
 ) -> None:
@@ -209,6 +210,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(
     assert result["dice_mean"] is not None
 
 
+@pytest.mark.exhaustive
 def test_too_many_in_a_row_end_the_run_with_the_last_good_checkpoint(
     toy: Path, tmp_path: Path, quick: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -241,7 +243,7 @@ def _as_cuda_says_it() -> None:
     raise torch.OutOfMemoryError("CUDA out of memory")
 
 
-@pytest.mark.parametrize("run_out", [_more_than_there_is, _as_cuda_says_it])
+@pytest.mark.parametrize("run_out", [pytest.param(_more_than_there_is, marks=pytest.mark.exhaustive), _as_cuda_says_it])
 def test_out_of_memory_names_the_next_smaller_setting(
     toy: Path, tmp_path: Path, quick: Settings, monkeypatch: pytest.MonkeyPatch, run_out: Callable[[], None]
 ) -> None:

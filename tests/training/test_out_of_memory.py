@@ -101,6 +101,7 @@ def test_in_the_first_step_the_result_is_that_of_the_smaller_parts(
     assert _counters(run)["micro_batch_size"] == 1
 
 
+@pytest.mark.exhaustive
 def test_smaller_parts_have_a_smaller_peak(
     toy: Path, tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -181,6 +182,7 @@ def test_in_the_middle_of_a_run_only_rounding_changes(
     assert _losses(run) == _losses(resumed)
 
 
+@pytest.mark.exhaustive
 def test_an_interrupted_run_goes_on_with_the_smaller_parts(
     toy: Path, tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -91,6 +91,7 @@ def test_weights_that_are_not_there_are_missed_before_the_data_are_read(
         new_run(tmp_path / "no data either", tmp_path / "run", settings, Console(file=io.StringIO()))
 
 
+@pytest.mark.exhaustive
 # With random weights, all other tests of resuming begin.
 def test_an_interrupted_run_goes_on_from_the_starter(
     toy: Path, tmp_path: Path, quick: Settings, monkeypatch: pytest.MonkeyPatch

@@ -152,6 +152,7 @@ def test_another_thread_may_cancel_and_the_rest_follows(
     assert sha256(begun.folder / "model.safetensors") == sha256(uninterrupted(quick) / "model.safetensors")
 
 
+@pytest.mark.exhaustive
 def test_steps_may_be_made_in_portions_and_weights_exchanged_between_them(begun: Any) -> None:
     events: list[Event] = []
     with _trainer(begun, events) as run:
