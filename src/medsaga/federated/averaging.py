@@ -1,4 +1,4 @@
-"""What the server makes of the sites' answers: which it refuses, their mean or median, and the weights of the next round.
+"""What the server makes of the sites' answers: which it refuses, their mean or median, and the next weights.
 
 Everything here is a pure function of tensors. Sums are made in float64, site after site in the order given, so that the
 same answers give the same bits.

@@ -14,13 +14,15 @@ from medsaga.reports.environment import Content, Span, Table, TableRow, bytes_te
 
 PAGE = "index.html"
 DICE_NOTE = (
-    "Of a site: the mean over labels of each label's mean over the site's own held-out images; the same images in every "
+    "Of a site: the mean over labels of each label's mean over the site's own held-out images, the same in every "
     "row. Mean and worst are over the sites, each of which counts alike. alone: each site trained on its own cases, "
-    "as many steps as in all rounds; pooled: one model trained on the cases of all sites, as many steps as one site makes."
+    "as many steps as in all rounds; pooled: one model trained on the cases of all sites, as many steps as one site "
+    "makes."
 )
 COST_NOTE = (
-    "Travels in a round: all messages in both directions and of all sites, counted as they were made; the mean over the "
-    "rounds after the first. The first round has the common start, too. Peak memory: of one training step at one site."
+    "Travels in a round: all messages in both directions and of all sites, counted as they were made; the mean over "
+    "the rounds after the first. The first round has the common start, too. Peak memory: of one training step at one "
+    "site."
 )
 
 
@@ -86,7 +88,8 @@ def write_page(out: Path, *, title: str) -> None:
 def _subtitle(shown: Sequence[Shown]) -> str:
     result = shown[0].result
     rounds, steps = (result["federation"][name] for name in ("rounds", "local_steps"))
-    return f"{len(result['sites'])} sites that share no images: {rounds} rounds of {steps} steps, {_counted(len(shown), 'experiment')}"
+    sites, experiments = len(result["sites"]), _counted(len(shown), "experiment")
+    return f"{sites} sites that share no images: {rounds} rounds of {steps} steps, {experiments}"
 
 
 def _counted(number: int, noun: str) -> str:

@@ -155,6 +155,8 @@ class Worker:
             chooses=False,
             listeners=self._listeners,
             galore=galore_class(self._federation),
+            # All rounds are alike: the peak of the first one stays in the counters.
+            measures=before is not None and not saved,
         )
         freeze(trainer.model, self._federation)
         return trainer
@@ -274,10 +276,13 @@ def trained(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def trained_weights(model: SegmentationModel, settings: ResolvedSettings, federation: Federation) -> dict[str, Tensor]:
-    """Return copies of the weights that will be trained, float32 on the CPU, and say to the model which they are."""
+    """Return copies of the weights that will be trained, of at least 32 bits on the CPU; the others are frozen."""
     new_optimizer(model, settings).close()
     freeze(model, federation)
-    return {name: weight.detach().cpu().float().clone() for name, weight in trained(model).items()}
+    return {
+        name: weight.detach().to("cpu", torch.promote_types(weight.dtype, torch.float32), copy=True)
+        for name, weight in trained(model).items()
+    }
 
 
 def norm_names(model: nn.Module) -> list[str]:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from medsaga.optim.galore import Arrived, GaLoreAdamW
 from medsaga.optim.projection import matrix_shape
+from medsaga.optim.storage import precision_of
 
 Sides = tuple[Tensor | None, Tensor | None]
 """Left (m, r) and right (n, r) of an (m, n) matrix: its two bases, or two sketches; None where a side has none."""
@@ -53,7 +54,9 @@ class SharedBasisAdamW(GaLoreAdamW):
         """
         for group, weight in self._weights():
             if weight in bases:
-                self.state[weight].update(self._with_bases(weight, *bases[weight], group))
+                how: dict[str, Any] = {"device": weight.device, "dtype": precision_of(weight)}
+                left, right = (None if side is None else side.to(**how) for side in bases[weight])
+                self.state[weight].update(self._with_bases(weight, left, right, group))
 
     def take_sketches(self) -> dict[Tensor, Sides]:
         """Return the sketches of the gradients since the last call, of a step that was made or of a gradient alone."""

@@ -54,6 +54,7 @@ class Trainer:
         listeners: called with every event, in the thread that trains.
         group: of the processes that train together; each has a trainer, and process 0 alone writes.
         galore: the class of the optimizer, unless it is SGD.
+        measures: whether the memory of the first steps is followed, which makes them slow.
 
     Attributes:
         counters: where the run stands.
@@ -77,6 +78,7 @@ class Trainer:
         listeners: Sequence[Listener] = (),
         group: Group = ALONE,
         galore: type[GaLoreAdamW] = GaLoreAdamW,
+        measures: bool = True,
     ) -> None:
         self.folder, self.settings, self.model = folder, settings, model
         self.interrupts = Interrupts()
@@ -99,6 +101,8 @@ class Trainer:
             self._embed()
         self._part.checkpoint_blocks = self.counters.checkpoint_blocks
         self._meter = StepMeter(self._device, first=self.counters.step, refresh_every=settings.refresh_every)
+        if not measures:
+            self._meter.stop()
 
     def __enter__(self) -> Self:
         """Return the trainer."""
