@@ -71,6 +71,11 @@ class Changed:
     site: LocalSite
     change: Callable[[Order, Answer], Answer]
 
+    @property
+    def bits(self) -> int:
+        """As the site's."""
+        return self.site.bits
+
     def sketch(self, order: Order) -> Answer:
         """Do as the site does."""
         return self.site.sketch(order)
@@ -120,7 +125,7 @@ def together(
         for name, run in experiment.runs.items():
             local = LocalSite(run, federation, QUIET)
             site = Changed(local, changes[name]) if changes and name in changes else local
-            apps[nodes[name]] = client_app(lambda _, site=site: site, federation.travelling_bits, errors.append)
+            apps[nodes[name]] = client_app(lambda _, site=site: site, errors.append)
         state = State.load(folder) or first_state(
             experiment.model, experiment.config.settings, federation, experiment.symmetries
         )

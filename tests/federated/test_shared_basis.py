@@ -102,7 +102,9 @@ def test_every_update_lies_in_the_shared_subspace(tmp_path: Path) -> None:
 
 
 @given(
-    shape=st.tuples(st.integers(2, 9), st.integers(2, 9)), rank=st.integers(1, 4), side=st.sampled_from(["std", "two_sided"])
+    shape=st.tuples(st.integers(2, 9), st.integers(2, 9)),
+    rank=st.integers(1, 4),
+    side=st.sampled_from(["std", "two_sided"]),
 )
 @settings(deadline=None, max_examples=40)
 def test_a_factor_is_found_again_by_least_squares(shape: tuple[int, int], rank: int, side: str) -> None:
@@ -111,7 +113,9 @@ def test_a_factor_is_found_again_by_least_squares(shape: tuple[int, int], rank: 
     sides = projected_sides(*shape, side)
     # Bases as they arrive in 16 bits: orthonormal to three digits only.
     left, right = (
-        rounded({"q": torch.linalg.qr(torch.randn(size, rank, generator=generator, dtype=torch.float64))[0]}, 16)["q"].double()
+        rounded({"q": torch.linalg.qr(torch.randn(size, rank, generator=generator, dtype=torch.float64))[0]}, 16)[
+            "q"
+        ].double()
         if there
         else None
         for there, size in zip(sides, shape, strict=True)

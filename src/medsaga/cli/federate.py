@@ -90,32 +90,127 @@ class Simulate:
 
 
 @dataclass(kw_only=True)
-class Serve:
-    """Bring together what hospitals have learnt."""
+class Keys:
+    """Make the certificates of a server and the keys of its sites."""
 
-    out: Annotated[Path, arg("DIR")]
-    """Folder."""
+    out: Annotated[Path, arg("KEYS")]
+    """Folder to make: it stays at the server. A site gets ca.pem and NAME.key of it."""
+    host: Annotated[str, arg("NAME[,NAME...]", shown="localhost,127.0.0.1")] = "localhost,127.0.0.1"
+    """Names and addresses by which the sites reach the server."""
+    sites: Annotated[str, arg("NAME[,NAME...]", shown="site1,site2")] = "site1,site2"
+    """Names of the sites."""
+    debug: bool = False
+    """Show the traceback of an error."""
 
     def run(self) -> None:
         """Do it."""
+        _require_flower()
+        from medsaga.federated.keys import make_keys
+
+        hosts, sites = (tuple(name.strip() for name in text.split(",")) for text in (self.host, self.sites))
+        make_keys(self.out, hosts=hosts, sites=sites)
+        say(f"keys: {self.out}")
+
+
+@dataclass(kw_only=True)
+class Serve:
+    """Bring together what hospitals have learnt; needs no images."""
+
+    description: Annotated[Positional[Path], arg("DATASET.JSON")]
+    """A dataset.json with the labels and channel_names of all sites."""
+    out: Annotated[Path, arg("DIR")]
+    """Folder for the rounds and the model; a server that was stopped goes on there."""
+    keys: Annotated[Path, arg("KEYS")]
+    """Folder that `medsaga federate keys` has made."""
+    sites: Annotated[int, arg("N", shown="2")] = 2
+    """Sites for which the first round waits."""
+    host: Annotated[str, arg("ADDRESS", shown="127.0.0.1")] = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 is all of this machine's."""
+    port: Annotated[int, arg("PORT", shown="9092")] = 9092
+    """Port to listen on."""
+    wait: Annotated[float, arg("SECONDS", shown="for ever")] = float("inf")
+    """Begin with fewer sites after this time."""
+    timeout: Annotated[float, arg("SECONDS", shown="3600")] = 3600.0
+    """What a site has for a round; whoever is late is missing from it, and may be back in the next."""
+    federation: Annotated[FederationOptions, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="federation")]
+    options: TrainOptions
+    json: bool = False
+    """Print the result as one JSON document."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+    def run(self) -> None:
+        """Do it."""
+        _require_flower()
+        from medsaga.federated.serving import serve
+
+        result = serve(
+            self.description,
+            self.out,
+            settings_of(Settings, self.options),
+            federation_of(self.federation),
+            key_folder=self.keys,
+            sites=self.sites,
+            host=self.host,
+            port=self.port,
+            wait=self.wait,
+            timeout=self.timeout,
+            console=console(),
+        )
+        _print(result, as_json=self.json)
 
 
 @dataclass(kw_only=True)
 class Join:
-    """Train at a hospital."""
+    """Train at a hospital, with images that stay there."""
 
     data: Positional[Path]
-    """Dataset folder."""
+    """Dataset folder, in one of the layouts."""
+    out: Annotated[Path, arg("SITE")]
+    """Folder for what this site keeps; a site that was stopped goes on there."""
+    server: Annotated[str, arg("HOST:PORT")]
+    """Where the server listens."""
+    key: Annotated[Path, arg("NAME.key")]
+    """Private key of this site; its name is that of the site."""
+    ca: Annotated[Path, arg("ca.pem")]
+    """Certificate by which the server is known."""
+    weights: Annotated[str | None, arg("SOURCE", shown="as at the server")] = None
+    """Where the weights that the federation starts from lie here; their SHA-256 is compared."""
+    device: Annotated[str, arg("DEVICE", shown="a GPU if any")] = "auto"
+    """cpu, cuda, cuda:N or mps."""
+    test_cases: Annotated[int | None, arg("N", shown="a fifth of the cases")] = None
+    """Cases to test on."""
+    seed: Annotated[int, arg("N", shown="0")] = 0
+    """Draws them."""
+    debug: bool = False
+    """Show the traceback of an error."""
 
     def run(self) -> None:
         """Do it."""
+        _require_flower()
+        from medsaga.federated.joining import join
+
+        require_data(self.data, "Name the folder of the labelled cases.")
+        join(
+            self.data,
+            self.out,
+            server=self.server,
+            key=self.key,
+            authority=self.ca,
+            name=self.key.stem,
+            weights=self.weights,
+            device=self.device,
+            test_cases=self.test_cases,
+            seed=self.seed,
+            console=console(),
+        )
 
 
 @dataclass(kw_only=True)
 class Federate:
     """Train one model at several hospitals that share no images."""
 
-    verb: Annotated[Simulate | Serve | Join, tyro.conf.arg(name="")]
+    verb: Annotated[Simulate | Keys | Serve | Join, tyro.conf.arg(name="")]
 
     def run(self) -> None:
         """Do it."""
@@ -134,15 +229,12 @@ def federation_of(options: FederationOptions) -> Any:
 
 
 def _require_flower() -> None:
-    """Raise InputError where Flower is not installed, and keep it from telling anybody that it is used."""
+    """Raise InputError where Flower is not installed."""
     import importlib.util
-    import os
 
     if importlib.util.find_spec("flwr") is None:
         do = "Install it: pip install medsaga[federated]."
         raise InputError("medsaga federate", expected="Flower (flwr)", found="none", do=do)
-    os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
-    os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
 
 
 def _print(result: dict[str, Any], *, as_json: bool) -> None:

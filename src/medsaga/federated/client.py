@@ -21,7 +21,13 @@ _CODE = 2
 
 
 class Site(Protocol):
-    """Who does the work; see `medsaga.federated.worker.Worker`."""
+    """Who does the work; see `medsaga.federated.worker.Worker`.
+
+    Attributes:
+        bits: of each number that travels.
+    """
+
+    bits: int
 
     def sketch(self, order: Order) -> Answer:
         """Sketch a gradient."""
@@ -33,33 +39,30 @@ class Site(Protocol):
         """Test: for each label the sum of Dice and in how many images it is counted; and the number of cases."""
 
 
-def client_app(site_of: Callable[[Context], Site], bits: int, failed: Callable[[Exception], None]) -> ClientApp:
+def client_app(site_of: Callable[[Context], Site], failed: Callable[[Exception], None]) -> ClientApp:
     """Return the app of a site.
 
     Args:
         site_of: gives the site for an order.
-        bits: of each number that travels.
         failed: is told what has gone wrong. The server is not: what an error says may name files and cases.
     """
     app = ClientApp()
 
-    def answered(message: Message, work: Callable[[], RecordDict]) -> Message:
-        try:
-            return Message(work(), reply_to=message)
-        except MissingStartError:
-            reason = NEEDS_WEIGHTS
-        except Exception as error:
-            failed(error)
-            reason = OUT_OF_MEMORY if is_out_of_memory(error) else FAILED
-        return Message(Error(_CODE, reason), reply_to=message)
-
     @app.query("sketch")
     def sketch(message: Message, context: Context) -> Message:
-        return answered(message, lambda: pack_answer(site_of(context).sketch(Order.unpack(message.content)), bits))
+        def sketched() -> RecordDict:
+            site = site_of(context)
+            return pack_answer(site.sketch(Order.unpack(message.content)), site.bits)
+
+        return answered(message, sketched, failed)
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
-        return answered(message, lambda: pack_answer(site_of(context).train(Order.unpack(message.content)), bits))
+        def trained() -> RecordDict:
+            site = site_of(context)
+            return pack_answer(site.train(Order.unpack(message.content)), site.bits)
+
+        return answered(message, trained, failed)
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
@@ -68,6 +71,18 @@ def client_app(site_of: Callable[[Context], Site], bits: int, failed: Callable[[
             values = (dice, [float(count) for count in counted], float(cases))
             return RecordDict({"scores": MetricRecord(dict(zip(SCORES, values, strict=True)))})
 
-        return answered(message, scored)
+        return answered(message, scored, failed)
 
     return app
+
+
+def answered(message: Message, work: Callable[[], RecordDict], failed: Callable[[Exception], None]) -> Message:
+    """Return the answer to a message: the content that work makes, or an error of few words of our own."""
+    try:
+        return Message(work(), reply_to=message)
+    except MissingStartError:
+        reason = NEEDS_WEIGHTS
+    except Exception as error:
+        failed(error)
+        reason = OUT_OF_MEMORY if is_out_of_memory(error) else FAILED
+    return Message(Error(_CODE, reason), reply_to=message)

@@ -116,10 +116,7 @@ def _together(experiment: Experiment, console: Console, seen: Callable[[Message]
     """Make all rounds, test, and write the common model."""
     folder, federation, settings = experiment.folder, experiment.federation, experiment.config.settings
     nodes = {name: number for number, name in enumerate(sorted(experiment.runs), start=1)}
-    apps = {
-        number: _app(LocalSite(experiment.runs[name], federation, console), federation)
-        for name, number in nodes.items()
-    }
+    apps = {number: _app(LocalSite(experiment.runs[name], federation, console)) for name, number in nodes.items()}
     state = State.load(folder) or first_state(experiment.model, settings, federation, experiment.symmetries)
     rounds = Rounds(
         InProcessGrid(apps, seen),
@@ -142,11 +139,11 @@ def _together(experiment: Experiment, console: Console, seen: Callable[[Message]
     return scores, state.history
 
 
-def _app(site: LocalSite, federation: Federation) -> ClientApp:
+def _app(site: LocalSite) -> ClientApp:
     def failed(error: Exception) -> None:
         raise error
 
-    return client_app(lambda _: site, federation.travelling_bits, failed)
+    return client_app(lambda _: site, failed)
 
 
 def _described(partition: Partition) -> dict[str, Any]:

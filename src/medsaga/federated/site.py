@@ -27,11 +27,15 @@ class LocalSite:
         federation: how the sites train together.
         console: where progress is shown.
         listeners: told of every step.
+
+    Attributes:
+        bits: of each number that travels.
     """
 
     def __init__(self, run: Run, federation: Federation, console: Console, listeners: Sequence[Listener] = ()) -> None:
         self._run, self._console = run, console
         self._worker = Worker(run, federation, listeners)
+        self.bits = federation.travelling_bits
 
     def sketch(self, order: Order) -> Answer:
         """Sketch a gradient."""
