@@ -10,18 +10,16 @@ from conftest import write_toy_dataset
 from federation import TINY, Together, together
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from resolved import resolved
 from torch import Tensor
 
 from medsaga.federated.options import Federation
 from medsaga.federated.server import factor_shape
-from medsaga.federated.wire import rounded, to_record
-from medsaga.optim.projection import project_back, projected_sides, sketch_basis, sketch_width
-from medsaga.optim.shared_basis import SharedBasisAdamW, factor_of
-from resolved import resolved
-
-from medsaga.federated.start import first_state
+from medsaga.federated.wire import rounded
 from medsaga.memory.meta import on_meta
 from medsaga.methods import build_model
+from medsaga.optim.projection import project_back, projected_sides, sketch_width
+from medsaga.optim.shared_basis import SharedBasisAdamW, factor_of
 
 
 def mean_of_ends(run: Together, number: int) -> dict[str, Tensor]:

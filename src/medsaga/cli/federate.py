@@ -128,7 +128,7 @@ class Serve:
     """Address to listen on; 0.0.0.0 is all of this machine's."""
     port: Annotated[int, arg("PORT", shown="9092")] = 9092
     """Port to listen on."""
-    wait: Annotated[float, arg("SECONDS", shown="for ever")] = float("inf")
+    wait: Annotated[float | None, arg("SECONDS", shown="never")] = None
     """Begin with fewer sites after this time."""
     timeout: Annotated[float, arg("SECONDS", shown="3600")] = 3600.0
     """What a site has for a round; whoever is late is missing from it, and may be back in the next."""

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, cast
 
 from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
-from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from rich.console import Console
 
@@ -125,7 +124,7 @@ def _failed(error: Exception) -> None:
     _said().say(f"this order failed here: {error} (where: {folder / 'traceback.txt'})")
 
 
-client: ClientApp = client_app(_site, _failed)
+client = client_app(_site, _failed)
 
 
 @client.query("hello")

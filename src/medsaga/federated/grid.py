@@ -74,5 +74,5 @@ class InProcessGrid(Grid):
         return [self._answers.pop(name) for name in message_ids]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Have messages answered, one at a time: a message that is an iterator's next is made when its turn comes."""
+        """Have messages answered, one after the other."""
         return [answer for message in messages for answer in self.pull_messages(self.push_messages([message]))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from medsaga.federated.apps import DIFFERS, FOLDER, OVER, SAID
 from medsaga.federated.hospital import open_folder
 
 _PAUSE = 0.5
+_TRIES, _BETWEEN_TRIES = 60, 3.0
+"""Flower's node ends when the server does not know its key, which it may not yet."""
 _LAST_ANSWER = 3.0
 """Seconds that Flower's node has to send the last answer."""
 
@@ -59,24 +62,38 @@ def join(
     variables = processes.environment(folder, **{FOLDER: str(folder.resolve())})
     command = ["flower-supernode", "--superlink", server, "--root-certificates", str(authority.resolve())]
     command += ["--auth-supernode-private-key", str(key.resolve()), "--host", "127.0.0.1"]
-    command += ["--port", str(processes.free_port()), "--disable-runtime-dependency-installation"]
+    command += ["--port", str(processes.free_port())]
+    console.print(f"{name} waits for {server}", markup=False, highlight=False)
     try:
-        with processes.running(command, folder, variables) as process:
-            console.print(f"{name} waits for {server}", markup=False, highlight=False)
-            while True:
-                for line in said.new():
-                    if line == OVER:
-                        time.sleep(_LAST_ANSWER)
+        with processes.ended_as_by_ctrl_c():
+            for _ in range(_TRIES):
+                with processes.running(command, folder, variables) as process:
+                    if _followed(process, said, console):
                         return
-                    if line.startswith(DIFFERS):
-                        time.sleep(_LAST_ANSWER)
-                        raise _difference(line.removeprefix(DIFFERS))
-                    console.print(line, markup=False, highlight=False)
-                if process.poll() is not None:
-                    raise RunError(f"Flower's node has ended; {folder / processes.LOG} says why")
-                time.sleep(_PAUSE)
+                console.print(f"{server} does not let {name} in yet; trying again", markup=False, highlight=False)
+                time.sleep(_BETWEEN_TRIES)
     except KeyboardInterrupt:
         raise Interrupted(f"{folder}: stopped; the same command joins again.") from None
+    raise RunError(f"{server} does not let {name} in, or cannot be reached; {folder / processes.LOG} says why")
+
+
+def _followed(process: subprocess.Popen[bytes], said: processes.Said, console: Console) -> bool:
+    """Tell the user what the app says until it is over; return False if Flower's node has ended before.
+
+    Raises:
+        InputError: something differs from the federation.
+    """
+    while process.poll() is None:
+        for line in said.new():
+            if line == OVER:
+                time.sleep(_LAST_ANSWER)
+                return True
+            if line.startswith(DIFFERS):
+                time.sleep(_LAST_ANSWER)
+                raise _DifferenceError(line.removeprefix(DIFFERS))
+            console.print(line, markup=False, highlight=False)
+        time.sleep(_PAUSE)
+    return False
 
 
 class _DifferenceError(InputError):
@@ -84,7 +101,3 @@ class _DifferenceError(InputError):
 
     def __init__(self, text: str) -> None:
         Exception.__init__(self, text)
-
-
-def _difference(text: str) -> InputError:
-    return _DifferenceError(text)

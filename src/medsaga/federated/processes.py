@@ -17,7 +17,7 @@ HOME = "flower"
 """The folder, in ours, that Flower takes for its home."""
 LOG = "flower.log"
 """What its commands print."""
-_PATIENCE = 10
+_PATIENCE = 15
 """Seconds that a process has to end when it is asked to."""
 
 
@@ -43,7 +43,12 @@ def running(command: Sequence[str], folder: Path, variables: Mapping[str, str]) 
     """Run a command of Flower's as long as the block; what it prints goes into the folder's log."""
     with (folder / LOG).open("ab") as log:
         process = subprocess.Popen(
-            command, env=dict(variables), stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
+            [sys.executable, "-m", "medsaga.federated.keeper", *command],
+            env=dict(variables),
+            stdout=log,
+            stderr=log,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
         )
     try:
         yield process
@@ -52,13 +57,28 @@ def running(command: Sequence[str], folder: Path, variables: Mapping[str, str]) 
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """Have a process end, and all that it has started and not sent away."""
-    for sign in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, sign)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(_PATIENCE)
-            return
+    """Have a process that `running` has started end."""
+    process.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(_PATIENCE)
+        return
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+@contextlib.contextmanager
+def ended_as_by_ctrl_c() -> Iterator[None]:
+    """Within it, a request to end (SIGTERM) is what Ctrl-C is."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def call(command: Sequence[str], folder: Path, variables: Mapping[str, str]) -> None:

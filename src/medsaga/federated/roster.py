@@ -47,19 +47,19 @@ class Roster:
     _proposed: dict[str, tuple[Intensity, ...]] = field(default_factory=dict)
     _begun: set[str] = field(default_factory=set)
 
-    def gather(self, wanted: int, patience: float) -> tuple[str, ...]:
+    def gather(self, wanted: int, patience: float | None) -> tuple[str, ...]:
         """Wait for sites, and settle with them what they have to agree on.
 
         Args:
             wanted: how many to wait for.
-            patience: seconds after which those that are there are enough, if there is one.
+            patience: seconds after which those that are there are enough, if there is one; None: wait for all.
 
         Returns:
             the mirrorings that the labels keep at all sites.
         """
         began = time.monotonic()
         while len(self._greeted()) < wanted:
-            if self._names and time.monotonic() - began > patience:
+            if self._names and patience is not None and time.monotonic() - began > patience:
                 break
             time.sleep(_PAUSE)
         path = self.folder / AGREED

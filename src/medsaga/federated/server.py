@@ -190,15 +190,17 @@ class Rounds:
         """Return the contents and the errors that came back, by site."""
         sites = {node: site for site, node in nodes.items()}
 
-        def messages() -> Any:
-            for site, node in nodes.items():
-                content = self._order(site, number).pack(self.federation.travelling_bits)
-                message = self.grid.create_message(content, kind, node, str(number), self.timeout)
-                entry["bytes_down"] += size_of(message)
-                yield message
-
+        packed: dict[bool, RecordDict] = {}  # sites that have the same weights get the same content, which exists once
+        messages = []
+        for site, node in nodes.items():
+            order = self._order(site, number)
+            is_whole = order.weights is not None
+            if is_whole not in packed:
+                packed[is_whole] = order.pack(self.federation.travelling_bits)
+            messages.append(self.grid.create_message(packed[is_whole], kind, node, str(number), self.timeout))
+            entry["bytes_down"] += size_of(messages[-1])
         contents, errors = {}, {}
-        for message in self.grid.send_and_receive(messages(), timeout=self.timeout):
+        for message in self.grid.send_and_receive(messages, timeout=self.timeout) if messages else ():
             site = sites.get(message.metadata.src_node_id)
             if site is None:
                 continue

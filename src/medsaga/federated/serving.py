@@ -44,7 +44,7 @@ def serve(
     sites: int,
     host: str,
     port: int,
-    wait: float,
+    wait: float | None,
     timeout: float,
     console: Console,
 ) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def serve(
         sites: for how many the first round waits.
         host: address to listen on.
         port: to listen on.
-        wait: seconds after which fewer sites are enough.
+        wait: seconds after which fewer sites are enough; None to wait for all.
         timeout: seconds that a site has for an order.
         console: where the user is told.
 
@@ -85,7 +85,7 @@ def serve(
     if not result.exists():
         said = processes.Said(out / SAID)
         try:
-            with _link(out, key_folder, host, port):
+            with processes.ended_as_by_ctrl_c(), _link(out, key_folder, host, port):
                 _start_app(out, key_folder, port)
                 console.print(f"listening on {host}:{port}; waiting for {sites} sites", markup=False, highlight=False)
                 _follow(said, console)

@@ -1,0 +1,110 @@
+"""What leaves a site: every message of whole federations is read, and holds what the docs list and nothing else."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import write_toy_dataset
+from federation import TINY, together
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.common.serde import message_to_proto
+
+from medsaga.federated.client import NEEDS_WEIGHTS
+from medsaga.federated.options import Federation
+from medsaga.federated.orders import FACTS, SCORES
+
+DOCS = Path(__file__).parents[2] / "docs" / "how-to" / "federated.md"
+SECRET = "zyxwvut"
+"""Part of the name of every folder and case."""
+RECORDS = {"facts", "tensors", "sketches", "scores"}
+
+
+def read(message: Message, parameters: dict[str, tuple[int, ...]], most: int) -> None:
+    """Check all that an answer holds."""
+    assert message.has_content()
+    assert message.content.keys() <= RECORDS
+    for record in message.content.values():
+        match record:
+            case MetricRecord():
+                assert record.keys() in (set(FACTS), set(SCORES))
+                assert all(
+                    isinstance(n, int | float) for v in record.values() for n in (v if isinstance(v, list) else [v])
+                )
+            case ArrayRecord():
+                for name, array in record.items():
+                    assert re.sub(r"#(left|right|scale)", "", name) in parameters
+                    values = array.numpy()
+                    assert values.dtype in (np.float32, np.float16)
+                    assert values.size <= max(most, int(np.prod(parameters[re.sub(r"#\w+", "", name)])))
+            case _:
+                raise AssertionError(f"{type(record)} leaves a site")
+
+
+@pytest.mark.parametrize(
+    ("exchange", "method"),
+    [
+        ("shared-basis", "medsaga"),
+        *(pytest.param("weights", m, marks=pytest.mark.exhaustive) for m in ("samed", "frozen")),
+    ],
+)
+def test_weights_counts_and_dice_leave_a_site_and_nothing_else(exchange: Any, method: str, tmp_path: Path) -> None:
+    data = write_toy_dataset(tmp_path / SECRET / "data")
+    for path in (*(data / "images").iterdir(), *(data / "masks").iterdir()):
+        path.rename(path.with_name(f"{SECRET}{path.name}"))
+    messages: list[Message] = []
+    federation = Federation(rounds=2, local_steps=1, exchange=exchange)
+    settings = dataclasses.replace(TINY, method=method)
+    with together(data, tmp_path / "out", federation, settings=settings, sites=2, seen=messages.append) as run:
+        run.rounds.run()
+        scores = run.rounds.test()
+        parameters = {name: tuple(p.shape) for name, p in run.experiment.model.named_parameters()}
+    answers = [message for message in messages if message.metadata.reply_to_message_id]
+    assert len(answers) == len(messages) / 2 == (8 if exchange == "shared-basis" else 6)
+    for message in answers:
+        read(message, parameters, most=0)
+    for message in messages:
+        encoded = message_to_proto(message).SerializeToString()
+        assert SECRET.encode() not in encoded.lower()
+        assert b"site1" not in encoded
+        assert str(tmp_path).encode() not in encoded
+    assert {len(dice) for dice, _, _ in scores.values()} == {2}
+
+
+def test_an_error_says_nothing_of_what_went_wrong(toy: Path, tmp_path: Path) -> None:
+    def dies(*_: Any) -> Any:
+        raise FileNotFoundError(f"/home/{SECRET}/patient.png")
+
+    messages: list[Message] = []
+    with together(
+        toy, tmp_path / "out", Federation(rounds=1, local_steps=1), changes={"site1": dies}, seen=messages.append
+    ) as run:
+        run.rounds.run()
+    errors = [message for message in messages if message.has_error()]
+    assert [message.error.reason for message in errors] == ["failed; the site's own log says why"]
+    assert SECRET.encode() not in b"".join(message_to_proto(message).SerializeToString() for message in messages)
+
+
+def test_a_site_that_has_lost_its_folder_asks_for_all_weights(toy: Path, tmp_path: Path) -> None:
+    import shutil
+
+    messages: list[Message] = []
+    federation = Federation(rounds=2, local_steps=1, exchange="shared-basis")
+    with together(toy, tmp_path / "out", federation, sites=2, seen=messages.append) as run:
+        run.rounds.round()
+        shutil.rmtree(run.experiment.runs["site1"].folder / "rounds")
+        run.rounds.round()
+        assert sorted(run.state.history[1]["sites"]) == ["site1", "site2"]
+    assert [message.error.reason for message in messages if message.has_error()] == [NEEDS_WEIGHTS]
+
+
+def test_the_docs_list_all_that_leaves() -> None:
+    text = DOCS.read_text(encoding="utf-8")
+    section = text[text.index("## What leaves a site") :]
+    for name in (*FACTS, *SCORES):
+        assert f"`{name}`" in section, name
+    assert ConfigRecord.__name__ not in section
