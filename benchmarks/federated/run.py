@@ -2,9 +2,9 @@
 
     python -m benchmarks.federated.run FOLDER_OF_DATASETS --runs RUNS --out benchmarks/federated
 
-Every contender is simulated on every dataset with every seed: ``lite``, 4 sites, 10 rounds of 20 steps. Rows are written as
-they are made, to ``rows.jsonl`` in RUNS; a row that is there is not made again. ``--rounds``, ``--local-steps``, ``--model``
-and the others make it small, to try it.
+Every contender is simulated on every dataset with every seed: ``lite``, 4 sites, 10 rounds of 20 steps. Rows are
+written as they are made, to ``rows.jsonl`` in RUNS; a row that is there is not made again. ``--rounds``,
+``--local-steps``, ``--model`` and the others make it small, to try it.
 """
 
 from __future__ import annotations

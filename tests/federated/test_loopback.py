@@ -66,7 +66,7 @@ def remote_addresses(folder: Path) -> set[str]:
         with contextlib.suppress(OSError):
             for descriptor in (place / "fd").iterdir():
                 with contextlib.suppress(OSError):
-                    inodes.add(os.readlink(descriptor).removeprefix("socket:[").removesuffix("]"))
+                    inodes.add(str(descriptor.readlink()).removeprefix("socket:[").removesuffix("]"))
     found = set()
     for table in ("tcp", "tcp6", "udp", "udp6"):
         path = Path("/proc/net") / table

@@ -17,7 +17,7 @@ from medsaga.federated.options import Federation
 from medsaga.federated.server import factor_shape
 from medsaga.federated.wire import rounded
 from medsaga.memory.meta import on_meta
-from medsaga.methods import build_model
+from medsaga.methods import build_model, new_optimizer
 from medsaga.optim.projection import project_back, projected_sides, sketch_width
 from medsaga.optim.shared_basis import SharedBasisAdamW, factor_of
 
@@ -161,9 +161,7 @@ def test_vit_b_at_rank_64_sends_an_eighth_of_its_weights_at_most() -> None:
     at_1024 = resolved(TINY.__class__(model="vit_b", random_weights=True, device="cpu"), batch_size=1)
     with on_meta():
         model = build_model(at_1024, classes=3, in_channels=3)
-    weights = {name: tensor for name, tensor in model.named_parameters()}
-    from medsaga.methods import new_optimizer
-
+    weights = dict(model.named_parameters())
     optimizer = new_optimizer(model, at_1024)
     ranks = {weight: group["rank"] for group in optimizer.param_groups for weight in group["params"]}
     optimizer.close()

@@ -1,4 +1,4 @@
-"""The simulation as a user runs it: experiments side by side, one page, and the same bits however often it is stopped."""
+"""The simulation as a user runs it: experiments side by side, one page, the same bits however often it is stopped."""
 
 from __future__ import annotations
 
