@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from flwr.app import Message
+from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from rich.console import Console
 from torch import Tensor
@@ -89,6 +90,10 @@ class Changed:
         return self.site.scores(order)
 
 
+def _given(site: Any, _: Context) -> Any:
+    return site
+
+
 @contextlib.contextmanager
 def together(
     data: Path,
@@ -125,7 +130,7 @@ def together(
         for name, run in experiment.runs.items():
             local = LocalSite(run, federation, QUIET)
             site = Changed(local, changes[name]) if changes and name in changes else local
-            apps[nodes[name]] = client_app(lambda _, site=site: site, errors.append)
+            apps[nodes[name]] = client_app(partial(_given, site), errors.append)
         state = State.load(folder) or first_state(
             experiment.model, experiment.config.settings, federation, experiment.symmetries
         )

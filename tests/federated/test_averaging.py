@@ -127,7 +127,7 @@ def test_epsilon_is_that_of_the_exact_curve_of_the_gaussian_mechanism() -> None:
         mu = math.sqrt(rounds) / noise
         x = np.linspace(-12, 12 + mu, 400_001)
         one, other = (np.exp(-((x - shift) ** 2) / 2) / math.sqrt(2 * math.pi) for shift in (mu, 0))
-        integral = np.trapezoid(np.maximum(one - math.exp(epsilon) * other, 0), x)
+        integral = float(np.trapezoid(np.maximum(one - math.exp(epsilon) * other, 0), x))
         assert delta_of(epsilon, noise, rounds) == pytest.approx(integral, rel=1e-5)
         assert epsilon_of(noise, rounds, integral) == pytest.approx(epsilon, rel=1e-5)
     # More rounds tell more, more noise tells less.

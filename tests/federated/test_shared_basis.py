@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
 from conftest import write_toy_dataset
+from flwr.app import Message
 from federation import TINY, Together, together
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -32,7 +34,7 @@ def mean_of_ends(run: Together, number: int) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize(("double", "bits", "most"), [(False, 32, 1e-5), (True, 32, 1e-10), (False, 16, None)])
 def test_the_mean_of_what_travels_is_the_mean_of_the_weights(
-    tmp_path: Path, double: bool, bits: int, most: float | None
+    tmp_path: Path, double: bool, bits: Literal[16, 32], most: float | None
 ) -> None:
     data = write_toy_dataset(tmp_path / "toy", images=7)
     federation = Federation(rounds=2, local_steps=2, exchange="shared-basis", bits=bits)
@@ -57,7 +59,7 @@ def test_the_mean_of_what_travels_is_the_mean_of_the_weights(
 
 def test_from_the_second_round_on_no_projected_weight_travels_whole(tmp_path: Path) -> None:
     data = write_toy_dataset(tmp_path / "toy")
-    messages = []
+    messages: list[Message] = []
     federation = Federation(rounds=3, local_steps=2, exchange="shared-basis")
     with together(data, tmp_path / "out", federation, sites=2, seen=messages.append) as run:
         run.rounds.run()

@@ -20,7 +20,7 @@ def agreed_intensities(proposed: Mapping[str, Sequence[Intensity]]) -> tuple[Int
     Raises:
         InputError: the kinds differ.
     """
-    agreed = []
+    agreed: list[Intensity] = []
     for channel in zip(*proposed.values(), strict=True):
         kinds = {intensity.kind for intensity in channel}
         if len(kinds) > 1:

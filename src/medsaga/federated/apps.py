@@ -115,7 +115,7 @@ def _console() -> Console:
 
 
 def _site(context: Context) -> LocalSite:
-    return _hospital().site(_console())
+    return _hospital().site(_console(), _said().say)
 
 
 def _failed(error: Exception) -> None:

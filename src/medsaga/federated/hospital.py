@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,13 +107,13 @@ class Hospital:
             samples.close()
         return opened.model.symmetries
 
-    def site(self, console: Console) -> LocalSite:
-        """Return who trains and tests here."""
+    def site(self, console: Console, say: Callable[[str], None]) -> LocalSite:
+        """Return who trains and tests here, and says so."""
         run = self._open(console)
         model, _ = new_model(run.config, Console(quiet=True))
         for parameter, typed in zip(model.parameters(), run.model.parameters(), strict=True):
             typed.data.copy_(parameter.data)
-        return LocalSite(run, Plan.read(self.folder).federation, console)
+        return LocalSite(run, Plan.read(self.folder).federation, console, say)
 
     def _open(self, console: Console) -> Run:
         folder = self.folder / RUN

@@ -77,7 +77,7 @@ class Federation:
     @property
     def name(self) -> str:
         """Say in a few words how the sites train together."""
-        parts = [self.exchange, *([self.strategy] if self.strategy != "fedavg" else [])]
+        parts: list[str] = [self.exchange, *([self.strategy] if self.strategy != "fedavg" else [])]
         parts += [f"{self.bits}bit"] if self.bits else []
         parts += [f"clip{self.clip:g}"] if self.clip else []
         return "-".join([*parts, *([f"noise{self.noise:g}"] if self.noise else [])])

@@ -35,7 +35,7 @@ def result_of(
         federation: how the sites train together.
         trained_on: the number of training cases of each site.
     """
-    sites = []
+    sites: list[dict[str, Any]] = []
     for name, (dice, counted, cases) in scores.items():
         by_label = {
             label: total / count if count else None for label, total, count in zip(labels, dice, counted, strict=True)

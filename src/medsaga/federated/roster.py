@@ -135,5 +135,7 @@ class Roster:
         back: dict[int, RecordDict | str] = {}
         for message in self.grid.send_and_receive(messages, timeout=self.timeout):
             node = message.metadata.src_node_id
+            if node not in records:  # Flower's own word that a node is gone; it is asked again
+                continue
             back[node] = (message.error.reason or "no reason") if message.has_error() else message.content
         return back

@@ -179,7 +179,7 @@ class Rounds:
         for site in nodes:
             if site not in contents:
                 self.state.holds.pop(site, None)
-                reason = errors.get(site, "no answer in time")
+                reason = errors.get(site) or "no answer in time"
                 entry["missing"].append(site)
                 self.tell(f"round {number}: {site} is missing: {reason}")
         return {site: contents[site] for site in nodes if site in contents}
@@ -199,7 +199,8 @@ class Rounds:
                 packed[is_whole] = order.pack(self.federation.travelling_bits)
             messages.append(self.grid.create_message(packed[is_whole], kind, node, str(number), self.timeout))
             entry["bytes_down"] += size_of(messages[-1])
-        contents, errors = {}, {}
+        contents: dict[str, RecordDict] = {}
+        errors: dict[str, str] = {}
         for message in self.grid.send_and_receive(messages, timeout=self.timeout) if messages else ():
             site = sites.get(message.metadata.src_node_id)
             if site is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 
 from rich.console import Console
 
@@ -13,7 +13,6 @@ from medsaga.federated.worker import Worker
 from medsaga.prediction.segmenter import Segmenter
 from medsaga.runs.evaluate import evaluate_run
 from medsaga.runs.plan import Run
-from medsaga.training.events import Listener
 
 Scores = tuple[list[float], list[int], int]
 """For each label the sum of Dice and in how many images it is counted; and the number of cases."""
@@ -26,15 +25,17 @@ class LocalSite:
         run: see `medsaga.federated.worker.Worker`.
         federation: how the sites train together.
         console: where progress is shown.
-        listeners: told of every step.
+        say: called with what the site does, in words.
 
     Attributes:
         bits: of each number that travels.
     """
 
-    def __init__(self, run: Run, federation: Federation, console: Console, listeners: Sequence[Listener] = ()) -> None:
-        self._run, self._console = run, console
-        self._worker = Worker(run, federation, listeners)
+    def __init__(
+        self, run: Run, federation: Federation, console: Console, say: Callable[[str], None] = lambda _: None
+    ) -> None:
+        self._run, self._console, self._say = run, console, say
+        self._worker = Worker(run, federation)
         self.bits = federation.travelling_bits
 
     def sketch(self, order: Order) -> Answer:
@@ -43,7 +44,10 @@ class LocalSite:
 
     def train(self, order: Order) -> Answer:
         """Make the steps of a round."""
-        return self._worker.train(order)
+        self._say(f"round {order.round}: training")
+        answer = self._worker.train(order)
+        self._say(f"round {order.round}: loss {answer.facts['loss']:.3f}")
+        return answer
 
     def scores(self, order: Order) -> Scores:
         """Test the weights of an order."""

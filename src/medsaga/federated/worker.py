@@ -12,7 +12,6 @@ import math
 import secrets
 import shutil
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,6 @@ from medsaga.optim.rounding import write_weight
 from medsaga.optim.shared_basis import SharedBasisAdamW, Sides, factor_of
 from medsaga.runs.plan import Run
 from medsaga.settings.options import ResolvedSettings
-from medsaga.training.events import Listener
 from medsaga.training.trainer import Trainer
 
 ROUNDS = "rounds"
@@ -54,11 +52,10 @@ class Worker:
         run: of the site: its folder, its samples, and a model of the common architecture, which may be another site's,
             too: all that is of this site is put into it at every order.
         federation: how the sites train together.
-        listeners: told of every step.
     """
 
-    def __init__(self, run: Run, federation: Federation, listeners: Sequence[Listener] = ()) -> None:
-        self._run, self._federation, self._listeners = run, federation, listeners
+    def __init__(self, run: Run, federation: Federation) -> None:
+        self._run, self._federation = run, federation
         self._settings = run.config.settings
 
     def sketch(self, order: Order) -> Answer:
@@ -153,7 +150,6 @@ class Worker:
             train=self._run.train,
             monitor=self._run.monitor,
             chooses=False,
-            listeners=self._listeners,
             galore=galore_class(self._federation),
             # All rounds are alike: the peak of the first one stays in the counters.
             measures=before is not None and not saved,
