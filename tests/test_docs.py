@@ -57,6 +57,8 @@ def _cut(arguments: list[str]) -> list[str]:
                 kept.append("1")
             case "memory", "--model":
                 kept.append("tiny")
+            case "federate", "--rounds" | "--local-steps":
+                kept.append("1")
             case _:
                 kept.append(value)
     return [verb, *kept]

@@ -90,6 +90,7 @@ def test_an_error_says_nothing_of_what_went_wrong(toy: Path, tmp_path: Path) -> 
     assert SECRET.encode() not in b"".join(message_to_proto(message).SerializeToString() for message in messages)
 
 
+@pytest.mark.exhaustive
 def test_a_site_that_has_lost_its_folder_asks_for_all_weights(toy: Path, tmp_path: Path) -> None:
     import shutil
 

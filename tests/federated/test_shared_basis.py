@@ -8,8 +8,8 @@ from typing import Literal
 import pytest
 import torch
 from conftest import write_toy_dataset
-from flwr.app import Message
 from federation import TINY, Together, together
+from flwr.app import Message
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from resolved import resolved
@@ -23,6 +23,8 @@ from medsaga.methods import build_model, new_optimizer
 from medsaga.optim.projection import project_back, projected_sides, sketch_width
 from medsaga.optim.shared_basis import SharedBasisAdamW, factor_of
 
+REPEATS = pytest.mark.exhaustive
+
 
 def mean_of_ends(run: Together, number: int) -> dict[str, Tensor]:
     """The mean of all weights over the sites at the end of a round, weighted by cases, in float64."""
@@ -32,7 +34,10 @@ def mean_of_ends(run: Together, number: int) -> dict[str, Tensor]:
     return {name: torch.stack([share * end[name].double() for share, end in ends]).sum(0) for name in run.state.weights}
 
 
-@pytest.mark.parametrize(("double", "bits", "most"), [(False, 32, 1e-5), (True, 32, 1e-10), (False, 16, None)])
+@pytest.mark.parametrize(
+    ("double", "bits", "most"),
+    [(False, 32, 1e-5), pytest.param(True, 32, 1e-10, marks=REPEATS), pytest.param(False, 16, None, marks=REPEATS)],
+)
 def test_the_mean_of_what_travels_is_the_mean_of_the_weights(
     tmp_path: Path, double: bool, bits: Literal[16, 32], most: float | None
 ) -> None:

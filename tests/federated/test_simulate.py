@@ -118,6 +118,7 @@ def test_an_answer_that_is_not_finite_is_refused_and_its_site_named(toy: Path, t
     assert any("the answer of site2 is refused" in line and "not finite" in line for line in run.said)
 
 
+@pytest.mark.exhaustive
 def test_an_absurd_change_is_refused(toy: Path, tmp_path: Path) -> None:
     def inflated(order: Order, answer: Answer) -> Answer:
         assert order.weights is not None
@@ -130,7 +131,7 @@ def test_an_absurd_change_is_refused(toy: Path, tmp_path: Path) -> None:
     assert list(run.state.history[0]["refused"]) == ["site3"]
 
 
-@pytest.mark.parametrize("least", [2, 3])
+@pytest.mark.parametrize("least", [2, pytest.param(3, marks=pytest.mark.exhaustive)])
 def test_a_site_that_fails_is_missing_and_comes_back(least: int, toy: Path, tmp_path: Path) -> None:
     def dies(order: Order, answer: Answer) -> Answer:
         if order.round == 1:
@@ -150,6 +151,7 @@ def test_a_site_that_fails_is_missing_and_comes_back(least: int, toy: Path, tmp_
     assert not any("secret" in line for line in run.said)
 
 
+@pytest.mark.exhaustive
 def test_norms_stay_with_their_site(toy: Path, tmp_path: Path) -> None:
     with together(toy, tmp_path / "out", Federation(rounds=2, local_steps=1, strategy="fedbn"), sites=2) as run:
         run.rounds.run()
@@ -160,6 +162,7 @@ def test_norms_stay_with_their_site(toy: Path, tmp_path: Path) -> None:
         assert not torch.equal(*ends)
 
 
+@pytest.mark.exhaustive
 def test_a_of_ffa_lora_stays_and_never_travels(toy: Path, tmp_path: Path) -> None:
     federation = Federation(rounds=1, local_steps=1, exchange="ffa")
     with together(
@@ -174,6 +177,7 @@ def test_a_of_ffa_lora_stays_and_never_travels(toy: Path, tmp_path: Path) -> Non
             assert torch.equal(run.ended("site1", 1)[name], tensor)
 
 
+@pytest.mark.exhaustive
 def test_a_pull_towards_the_start_shortens_the_way(toy: Path, tmp_path: Path) -> None:
     lengths = []
     for name, strategy in (("free", "fedavg"), ("pulled", "fedprox")):
@@ -184,6 +188,7 @@ def test_a_pull_towards_the_start_shortens_the_way(toy: Path, tmp_path: Path) ->
     assert lengths[1] < 0.9 * lengths[0]
 
 
+@pytest.mark.exhaustive
 def test_what_leaves_with_privacy_is_clipped_and_noisy_and_the_epsilon_is_said(toy: Path, tmp_path: Path) -> None:
     lengths = []
     for name, noise in (("clipped", None), ("noisy", 0.01)):
