@@ -73,7 +73,7 @@ def test_from_the_second_round_on_no_projected_weight_travels_whole(tmp_path: Pa
     assert len(sent) == 8
     for content in sent:
         assert "weights" not in content
-        for name, array in content["tensors" if "tensors" in content else "change"].items():
+        for name, array in content.array_records["tensors" if "tensors" in content else "change"].items():
             if name in ranks:
                 assert min(array.shape) == ranks[name]
                 assert sum(array.shape) <= sum((weights[name].shape[0], weights[name][0].numel()))

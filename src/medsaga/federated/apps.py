@@ -9,31 +9,32 @@ from __future__ import annotations
 import json
 import os
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
 from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from rich.console import Console
 
 from medsaga import files, run_folder
 from medsaga.data.intensity import Intensity
 from medsaga.errors import InputError, MedsagaError
+from medsaga.evaluation.summary import dice_text
 from medsaga.federated.client import answered, client_app
 from medsaga.federated.hospital import RUN, Hospital
 from medsaga.federated.plan import Plan
 from medsaga.federated.processes import Said
 from medsaga.federated.results import result_of
-from medsaga.federated.roster import Roster
+from medsaga.federated.roster import AGREED, Roster
 from medsaga.federated.server import Rounds, State
-from medsaga.federated.site import LocalSite
 from medsaga.federated.start import first_state, save_common_model
 from medsaga.runs.prepare import manifest_of, new_model
 
 FOLDER = "MEDSAGA_FEDERATION"
 """The environment variable that names the folder of the server or the site."""
-SAID = "said.txt"
+SAID, TRACEBACK = "said.txt", "traceback.txt"
 HOW = "how.json"
 """In the server's folder: for how many sites it waits, and how long."""
 FAILED, OVER, DIFFERS = "failed: ", "over", "differs: "
@@ -53,8 +54,8 @@ def _serve(grid: Grid, context: Context) -> None:
     except MedsagaError as error:
         said.say(f"{FAILED}{error}")
     except Exception as error:
-        (folder / "traceback.txt").write_text(traceback.format_exc())
-        said.say(f"{FAILED}{type(error).__name__}: {error} (unexpected; {folder / 'traceback.txt'})")
+        (folder / TRACEBACK).write_text(traceback.format_exc())
+        said.say(f"{FAILED}{type(error).__name__}: {error} (unexpected; {folder / TRACEBACK})")
         raise
 
 
@@ -82,7 +83,7 @@ def serve_rounds(grid: Grid, folder: Path, said: Said) -> None:
         timeout=how["timeout"],
     )
     rounds.run()
-    agreed = files.read_json(folder / "agreed.json")
+    agreed = files.read_json(folder / AGREED)
     intensities = tuple(Intensity(**each) for each in agreed["intensities"])
     plan.config("", intensities, {"device": "cpu"}).write(folder / run_folder.CONFIG)
     files.write_json(
@@ -102,66 +103,58 @@ def serve_rounds(grid: Grid, folder: Path, said: Said) -> None:
     roster.end()
 
 
-def _hospital() -> Hospital:
-    return Hospital.read(Path(os.environ[FOLDER]))
+def hospital_app(folder: Callable[[], Path]) -> ClientApp:
+    """Return the app of a hospital.
+
+    Args:
+        folder: gives that of the hospital; see `medsaga.federated.hospital.open_folder`.
+    """
+    console = Console(stderr=True, quiet=True)
+
+    def say(text: str) -> None:
+        Said(folder() / SAID).say(text)
+
+    def failed(error: Exception) -> None:
+        (folder() / TRACEBACK).write_text("".join(traceback.format_exception(error)))
+        if isinstance(error, InputError):
+            say(f"{DIFFERS}{error}")
+        else:
+            say(f"this order failed here: {error} (where: {folder() / TRACEBACK})")
+
+    app = client_app(lambda _: Hospital.read(folder()).site(console, say), failed)
+
+    @app.query("hello")
+    def hello(message: Message, context: Context) -> Message:
+        def greeted() -> RecordDict:
+            plan = Plan.from_json(str(_of_server(message)["plan"]))
+            return RecordDict({"site": ConfigRecord({**Hospital.read(folder()).greet(plan)})})
+
+        answer = answered(message, greeted, failed)
+        return Message(Error(answer.error.code, MISMATCH), reply_to=message) if answer.has_error() else answer
+
+    @app.query("begin")
+    def begin(message: Message, context: Context) -> Message:
+        def begun() -> RecordDict:
+            entries = json.loads(str(_of_server(message)["intensities"]))
+            symmetries = Hospital.read(folder()).begin(tuple(Intensity(**each) for each in entries), console)
+            say("the images are prepared; training begins")
+            return RecordDict({"site": ConfigRecord({"symmetries": list(symmetries)})})
+
+        return answered(message, begun, failed)
+
+    @app.query("end")
+    def end(message: Message, context: Context) -> Message:
+        path = folder() / RUN / run_folder.RESULT
+        if path.exists():
+            say(f"Dice of the common model on the cases here: {dice_text(files.read_json(path)['dice_mean'])}")
+        say(OVER)
+        return Message(RecordDict(), reply_to=message)
+
+    return app
 
 
-def _said() -> Said:
-    return Said(Path(os.environ[FOLDER]) / SAID)
+def _of_server(message: Message) -> Mapping[str, Any]:
+    return cast(Mapping[str, Any], message.content["server"])
 
 
-def _console() -> Console:
-    return Console(stderr=True, quiet=True)
-
-
-def _site(context: Context) -> LocalSite:
-    return _hospital().site(_console(), _said().say)
-
-
-def _failed(error: Exception) -> None:
-    folder = Path(os.environ[FOLDER])
-    (folder / "traceback.txt").write_text("".join(traceback.format_exception(error)))
-    _said().say(f"this order failed here: {error} (where: {folder / 'traceback.txt'})")
-
-
-client = client_app(_site, _failed)
-
-
-@client.query("hello")
-def _hello(message: Message, context: Context) -> Message:
-    text = str(cast(Mapping[str, Any], message.content["server"])["plan"])
-    try:
-        return answered(
-            message, lambda: RecordDict({"site": ConfigRecord(dict(_hospital().greet(Plan.from_json(text))))}), _raise
-        )
-    except InputError as error:
-        _said().say(f"{DIFFERS}{error}")
-        return Message(Error(2, MISMATCH), reply_to=message)
-    except Exception as error:
-        _failed(error)
-        return Message(Error(2, MISMATCH), reply_to=message)
-
-
-def _raise(error: Exception) -> None:
-    raise error
-
-
-@client.query("begin")
-def _begin(message: Message, context: Context) -> Message:
-    def begun() -> RecordDict:
-        text = str(cast(Mapping[str, Any], message.content["server"])["intensities"])
-        intensities = tuple(Intensity(**each) for each in json.loads(text))
-        symmetries = _hospital().begin(intensities, _console())
-        _said().say("the images are prepared; training begins")
-        return RecordDict({"site": ConfigRecord({"symmetries": list(symmetries)})})
-
-    return answered(message, begun, _failed)
-
-
-@client.query("end")
-def _end(message: Message, context: Context) -> Message:
-    folder = Path(os.environ[FOLDER])
-    result = files.read_json(folder / RUN / run_folder.RESULT) if (folder / RUN / run_folder.RESULT).exists() else {}
-    _said().say(f"Dice of the common model on the cases here: {result.get('dice_mean')}")
-    _said().say(OVER)
-    return Message(RecordDict(), reply_to=message)
+client = hospital_app(lambda: Path(os.environ[FOLDER]))

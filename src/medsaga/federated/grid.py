@@ -52,7 +52,7 @@ class InProcessGrid(Grid):
             message_type=message_type,
         )
         # Flower's own grid does this, too: other messages belong to the task that Flower has started.
-        return Message(content=content, metadata=metadata)  # type: ignore[call-overload, no-any-return]
+        return Message(content=content, metadata=metadata)  # type: ignore[call-overload]
 
     def get_node_ids(self) -> Iterable[int]:
         """Return the numbers of all nodes."""

@@ -202,14 +202,14 @@ class Rounds:
         contents: dict[str, RecordDict] = {}
         errors: dict[str, str] = {}
         for message in self.grid.send_and_receive(messages, timeout=self.timeout) if messages else ():
-            site = sites.get(message.metadata.src_node_id)
-            if site is None:
+            sender = sites.get(message.metadata.src_node_id)
+            if sender is None:  # Flower's own word that a node is gone
                 continue
             if message.has_error():
-                errors[site] = message.error.reason or "an error without a reason"
+                errors[sender] = message.error.reason or "an error without a reason"
                 continue
             entry["bytes_up"] += size_of(message)
-            contents[site] = message.content
+            contents[sender] = message.content
         return contents, errors
 
     def _order(self, site: str, number: int) -> Order:

@@ -79,7 +79,7 @@ def serve(
             do = "Make them: medsaga federate keys."
             raise InputError(key_folder / name, expected="a key of the server", found="none", do=do)
     files.require_writable(out)
-    plan = _plan(description, settings_for(settings, federation), federation, console)
+    plan = plan_of(description, settings_for(settings, federation), federation, console)
     _begin(out, plan, {"sites": sites, "wait": wait, "timeout": timeout, "asked": _asked(settings, federation)})
     result = out / run_folder.RESULT
     if not result.exists():
@@ -96,7 +96,18 @@ def serve(
     return document
 
 
-def _plan(description: Path, settings: Settings, federation: Federation, console: Console) -> Plan:
+def plan_of(description: Path, settings: Settings, federation: Federation, console: Console) -> Plan:
+    """Return the plan of a federation, which the server and every site keep.
+
+    Args:
+        description: a ``dataset.json``.
+        settings: of each site's training, with its steps.
+        federation: how the sites train together.
+        console: where the user is told.
+
+    Raises:
+        InputError: the settings or the weights cannot be used.
+    """
     find_weights(choose_model(settings))
     document = read_description(description)
     labels = parse_labels(description, document)
