@@ -14,9 +14,11 @@ from federation import TINY, together
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.common.serde import message_to_proto
 
-from medsaga.federated.client import NEEDS_WEIGHTS
+from medsaga.federated.averaging import Answer
+from medsaga.federated.client import FAILED, NEEDS_WEIGHTS, OUT_OF_MEMORY, client_app
+from medsaga.federated.grid import InProcessGrid
 from medsaga.federated.options import Federation
-from medsaga.federated.orders import FACTS, SCORES
+from medsaga.federated.orders import FACTS, SCORES, Order
 
 DOCS = Path(__file__).parents[2] / "docs" / "how-to" / "federated.md"
 SECRET = "zyxwvut"
@@ -76,18 +78,32 @@ def test_weights_counts_and_dice_leave_a_site_and_nothing_else(exchange: Any, me
     assert {len(dice) for dice, _, _ in scores.values()} == {2}
 
 
-def test_an_error_says_nothing_of_what_went_wrong(toy: Path, tmp_path: Path) -> None:
-    def dies(*_: Any) -> Any:
+class Dying:
+    """A site at which something goes wrong."""
+
+    bits = 32
+
+    def train(self, order: Order) -> Answer:
+        """Fail with an error that names a patient."""
         raise FileNotFoundError(f"/home/{SECRET}/patient.png")
 
-    messages: list[Message] = []
-    with together(
-        toy, tmp_path / "out", Federation(rounds=1, local_steps=1), changes={"site1": dies}, seen=messages.append
-    ) as run:
-        run.rounds.run()
-    errors = [message for message in messages if message.has_error()]
-    assert [message.error.reason for message in errors] == ["failed; the site's own log says why"]
-    assert SECRET.encode() not in b"".join(message_to_proto(message).SerializeToString() for message in messages)
+    sketch = train
+
+    def scores(self, order: Order) -> Any:
+        """Fail for want of memory."""
+        raise MemoryError(f"no room for {SECRET}")
+
+
+def test_an_error_says_nothing_of_what_went_wrong() -> None:
+    errors: list[Exception] = []
+    grid = InProcessGrid({1: client_app(lambda _: Dying(), errors.append)})
+    content = Order(1, weights={}).pack(32)
+    orders = [grid.create_message(content, kind, 1, "1") for kind in ("train", "query.sketch", "evaluate")]
+    answers = list(grid.send_and_receive(orders))
+    assert [answer.error.reason for answer in answers] == [FAILED, FAILED, OUT_OF_MEMORY]
+    assert len(errors) == 3
+    assert SECRET in str(errors[0])
+    assert SECRET.encode() not in b"".join(message_to_proto(answer).SerializeToString() for answer in answers)
 
 
 @pytest.mark.exhaustive

@@ -62,6 +62,7 @@ def test_the_mean_of_what_travels_is_the_mean_of_the_weights(
         assert set(run.state.ranks) <= set(run.state.weights)
 
 
+@REPEATS
 def test_from_the_second_round_on_no_projected_weight_travels_whole(tmp_path: Path) -> None:
     data = write_toy_dataset(tmp_path / "toy")
     messages: list[Message] = []
@@ -79,6 +80,7 @@ def test_from_the_second_round_on_no_projected_weight_travels_whole(tmp_path: Pa
                 assert sum(array.shape) <= sum((weights[name].shape[0], weights[name][0].numel()))
 
 
+@REPEATS
 def test_every_update_lies_in_the_shared_subspace(tmp_path: Path) -> None:
     data = write_toy_dataset(tmp_path / "toy")
     federation = Federation(rounds=1, local_steps=3, exchange="shared-basis")
