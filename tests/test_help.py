@@ -20,6 +20,7 @@ from medsaga.settings.help import GROUPS, help_of
 from medsaga.settings.options import MAY_CHANGE, ResolvedSettings, Settings
 
 SUBVERBS = [f"weights {verb}" for verb in ("list", "fetch", "verify", "convert")]
+SUBVERBS += [f"federate {verb}" for verb in ("simulate", "keys", "serve", "join")]
 
 
 def help_text(verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> list[str]:
@@ -46,8 +47,8 @@ def test_verbs_stand_in_the_order_of_use_with_a_line_each(
     lines = help_text("", monkeypatch, capsys)
     first = next(n for n, line in enumerate(lines) if "• demo" in line)
     shown = [line.split("•")[1].split()[0] for line in lines[first : first + len(VERBS)]]
-    order = ["demo", "info", "suggest", "train", "evaluate", "predict"]
-    order += ["export", "continue", "compare", "memory", "weights"]
+    order = ["demo", "info", "suggest", "train", "evaluate", "predict", "export", "continue", "compare", "federate"]
+    order += ["memory", "weights"]
     assert shown == order == list(VERBS)
 
 

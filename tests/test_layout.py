@@ -29,6 +29,7 @@ ROOMS = (
     "runs",
     "compare",
     "suggest",
+    "federated",
     "cli",
 )
 """From the lowest to the highest: a room imports from those before it."""

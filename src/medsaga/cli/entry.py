@@ -15,6 +15,7 @@ import tyro
 from medsaga.cli.compare import Compare
 from medsaga.cli.evaluate import Evaluate, Info
 from medsaga.cli.export import Export
+from medsaga.cli.federate import Federate
 from medsaga.cli.memory import Memory
 from medsaga.cli.predict import Predict
 from medsaga.cli.printing import print_whatever_comes, say
@@ -31,7 +32,7 @@ or data; 3 out of memory; 130 interrupted, with the state saved."""
 
 _OF_THE_DISK = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO))
 """Errors that are no fault of ours: a disk that is full, read-only or broken."""
-Verb = Demo | Info | Suggest | Train | Evaluate | Predict | Export | Continue | Compare | Memory | Weights
+Verb = Demo | Info | Suggest | Train | Evaluate | Predict | Export | Continue | Compare | Federate | Memory | Weights
 
 
 VERBS = {verb.__name__.lower(): verb for verb in get_args(Verb)}
@@ -98,7 +99,7 @@ def _meant(arguments: list[str]) -> list[str]:
         return ["--version"]
     if arguments[:1] == ["help"]:
         return [*arguments[1:], "--help"]
-    if arguments in ([], ["weights"]):
+    if arguments in ([], ["federate"], ["weights"]):
         return [*arguments, "--help"]
     if arguments[0].startswith("-") or arguments[0] in VERBS:
         return arguments

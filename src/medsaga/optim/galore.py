@@ -219,7 +219,6 @@ class GaLoreAdamW(AccumulatingOptimizer):
         @torch.no_grad()
         def project_on_arrival(weight: Tensor) -> None:
             group, state = self.param_groups[position], self.state[weight]
-            done = state.get("step", 0)
             if _keeps_full(state, group):
                 return  # it accumulates: step() takes the basis from it
             assert weight.grad is not None
@@ -228,11 +227,21 @@ class GaLoreAdamW(AccumulatingOptimizer):
             if _has_basis(state):
                 low_rank = project(gradient, *self._bases(weight, group))
                 arrived.low_rank = _add(arrived.low_rank, low_rank)
-            if _is_sketched(group) and (not _has_basis(state) or (done + 1) % group["refresh_every"] == 0):
-                _add_sketches(arrived, gradient, group, (self._places[weight], done))
+            if self._sketches_now(state, group):
+                _add_sketches(arrived, gradient, group, (self._places[weight], self._sketch_number(state)))
             weight.grad = None
 
         return project_on_arrival
+
+    def _sketches_now(self, state: dict[str, Any], group: dict[str, Any]) -> bool:
+        """Whether the gradients of this step are sketched: there is no basis yet, or the next update is its last."""
+        is_last = (state.get("step", 0) + 1) % group["refresh_every"] == 0
+        return _is_sketched(group) and (not _has_basis(state) or is_last)
+
+    def _sketch_number(self, state: dict[str, Any]) -> int:
+        """Return what the random columns of a sketch depend on beside the weight and the seed."""
+        number: int = state.get("step", 0)
+        return number
 
     def _update(self, weight: Tensor, group: dict[str, Any]) -> None:
         """Update one weight, if its gradient has arrived."""

@@ -76,14 +76,39 @@ def new_run(
     loaded = loaded or load_data(data, settings, console)
     split = split_of(loaded, settings)
     warn(console, unseen_labels(loaded, split))
-    config = _config(settings, loaded, split, device, processes)
+    config = new_config(settings, loaded, split, device, processes)
     on_accelerator = free_memory(device) is not None
     if settings.model == AUTO and on_accelerator and (line := advice(str(config.settings.weights))):
         console.print(line, markup=False, highlight=False)
     require_images_for_all(config.settings, processes)
-    model, model_info = _new_model(config, console)
-    manifest = _manifest(loaded.fingerprint, config, device, model_info) | {"requested": named(settings)}
-    return _begun(Prepared(out, config, split, loaded.dataset, model, model_info, device), manifest, console)
+    return begun_run(config, split, loaded, out, console, requested=named(settings))
+
+
+def begun_run(
+    config: RunConfig,
+    split: Split,
+    loaded: LoadedData,
+    out: Path,
+    console: Console,
+    *,
+    requested: dict[str, Any],
+    model: tuple[SegmentationModel, dict[str, Any]] | None = None,
+) -> Run:
+    """Make the folder of a run whose configuration is settled.
+
+    Args:
+        config: of the run.
+        split: of the cases of ``loaded``.
+        loaded: the dataset.
+        out: the run folder.
+        console: where progress is shown.
+        requested: what the user has asked for.
+        model: of the run and the record of its weights, if they are there; else they are made.
+    """
+    device = choose_device(config.settings.device)
+    made, model_info = model or new_model(config, console)
+    manifest = manifest_of(loaded.fingerprint, config, device, model_info) | {"requested": requested}
+    return _begun(Prepared(out, config, split, loaded.dataset, made, model_info, device), manifest, console)
 
 
 def continued_run(before: Path, data: Path, out: Path, settings: Settings, console: Console, processes: int = 1) -> Run:
@@ -119,7 +144,7 @@ def continued_run(before: Path, data: Path, out: Path, settings: Settings, conso
         )
     model, model_info = _model_of(before, config)
     continues = {"run": str(before.resolve()), "data_fingerprint": earlier}
-    manifest = _manifest(joined.fingerprint, config, device, model_info)
+    manifest = manifest_of(joined.fingerprint, config, device, model_info)
     manifest |= {"requested": named(settings), "continues": continues}
     prepared = Prepared(out, config, joined.split, joined.dataset, model, model_info, device)
     return _begun(prepared, manifest, console)
@@ -184,7 +209,7 @@ def resumed_run(
     if (out / run_folder.STATE).exists():
         model = _adapted(_empty_model(config), config)
     else:
-        model, model_info = _new_model(config, console) if before is None else _model_of(before, config)
+        model, model_info = new_model(config, console) if before is None else _model_of(before, config)
     begun_with = manifest.get("model", {}).get("sha256")
     if model_info and model_info.get("sha256") != begun_with:
         raise InputError(
@@ -197,7 +222,9 @@ def resumed_run(
     return _with_samples(Prepared(out, config, split, dataset, model, model_info, device), console)
 
 
-def _config(settings: Settings, loaded: LoadedData, split: Split, device: torch.device, processes: int) -> RunConfig:
+def new_config(
+    settings: Settings, loaded: LoadedData, split: Split, device: torch.device, processes: int = 1
+) -> RunConfig:
     """Return the configuration of a new run, in which nothing is left open."""
     dataset, items = loaded.dataset, loaded.dataset.items_of(split.train)
     facts = Facts(
@@ -254,7 +281,7 @@ def _empty_model(config: RunConfig) -> SegmentationModel:
     return build_model(config.settings, classes=len(config.labels), in_channels=config.in_channels)
 
 
-def _new_model(config: RunConfig, console: Console) -> tuple[SegmentationModel, dict[str, Any]]:
+def new_model(config: RunConfig, console: Console) -> tuple[SegmentationModel, dict[str, Any]]:
     """Return the model of a run that starts from pre-trained or random weights, and the record of these."""
     settings = config.settings
     model, info = starting_model(settings, classes=len(config.labels), in_channels=config.in_channels)
@@ -280,9 +307,10 @@ def _adapted(model: SegmentationModel, config: RunConfig) -> SegmentationModel:
     return model
 
 
-def _manifest(
+def manifest_of(
     data_fingerprint: str, config: RunConfig, device: torch.device, model_info: dict[str, Any]
 ) -> dict[str, Any]:
+    """Return the record of what a run was made with."""
     versions = {package: metadata.version(package) for package in ("medsaga", *PACKAGES)}
     return {
         "versions": {"python": platform.python_version(), **versions},

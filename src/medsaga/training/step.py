@@ -90,6 +90,10 @@ class StepMeter:
         self.tracker = TensorTracker(self._device.type)
         self._followed = {first, first + 1, (first // self._refresh_every + 1) * self._refresh_every - 1}
 
+    def stop(self) -> None:
+        """Follow no step."""
+        self._followed = set()
+
     def phase(self, category: str) -> None:
         """Say what is made from now on."""
         self.tracker.phase = category

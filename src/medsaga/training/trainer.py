@@ -13,7 +13,7 @@ from torch import Tensor
 
 from medsaga import run_folder
 from medsaga.data.augment import AUGMENTATIONS
-from medsaga.data.samples import Prefetcher, Samples
+from medsaga.data.samples import Prefetcher, Samples, batch_indices
 from medsaga.distributed.group import ALONE, Group
 from medsaga.distributed.same_weights import require_same_weights
 from medsaga.errors import RunError
@@ -22,6 +22,7 @@ from medsaga.methods import method_named, new_optimizer
 from medsaga.models.base import SegmentationModel
 from medsaga.models.int8 import load_plain_state, plain_state
 from medsaga.models.weights.loading import save_model
+from medsaga.optim.galore import GaLoreAdamW
 from medsaga.settings.options import ResolvedSettings
 from medsaga.training.checkpoint import load_state, save_state
 from medsaga.training.embeddings import embed
@@ -30,7 +31,7 @@ from medsaga.training.interrupts import Interrupts
 from medsaga.training.monitoring import monitor_dice
 from medsaga.training.out_of_memory import step_within_memory
 from medsaga.training.schedule import learning_rate_factor
-from medsaga.training.step import Batch, StepMeter
+from medsaga.training.step import Batch, StepMeter, accumulate
 
 MAX_SKIPPED_IN_A_ROW = 20
 CHECK_EVERY = 50
@@ -52,6 +53,8 @@ class Trainer:
             samples are of validation cases. Otherwise the last weights are kept.
         listeners: called with every event, in the thread that trains.
         group: of the processes that train together; each has a trainer, and process 0 alone writes.
+        galore: the class of the optimizer, unless it is SGD.
+        measures: whether the memory of the first steps is followed, which makes them slow.
 
     Attributes:
         counters: where the run stands.
@@ -74,6 +77,8 @@ class Trainer:
         chooses: bool,
         listeners: Sequence[Listener] = (),
         group: Group = ALONE,
+        galore: type[GaLoreAdamW] = GaLoreAdamW,
+        measures: bool = True,
     ) -> None:
         self.folder, self.settings, self.model = folder, settings, model
         self.interrupts = Interrupts()
@@ -85,7 +90,7 @@ class Trainer:
         self._last_loss: float | None = None
         self._open = ExitStack()
         self._batches: Iterator[tuple[int, Tensor, Tensor]] | None = None
-        self.optimizer = new_optimizer(model.train(), settings)
+        self.optimizer = new_optimizer(model.train(), settings, galore)
         self.counters = load_state(folder, model, self.optimizer, settings)
         group.copy_first(plain_state(model).values())
         reset_device_peak(self._device)
@@ -96,6 +101,8 @@ class Trainer:
             self._embed()
         self._part.checkpoint_blocks = self.counters.checkpoint_blocks
         self._meter = StepMeter(self._device, first=self.counters.step, refresh_every=settings.refresh_every)
+        if not measures:
+            self._meter.stop()
 
     def __enter__(self) -> Self:
         """Return the trainer."""
@@ -181,6 +188,25 @@ class Trainer:
             )
             raise self.group.told_once(error)
         return done
+
+    def arrive(self) -> float:
+        """Let the gradient of the next batch arrive in the optimizer, where it stays; no weight moves.
+
+        Returns:
+            the loss of the batch, which stays the next one.
+        """
+        settings, counters = self.settings, self.counters
+        chosen = batch_indices(self._train, settings.seed, counters.step, settings.batch_size)
+        return accumulate(
+            self._part,
+            self.optimizer,
+            self._batch(counters.step, *self._train.batch(chosen)),
+            micro_batch_size=counters.micro_batch_size,
+            dice_weight=settings.dice_weight,
+            loss_resolution=settings.loss_resolution,
+            dice_form=settings.dice_form,
+            scale=counters.loss_scale,
+        )
 
     def evaluate(self) -> Evaluated:
         """Compute the Dice that is followed, keep the weights if they are the best so far, and save."""

@@ -1,0 +1,171 @@
+"""What the server makes of the sites' answers: which it refuses, their mean or median, and the next weights.
+
+Everything here is a pure function of tensors. Sums are made in float64, site after site in the order given, so that the
+same answers give the same bits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from medsaga.optim.projection import project_back
+from medsaga.optim.shared_basis import Sides
+
+Tensors = Mapping[str, Tensor]
+ABSURD = 10.0
+"""A change this many times as long as the middle one of all sites is refused."""
+_FEWEST_TO_COMPARE = 3
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What a site sends after the steps of a round.
+
+    Attributes:
+        site: its name.
+        cases: that it has trained on; its weight in a mean.
+        tensors: by the name of the parameter: the weight itself, its change, or the factor of its change.
+        decay: c of a change c W + P N; 1 where all tensors are weights or whole changes.
+        sketches: of its last gradient, by name; empty without a shared basis.
+        facts: numbers for the record: ``loss``, ``steps``, ``skipped``, ``images``, ``seconds``, ``peak_bytes``.
+    """
+
+    site: str
+    cases: int
+    tensors: Tensors
+    decay: float
+    sketches: Mapping[str, Sides]
+    facts: Mapping[str, float]
+
+
+def fault(answer: Answer, expected: Tensors) -> str | None:
+    """Return in words why an answer cannot be used whatever the others are; None if it can.
+
+    Args:
+        answer: of a site.
+        expected: tensors of the names and shapes that it should have.
+    """
+    if answer.tensors.keys() != expected.keys():
+        missing = len(expected.keys() - answer.tensors.keys())
+        return f"{missing} tensors are missing, {len(answer.tensors.keys() - expected.keys())} are unknown"
+    for name, tensor in answer.tensors.items():
+        if tensor.shape != expected[name].shape:
+            return f"{name} has the shape {tuple(tensor.shape)} instead of {tuple(expected[name].shape)}"
+        if not tensor.isfinite().all():
+            return f"{name} holds numbers that are not finite"
+    if not (math.isfinite(answer.decay) and 0 < answer.decay <= 1):
+        return f"its weight decay is {answer.decay:g}, which is none"
+    if answer.cases < 1:
+        return "it has trained on no case"
+    if any(not side.isfinite().all() for sides in answer.sketches.values() for side in sides if side is not None):
+        return "a sketch of its gradient is not finite"
+    return None
+
+
+def change_norm(answer: Answer, before: Tensors | None) -> float:
+    """Return the L2 norm of all that a site has changed.
+
+    Args:
+        answer: of a site.
+        before: the weights of the round's start, where it has sent weights; None where it has sent changes.
+    """
+    squares = 0.0
+    for name, tensor in answer.tensors.items():
+        change = tensor.double() if before is None else tensor.double() - before[name].double()
+        squares += float(change.square().sum())
+    return math.sqrt(squares)
+
+
+def absurd(norms: Mapping[str, float], weights_norm: float) -> dict[str, str]:
+    """Return the sites whose changes are absurdly large, each with the reason in words.
+
+    Args:
+        norms: of the change of each site.
+        weights_norm: of all weights that are trained; nobody rewrites them in a round.
+    """
+    ordered = sorted(norms.values())
+    middle = ordered[(len(ordered) - 1) // 2]
+    limit = ABSURD * middle if len(norms) >= _FEWEST_TO_COMPARE else math.inf
+    found = {}
+    for site, norm in norms.items():
+        if norm > weights_norm:
+            found[site] = f"its change is longer than the weights themselves: {norm:.3g} against {weights_norm:.3g}"
+        elif norm > limit:
+            found[site] = f"its change is {norm / middle:.0f} times as long as that of the site in the middle"
+    return found
+
+
+def mean(answers: Sequence[Answer]) -> tuple[dict[str, Tensor], float]:
+    """Return the mean of all tensors and of the decay, weighted by cases (McMahan et al., arXiv 1602.05629)."""
+    total = sum(answer.cases for answer in answers)
+    shares = [answer.cases / total for answer in answers]
+    return {
+        name: _weighted([answer.tensors[name] for answer in answers], shares) for name in answers[0].tensors
+    }, math.fsum(share * answer.decay for share, answer in zip(shares, answers, strict=True))
+
+
+def median(answers: Sequence[Answer]) -> tuple[dict[str, Tensor], float]:
+    """Return the median of every number, every site alike (Yin et al., arXiv 1803.01498)."""
+    assert all(answer.decay == 1 for answer in answers), "factors have no median"
+    middle = {}
+    for name, first in answers[0].tensors.items():
+        ordered = torch.stack([answer.tensors[name].double() for answer in answers]).sort(dim=0).values
+        middle[name] = ((ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2).to(first.dtype)
+    return middle, 1.0
+
+
+def sum_of_sketches(answers: Sequence[Answer]) -> dict[str, Sides]:
+    """Return the sketches of the mean gradient of the sites that have sent some, up to a factor."""
+    sent = [answer for answer in answers if answer.sketches]
+    if not sent:
+        return {}
+    shares = [answer.cases / sum(each.cases for each in sent) for answer in sent]
+
+    def summed(name: str, side: int) -> Tensor | None:
+        sketches = [answer.sketches[name][side] for answer in sent]
+        there = [(share, sketch) for share, sketch in zip(shares, sketches, strict=True) if sketch is not None]
+        return _weighted([sketch for _, sketch in there], [share for share, _ in there]) if there else None
+
+    return {name: (summed(name, 0), summed(name, 1)) for name in sent[0].sketches}
+
+
+def moved(before: Tensors, change: Tensors, decay: float, bases: Mapping[str, Sides]) -> dict[str, Tensor]:
+    """Return the weights c W + P N of matrices with a basis, and W + D of the others.
+
+    Args:
+        before: W, by name.
+        change: N or D, by name.
+        decay: c.
+        bases: P or Q or both of each matrix that has one.
+
+    Without a change the weights are what they were.
+    """
+    if not change:
+        return dict(before)
+    after = {}
+    for name, weight in before.items():
+        precise = weight.double()
+        if name in bases:
+            left, right = (None if side is None else side.double() for side in bases[name])
+            precise = decay * precise + project_back(change[name].double(), left, right).reshape(weight.shape)
+        else:
+            precise = precise + change[name].double()
+        after[name] = precise.to(weight.dtype)
+    return after
+
+
+def norm(tensors: Tensors) -> float:
+    """Return the L2 norm of all tensors together."""
+    return math.sqrt(math.fsum(float(tensor.double().square().sum()) for tensor in tensors.values()))
+
+
+def _weighted(tensors: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
+    total = torch.zeros(tensors[0].shape, dtype=torch.float64)
+    for tensor, share in zip(tensors, shares, strict=True):
+        total += share * tensor.double()
+    return total.to(tensors[0].dtype)

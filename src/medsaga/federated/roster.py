@@ -1,0 +1,141 @@
+"""Who takes part: the server greets every node that appears, and lets in those that have what the plan says."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from flwr.app import ConfigRecord, RecordDict
+from flwr.serverapp import Grid
+
+from medsaga import files
+from medsaga.data.intensity import Intensity
+from medsaga.federated.agreement import agreed_intensities, agreed_symmetries
+from medsaga.federated.plan import Plan
+
+AGREED = "agreed.json"
+"""In the server's folder: what the sites have agreed on, for those that come later."""
+GREETING = "query.hello"
+BEGINNING = "query.begin"
+ENDING = "query.end"
+_PAUSE = 1.0
+
+
+@dataclass(eq=False)
+class Roster:
+    """The sites that take part.
+
+    Args:
+        grid: Flower's.
+        plan: what all have in common.
+        folder: of the server.
+        tell: called with what the user should know.
+        timeout: seconds for an answer.
+    """
+
+    grid: Grid
+    plan: Plan
+    folder: Path
+    tell: Callable[[str], None]
+    timeout: float
+    _names: dict[int, str] = field(default_factory=dict)
+    _turned_away: set[int] = field(default_factory=set)
+    _proposed: dict[str, tuple[Intensity, ...]] = field(default_factory=dict)
+    _begun: set[str] = field(default_factory=set)
+
+    def gather(self, wanted: int, patience: float | None) -> tuple[str, ...]:
+        """Wait for sites, and settle with them what they have to agree on.
+
+        Args:
+            wanted: how many to wait for.
+            patience: seconds after which those that are there are enough, if there is one; None: wait for all.
+
+        Returns:
+            the mirrorings that the labels keep at all sites.
+        """
+        began = time.monotonic()
+        while len(self._greeted()) < wanted:
+            if self._names and patience is not None and time.monotonic() - began > patience:
+                break
+            time.sleep(_PAUSE)
+        path = self.folder / AGREED
+        if not path.exists():
+            fixed = self.plan.fixed_intensities()
+            intensities = fixed or agreed_intensities(self._proposed)
+            symmetries = agreed_symmetries(self._begin(self._names, intensities))
+            document = {"intensities": [vars(each) for each in intensities], "symmetries": list(symmetries)}
+            files.write_json(path, document)
+        self.nodes()
+        return tuple(files.read_json(path)["symmetries"])
+
+    def nodes(self) -> dict[str, int]:
+        """Return the nodes of the sites that can be reached and have begun, by name; newcomers are greeted first."""
+        there = self._greeted()
+        late = {node: name for node, name in there.items() if name not in self._begun}
+        if late:
+            agreed = files.read_json(self.folder / AGREED)
+            self._begin(late, tuple(Intensity(**each) for each in agreed["intensities"]))
+        return {name: node for node, name in there.items() if name in self._begun}
+
+    def end(self) -> None:
+        """Tell all sites that it is over."""
+        self._sent(ENDING, {node: ConfigRecord() for node in self._greeted()})
+
+    def _greeted(self) -> dict[int, str]:
+        """Return the names of the nodes that are there and fit the plan."""
+        there = set(self.grid.get_node_ids())
+        new = there - self._names.keys() - self._turned_away
+        for node, content in self._sent(
+            GREETING, {node: ConfigRecord({"plan": self.plan.to_json()}) for node in new}
+        ).items():
+            if isinstance(content, str):
+                self.tell(f"a site does not fit this federation and stays out: {content}")
+                self._turned_away.add(node)
+                continue
+            answer = cast(Mapping[str, Any], content["site"])
+            name = str(answer["name"])
+            known = {each: number for number, each in self._names.items()}
+            if name in known and known[name] in there:
+                self.tell(f"a second site calls itself {name} and stays out")
+                self._turned_away.add(node)
+                continue
+            self._names.pop(known.get(name, -1), None)
+            self._begun.discard(name)
+            self._names[node] = name
+            self._proposed[name] = tuple(Intensity(**each) for each in json.loads(str(answer["intensities"])))
+            self.tell(f"{name} has joined")
+        return {node: name for node, name in sorted(self._names.items(), key=lambda each: each[1]) if node in there}
+
+    def _begin(self, nodes: Mapping[int, str], intensities: tuple[Intensity, ...]) -> list[tuple[str, ...]]:
+        """Have sites prepare their images; return the mirrorings that the labels of each keep."""
+        text = json.dumps([vars(each) for each in intensities])
+        found = []
+        for node, content in self._sent(
+            BEGINNING, {node: ConfigRecord({"intensities": text}) for node in nodes}
+        ).items():
+            if isinstance(content, str):
+                self.tell(f"{nodes[node]} could not begin: {content}")
+                continue
+            self._begun.add(nodes[node])
+            found.append(tuple(cast(list[str], cast(Mapping[str, Any], content["site"])["symmetries"])))
+        return found
+
+    def _sent(self, kind: str, records: Mapping[int, ConfigRecord]) -> dict[int, RecordDict | str]:
+        """Send messages; return what came back, the content or the reason of an error, by node."""
+        messages = [
+            self.grid.create_message(RecordDict({"server": record}), kind, node, kind.partition(".")[2], self.timeout)
+            for node, record in records.items()
+        ]
+        if not messages:
+            return {}
+        back: dict[int, RecordDict | str] = {}
+        for message in self.grid.send_and_receive(messages, timeout=self.timeout):
+            node = message.metadata.src_node_id
+            if node not in records:  # Flower's own word that a node is gone; it is asked again
+                continue
+            back[node] = (message.error.reason or "no reason") if message.has_error() else message.content
+        return back

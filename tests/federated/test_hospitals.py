@@ -1,0 +1,91 @@
+"""Hospitals and a server, with all they say to each other, without Flower's processes between them."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import write_toy_dataset
+from federation import QUIET, TINY
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.common.serde import message_to_proto
+
+from medsaga.cli import main
+from medsaga.federated.apps import HOW, SAID, hospital_app, serve_rounds
+from medsaga.federated.grid import InProcessGrid
+from medsaga.federated.hospital import open_folder
+from medsaga.federated.options import Federation
+from medsaga.federated.plan import Plan
+from medsaga.federated.processes import Said
+from medsaga.federated.serving import plan_of
+from medsaga.files import read_json, write_json
+
+SECRET = "zyxwvut"
+
+
+def hospital(root: Path, name: str, labels: str = "") -> Path:
+    """Make the data and the folder of a hospital."""
+    data = write_toy_dataset(root / SECRET / f"{name}_data", images=3, seed=len(name))
+    for path in (*(data / "images").iterdir(), *(data / "masks").iterdir()):
+        path.rename(path.with_name(f"{SECRET}{path.name}"))
+    if labels:
+        (data / "dataset.json").write_text(labels)
+    folder = root / name
+    open_folder(data, folder, QUIET, name=name, weights=None, device="cpu", test_cases=None, seed=0)
+    return folder
+
+
+def server(root: Path, federation: Federation, sites: int) -> Path:
+    """Make the folder of a server."""
+    folder = root / "server"
+    folder.mkdir()
+    (root / "dataset.json").write_text('{"labels": {"background": 0, "disc": 1, "bar": 2}}')
+    plan_of(root / "dataset.json", dataclasses.replace(TINY, device="auto"), federation, QUIET).write(folder)
+    write_json(folder / HOW, {"sites": sites, "wait": 0, "timeout": 60, "asked": {}})
+    return folder
+
+
+def test_they_agree_train_and_test_and_the_model_can_be_used(tmp_path: Path) -> None:
+    messages: list[Message] = []
+    folders = {number: hospital(tmp_path, name) for number, name in enumerate(("north", "south"), start=1)}
+    apps = {number: hospital_app(lambda folder=folder: folder) for number, folder in folders.items()}  # type: ignore[misc]
+    folder = server(tmp_path, Federation(rounds=1, local_steps=1, exchange="shared-basis"), sites=2)
+    serve_rounds(InProcessGrid(apps, messages.append), folder, Said(folder / SAID))
+    result = read_json(folder / "result.json")
+    assert [site["name"] for site in result["sites"]] == ["north", "south"]
+    assert (folders[1] / SAID).read_text().splitlines()[-1] == "over"
+    data = tmp_path / SECRET / "north_data"
+    assert main(["predict", str(folder), str(data / "images"), "--out", str(tmp_path / "p"), "--device", "cpu"]) == 0
+    for message in messages:
+        encoded = message_to_proto(message).SerializeToString()
+        assert SECRET.encode() not in encoded
+        assert str(tmp_path).encode() not in encoded
+    # What a site says of itself, beside the answers that test_messages reads.
+    said = [dict(m.content["site"]) for m in messages if m.has_content() and "site" in m.content]
+    assert [set(record) for record in said] == [{"name", "intensities"}] * 2 + [{"symmetries"}] * 2
+
+
+@pytest.mark.parametrize(
+    ("labels", "change", "told"),
+    [
+        ('{"labels": {"background": 0, "disc": 1, "rod": 2}}', {}, "labels: expected those of the federation"),
+        ("", {"version": "0.0.0"}, "medsaga: expected the server's version 0.0.0"),
+        ("", {"weights": "abc"}, "weights: expected the file that the federation starts from, SHA-256 abc"),
+        ("", {"frozen": "abc"}, "model: expected the same numbers"),
+    ],
+)
+def test_a_site_that_differs_hears_what_and_stays_out(
+    labels: str, change: dict[str, Any], told: str, tmp_path: Path
+) -> None:
+    folder = hospital(tmp_path, "north", labels)
+    own = server(tmp_path, Federation(rounds=1, local_steps=1), sites=1)
+    plan = dataclasses.replace(Plan.read(own), **change)
+    grid = InProcessGrid({1: hospital_app(lambda: folder)})
+    greeting = RecordDict({"server": ConfigRecord({"plan": plan.to_json()})})
+    (answer,) = grid.send_and_receive([grid.create_message(greeting, "query.hello", 1, "")])
+    assert answer.has_error()
+    assert answer.error.reason == "its labels, channels, model, weights or version differ; the site itself says which"
+    assert told in (folder / SAID).read_text()
+    assert Plan.from_json(plan.to_json()) == plan
