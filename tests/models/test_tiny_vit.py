@@ -15,7 +15,7 @@ from medsaga.errors import InputError
 from medsaga.models.encoders import ENCODERS
 from medsaga.models.encoders.tiny_vit import MBConv, TinyVit, TinyVitSpec
 from medsaga.models.lean import lean_block
-from medsaga.models.lora import LoraQkv, add_lora, merge_lora
+from medsaga.models.lora import LoraQkv, add_lora, merged_weights
 from medsaga.models.sam import KClassSam, build_sam
 from medsaga.models.weights.loading import detect_architecture, load_model, load_pretrained, save_model
 from medsaga.models.window_attention import attend_with_bias
@@ -182,9 +182,13 @@ def test_lora_changes_queries_and_values_of_every_head(encoder: TinyVit) -> None
     nn.init.normal_(lora.query_up)
     nn.init.normal_(lora.value_up)
     changed = encoder(images)[0]
-    merge_lora(encoder)
-    torch.testing.assert_close(encoder(images)[0], changed, rtol=1e-4, atol=1e-5)  # the sum is made in float32
-    update = (attention.qkv.weight - before).unflatten(0, (2, 3, 6))
+    sums = {name: weight() for name, weight in merged_weights(encoder).items()}
+    merged = SMALL.build(image_size=96, in_channels=3).double()
+    merged.load_state_dict(
+        {name: sums.get(name, tensor) for name, tensor in encoder.state_dict().items()}, strict=False
+    )
+    torch.testing.assert_close(merged(images)[0], changed, rtol=1e-4, atol=1e-5)  # the sum is made in float32
+    update = (lora.merged_weight() - before).unflatten(0, (2, 3, 6))
     expected = (lora.query_up @ lora.query_down).unflatten(0, (2, 6))
     torch.testing.assert_close(update[:, 0], expected, rtol=1e-4, atol=1e-5)
     assert not update[:, 1].abs().max() > 1e-6

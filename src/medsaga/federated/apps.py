@@ -89,7 +89,7 @@ def serve_rounds(grid: Grid, folder: Path, said: Said) -> None:
     files.write_json(
         folder / run_folder.MANIFEST, manifest_of("", config, model.device, info) | {"requested": how["asked"]}
     )
-    save_common_model(folder, model, state, config.settings)
+    save_common_model(folder, model, state)
     scores = rounds.test()
     result = result_of(
         [name for name, value in plan.labels.items() if value != 0],

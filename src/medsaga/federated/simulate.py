@@ -135,7 +135,7 @@ def _together(experiment: Experiment, console: Console, seen: Callable[[Message]
         scores.update(rounds.test())
 
     app(rounds.grid, Context(0, 0, {}, RecordDict(), {}))
-    save_common_model(folder, experiment.model, state, settings)
+    save_common_model(folder, experiment.model, state)
     return scores, state.history
 
 

@@ -13,7 +13,7 @@ from medsaga.federated.averaging import norm
 from medsaga.federated.options import Federation
 from medsaga.federated.server import State
 from medsaga.federated.worker import trained_weights
-from medsaga.methods import method_named, new_optimizer
+from medsaga.methods import new_optimizer
 from medsaga.models.base import SegmentationModel
 from medsaga.models.weights.loading import save_model
 from medsaga.optim.projection import matrix_shape
@@ -44,16 +44,13 @@ def first_state(
 
 
 @torch.no_grad()
-def save_common_model(folder: Path, model: SegmentationModel, state: State, settings: ResolvedSettings) -> None:
+def save_common_model(folder: Path, model: SegmentationModel, state: State) -> None:
     """Write the common model, as a training run writes its own."""
     for name, parameter in model.named_parameters():
         if name in state.weights:
             parameter.copy_(state.weights[name])
     model.symmetries = state.symmetries
     save_model(folder / run_folder.MODEL, model)
-    export = method_named(settings.method).export
-    if export is not None:
-        export(folder, model)
 
 
 def _ranks(model: SegmentationModel, settings: ResolvedSettings) -> dict[str, int]:
