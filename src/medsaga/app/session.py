@@ -1,0 +1,140 @@
+"""What the server knows while it runs: the open project, its jobs, and the thread that keeps both in order."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import multiprocessing
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from medsaga.app.jobs import Jobs
+from medsaga.app.opening import open_folder
+from medsaga.app.project import Project
+from medsaga.app.results import predict_command
+from medsaga.data.dataset import read_dataset
+from medsaga.data.survey import survey
+from medsaga.errors import InputError
+
+_SAVE_EVERY = 0.5
+_WATCH_EVERY = 4
+"""Rounds of saving between two looks for masks that other programs have written."""
+
+
+class Session:
+    """The state of the server.
+
+    Args:
+        folder: where the user starts to look for data.
+
+    Attributes:
+        folder: see above.
+        project: that is open; None at first.
+        jobs: of the open project.
+        notices: what the user should know, the newest last.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.project: Project | None = None
+        self.jobs: Jobs | None = None
+        self.notices: list[str] = []
+        self._survey: concurrent.futures.Future[dict[str, Any]] | None = None
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+        self._keeper = threading.Thread(target=self._keep, name="keeper", daemon=True)
+        self._keeper.start()
+
+    def open(self, path: Path) -> Project:
+        """Open a folder, and look through its files in a process of its own.
+
+        Raises:
+            InputError: it cannot be opened, or a job of the project that is open still runs.
+        """
+        project = open_folder(path)
+        with self._lock:
+            if self.project is not None and self.jobs is not None and project.root != self.project.root:
+                if any(job.state in ("waiting", "running") for job in self.jobs.all()):
+                    raise InputError(
+                        "another folder",
+                        expected="no training under way in this one",
+                        found="one",
+                        do="Stop it, or wait for its end.",
+                    )
+                self.project.save_changes(at_once=True)
+                self.jobs.close()
+                self.jobs = None
+            self.project = project
+            self.jobs = self.jobs or Jobs(project.own / "jobs")
+            self._survey = _in_process(_look_through, str(project.root))
+        return project
+
+    def found(self) -> dict[str, Any] | None:
+        """Return what is wrong with the data; None while they are looked through."""
+        if self._survey is None or not self._survey.done():
+            return None
+        try:
+            return self._survey.result()
+        except Exception as error:  # a process that was killed; the page works without its word
+            return {"problems": [], "warnings": [f"the files could not be looked through: {type(error).__name__}"]}
+
+    def need(self) -> tuple[Project, Jobs]:
+        """Return the open project and its jobs.
+
+        Raises:
+            InputError: none is open.
+        """
+        if self.project is None or self.jobs is None:
+            raise InputError("the page", expected="an open folder", found="none", do="Open one first.")
+        return self.project, self.jobs
+
+    def predict(self, run: Path, key: str) -> None:
+        """Put the segmentation of all other cases by a run into the queue."""
+        project, jobs = self.need()
+        jobs.add("predict", predict_command(project, run), run=key, then=project.touch)
+
+    def close(self) -> None:
+        """Write what was painted, and stop what runs."""
+        self._ended.set()
+        self._keeper.join()
+        if self.project is not None:
+            self.project.save_changes(at_once=True)
+        if self.jobs is not None:
+            self.jobs.close()
+
+    def _keep(self) -> None:
+        rounds = 0
+        while not self._ended.wait(_SAVE_EVERY):
+            project, rounds = self.project, rounds + 1
+            if project is None:
+                continue
+            try:
+                for text in project.save_changes():
+                    self._say(text)
+                if rounds % _WATCH_EVERY == 0 and project.watch():
+                    self._say("masks were changed by another program and have been taken over")
+            except (InputError, OSError) as error:
+                self._say(str(error))
+
+    def _say(self, text: str) -> None:
+        if not self.notices or self.notices[-1] != text:
+            self.notices = [*self.notices[-20:], text]
+
+
+def _look_through(root: str) -> dict[str, Any]:
+    """Decode every file of a dataset once and return what is wrong with them, as JSON."""
+    dataset = read_dataset(Path(root), masks_required=False)
+    found = survey(dataset)
+    return {
+        "problems": [str(each) for each in (*dataset.problems, *found.problems)],
+        "warnings": [*dataset.warnings, *found.warnings],
+    }
+
+
+def _in_process(work: Callable[[str], dict[str, Any]], argument: str) -> concurrent.futures.Future[dict[str, Any]]:
+    """Run a function in a process that ends with it: decoding would hold up the slices that are asked for meanwhile."""
+    pool = concurrent.futures.ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+    future = pool.submit(work, argument)
+    pool.shutdown(wait=False)
+    return future
