@@ -198,24 +198,6 @@ class Project:
             return Place(old)
         return Place(folder / f"{self._mask_name(item)}{suffix}")
 
-    def predicted(self, run: str, key: str) -> npt.NDArray[np.uint8]:
-        """Return a predicted label map as class indices, ``(*shape)``; the last one that was asked for is kept.
-
-        Args:
-            run: id of the run.
-            key: id of the image.
-
-        Raises:
-            InputError: there is none, or it cannot be read.
-        """
-        folder = self.runs()[run]
-        path = predictions(self, folder).get(key)
-        stamp = (run, key, path.stat().st_mtime_ns if path else 0)
-        with self._lock:
-            if self._predicted is None or self._predicted[0] != stamp:
-                self._predicted = (stamp, prediction_of(self, folder, key))
-            return self._predicted[1]
-
     def touch(self) -> None:
         """Say that the page should look again."""
         with self._lock:

@@ -62,7 +62,7 @@ def label_slice(request: Request) -> Response:
     if run is None:
         return Response(project.mask(key).slice(plane, index).tobytes(), media_type=_BINARY)
     views = project.image(key).views
-    stack = views[plane].view(project.predicted(run, key)[np.newaxis])[:, 0]
+    stack = views[plane].view(session_of(request).predicted(run, key)[np.newaxis])[:, 0]
     if not 0 <= index < len(stack):
         raise IndexError(index)
     return Response(stack[index].tobytes(), media_type=_BINARY)
@@ -75,7 +75,7 @@ def thumbnail(request: Request) -> Response:
     image = project.image(key)
     plane = next(iter(image.views))
     view = image.views[plane]
-    classes = project.mask(key).classes if run is None else project.predicted(run, key)
+    classes = project.mask(key).classes if run is None else session_of(request).predicted(run, key)
     stack = view.view(classes[np.newaxis])[:, 0]
     index = most_labelled(stack) if classes.any() else view.slices // 2
     picture = np.stack([_grey(image, plane, index, channel) for channel in range(min(3, len(image.voxels)))])

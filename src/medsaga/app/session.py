@@ -9,10 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from medsaga.app.jobs import Jobs
 from medsaga.app.opening import open_folder
 from medsaga.app.project import Project
-from medsaga.app.results import predict_command
+from medsaga.app.results import predict_command, prediction_of, predictions
 from medsaga.data.dataset import read_dataset
 from medsaga.data.survey import survey
 from medsaga.errors import InputError
@@ -40,6 +43,7 @@ class Session:
         self.project: Project | None = None
         self.jobs: Jobs | None = None
         self.notices: list[str] = []
+        self._predicted: tuple[tuple[str, str, str, int], npt.NDArray[np.uint8]] | None = None
         self._survey: concurrent.futures.Future[dict[str, Any]] | None = None
         self._lock = threading.Lock()
         self._ended = threading.Event()
@@ -93,6 +97,25 @@ class Session:
         """Put the segmentation of all other cases by a run into the queue."""
         project, jobs = self.need()
         jobs.add("predict", predict_command(project, run), run=key, then=project.touch)
+
+    def predicted(self, run: str, key: str) -> npt.NDArray[np.uint8]:
+        """Return a predicted label map as class indices, ``(*shape)``; the last one that was asked for is kept.
+
+        Args:
+            run: id of the run.
+            key: id of the image.
+
+        Raises:
+            InputError: there is none, or it cannot be read.
+        """
+        project, _ = self.need()
+        folder = project.runs()[run]
+        path = predictions(project, folder).get(key)
+        stamp = (str(project.root), run, key, path.stat().st_mtime_ns if path else 0)
+        with self._lock:
+            if self._predicted is None or self._predicted[0] != stamp:
+                self._predicted = (stamp, prediction_of(project, folder, key))
+            return self._predicted[1]
 
     def close(self) -> None:
         """Write what was painted, and stop what runs."""
