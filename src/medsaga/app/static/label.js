@@ -103,7 +103,7 @@ class Editor {
         h("div", { class: "row" }, this.undoButton, this.redoButton)),
       h("section", {}, h("h2", {}, "Labels"), this.labelPlace, h("label", { class: "field" }, "Opacity", this.opacity)),
       h("section", {}, planes ? h("h2", {}, "Plane") : null, planes, this.viewer.controls()),
-      h("section", { class: "end" }, this.note, this.runs, this.doneButton, this.saved, this.history),
+      h("section", { class: "end" }, this.note, this.runs, this.doneButton, this.history),
     );
     const previous = this.cases[this.at - 1];
     const next = this.cases[this.at + 1];
@@ -114,6 +114,7 @@ class Editor {
       h("h1", {}, this.about.name),
       (this.badge = h("span", { class: "badge" })),
       h("span", { class: "soft" }, `case ${this.at + 1} of ${this.cases.length}`),
+      this.saved,
       h("a", { class: next ? "step" : "step off", href: next ? `#label/${next.id}` : null, title: "Next case (N)", "aria-label": "Next case" }, "›"),
     );
     return h("div", { class: "work" }, panel, h("div", { class: "stage" }, head, this.viewer.element));

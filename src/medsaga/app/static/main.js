@@ -41,7 +41,7 @@ async function show() {
   }
   view?.close?.();
   view = next;
-  place.className = chosen;
+  place.dataset.view = chosen;
   place.replaceChildren(view.element);
   view.shown?.();
 }
