@@ -95,7 +95,9 @@ async def stop(request: Request) -> Response:
 
 async def memory(request: Request) -> Response:
     """Say what memory a training would take; None until it is known. Asked again until it is."""
-    project, jobs = session_of(request).need()
+    session = session_of(request)
+    (project, _), jobs = session.need(), session.estimates
+    assert jobs is not None, "an open project has them"
     choice = Choice.of(await document(request))
     classes = len(project.dataset.labels)
     channels = next(iter(project.items.values())).header.channels

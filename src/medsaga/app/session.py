@@ -35,6 +35,7 @@ class Session:
         folder: see above.
         project: that is open; None at first.
         jobs: of the open project.
+        estimates: of memory, which do not wait for a training.
         notices: what the user should know, the newest last.
     """
 
@@ -42,6 +43,7 @@ class Session:
         self.folder = folder
         self.project: Project | None = None
         self.jobs: Jobs | None = None
+        self.estimates: Jobs | None = None
         self.notices: list[str] = []
         self._predicted: tuple[tuple[str, str, str, int], npt.NDArray[np.uint8]] | None = None
         self._survey: concurrent.futures.Future[dict[str, Any]] | None = None
@@ -67,10 +69,10 @@ class Session:
                         do="Stop it, or wait for its end.",
                     )
                 self.project.save_changes(at_once=True)
-                self.jobs.close()
-                self.jobs = None
+                self._close_jobs()
             self.project = project
             self.jobs = self.jobs or Jobs(project.own / "jobs")
+            self.estimates = self.estimates or Jobs(project.own / "jobs" / "estimates")
             self._survey = _in_process(_look_through, str(project.root))
         return project
 
@@ -123,8 +125,13 @@ class Session:
         self._keeper.join()
         if self.project is not None:
             self.project.save_changes(at_once=True)
-        if self.jobs is not None:
-            self.jobs.close()
+        self._close_jobs()
+
+    def _close_jobs(self) -> None:
+        for jobs in (self.jobs, self.estimates):
+            if jobs is not None:
+                jobs.close()
+        self.jobs = self.estimates = None
 
     def _keep(self) -> None:
         rounds = 0

@@ -80,7 +80,8 @@ store.addEventListener("jobs", () => {
     reported.add(job.number);
     if (job.kind !== "memory") toast(job.message || "A command failed.", "error");
   }
-  view?.jobsChanged?.();
+  if (view?.isStale) show();
+  else view?.jobsChanged?.();
 });
 const reported = new Set();
 

@@ -12,8 +12,11 @@ export async function resultsView(chosenRun, chosenCase) {
   const { runs } = await get("/api/runs");
   const finished = runs.filter(({ state }) => state === "done" || state === "interrupted");
   const run = finished.find(({ id }) => id === chosenRun) ?? finished[0];
-  if (!run)
-    return { element: h("div", { class: "empty" }, h("h1", {}, "No results yet"), h("p", {}, "Train first: results come here, the least certain case at the top."), h("a", { class: "button main", href: "#train" }, "Train")) };
+  if (!run) {
+    const words = runs.length ? "The first run is still under way: results come here when it is over." : "Train first: results come here, the least certain case at the top.";
+    const link = h("a", { class: "button main", href: "#train" }, runs.length ? "Watch the training" : "Train");
+    return { element: h("div", { class: "empty" }, h("h1", {}, "No results yet"), h("p", {}, words), link), isStale: true };
+  }
   const view = new Results(run, finished, chosenCase);
   await view.load();
   return view;
