@@ -6,6 +6,8 @@ interpolated between the two slices, and what is negative there is inside.
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
@@ -51,7 +53,7 @@ def gaps_beside(present: npt.NDArray[np.bool_], index: int) -> list[tuple[int, i
         index: the slice that is looked at.
     """
     held = np.flatnonzero(present)
-    pairs = [(int(low), int(high)) for low, high in zip(held[:-1], held[1:], strict=True) if high - low > 1]
+    pairs = [(int(low), int(high)) for low, high in itertools.pairwise(held) if high - low > 1]
     return [(low, high) for low, high in pairs if low <= index <= high]
 
 

@@ -1,7 +1,7 @@
 """The commands of `medsaga` that the page runs: each a process of its own, one at a time, the others wait.
 
-A process holds a lock in the dataset's folder for as long as it lives. So a server that starts again after it was killed
-knows whether a training of its predecessor still goes on, and does not start a second one beside it.
+A process holds a lock in the dataset's folder for as long as it lives. So a server that starts again after it was
+killed knows whether a training of its predecessor still goes on, and does not start a second one beside it.
 """
 
 from __future__ import annotations
@@ -215,7 +215,7 @@ def _environment() -> dict[str, str]:
 
 
 def _locked(path: Path) -> IO[bytes] | None:
-    """Return a file that nobody else has locked; None where a process has. It is free when all who hold it have ended."""
+    """Return a file that nobody else has locked; None where a process has, until all who hold it have ended."""
     file = path.open("ab")
     try:
         import fcntl

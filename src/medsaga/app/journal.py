@@ -1,4 +1,4 @@
-"""What was painted, edit by edit, in a file that a crash cannot damage: a line is whole, or it is the last one and gone.
+"""What was painted, edit by edit, in a file that a crash cannot damage: a line is whole, or the last one and gone.
 
 An edit is a box of slices in one plane, with the label values before and after, so that it can be undone. Undoing and
 doing again are lines of their own: nothing that was written is changed.
@@ -43,9 +43,7 @@ class Box:
     def place(self) -> tuple[slice, slice, slice]:
         """The indices of the box in a stack, ``(slices, height, width)``."""
         first = (self.start, self.top, self.left)
-        rows, columns, depth = (
-            slice(begin, begin + size) for begin, size in zip(first, self.shape, strict=True)
-        )
+        rows, columns, depth = (slice(begin, begin + size) for begin, size in zip(first, self.shape, strict=True))
         return rows, columns, depth
 
 
@@ -149,6 +147,8 @@ class Journal:
                 break
             whole += len(line)
         if whole < len(content):
+            if content.find(b"\n", whole) != -1:  # no crash of ours does that: somebody may want to look at it
+                self._path.with_suffix(".damaged").write_bytes(content)
             with self._path.open("rb+") as file:
                 file.truncate(whole)
 

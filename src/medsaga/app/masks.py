@@ -1,8 +1,8 @@
 """The label map of one image while it is painted: in memory, with every stroke on the disk and every version kept.
 
-Beside the dataset, in ``.medsaga/masks/ID/``, lies what the map began from (nothing, a mask, a prediction), and a journal
-of the edits since. The dataset's own mask is written when a case is finished, and again soon after each later edit; what
-lay there before is kept. A mask that another program has changed in the meantime becomes the newest version.
+Beside the dataset, in ``.medsaga/masks/ID/``, lies what the map began from (nothing, a mask, a prediction), and a
+journal of the edits since. The dataset's own mask is written when a case is finished, and again soon after each later
+edit; what lay there before is kept. A mask that another program has changed becomes the newest version.
 """
 
 from __future__ import annotations
@@ -250,7 +250,15 @@ class PaintedMask:
         names = tuple((str(name), int(value)) for name, value in entry["names"])
         classes = self._decoded(replace(self._item, masks=kept, structures=structures, names=names))
         for edit in Journal(self._home / f"{number}.jsonl").done:
-            self._of(classes, edit.box.plane)[edit.box.place] = self._to_classes(unpacked(edit.after, edit.box))
+            stack = self._of(classes, edit.box.plane)[edit.box.place]
+            if stack.shape != edit.box.shape:
+                raise InputError(
+                    self._item.name,
+                    expected="the image that was painted on",
+                    found="one of another size",
+                    do="Bring the image back, or rename it.",
+                )
+            stack[:] = self._to_classes(unpacked(edit.after, edit.box))
         return classes
 
     def _begin(self, origin: Origin, masks: Sequence[Path]) -> None:

@@ -125,7 +125,7 @@ def _kind(folder: Path) -> str:
 
 
 def _images_in(folder: Path) -> list[Path]:
-    """Return what would be the images of a dataset: files, or folders with a DICOM series each, or the folder itself."""
+    """Return what would be the images of a dataset: files, folders with a DICOM series each, or the folder itself."""
     entries = visible_entries(folder)
     found = [entry for entry in entries if entry.is_file() and is_image(entry)]
     if found:

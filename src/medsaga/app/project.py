@@ -66,6 +66,8 @@ class Project:
         self._run = run
         self._lock = threading.RLock()
         self._masks: dict[str, PaintedMask] = {}
+        self._items: dict[str, Item] = {}
+        self.dataset: Dataset
         self._read()
 
     @property
@@ -206,7 +208,7 @@ class Project:
     def labels(self) -> list[dict[str, Any]]:
         """Return name, value and colour of each class, background first."""
         chosen = self._settings().get("colours", {})
-        usual = ["#%02x%02x%02x" % tuple(rgb) for rgb in label_colours(len(self.dataset.labels) - 1)]
+        usual = ["#" + bytes(rgb).hex() for rgb in label_colours(len(self.dataset.labels) - 1)]
         return [
             {"name": name, "value": value, "colour": chosen.get(name, colour)}
             for (name, value), colour in zip(self.dataset.labels.items(), ["#000000", *usual], strict=True)
@@ -236,9 +238,7 @@ class Project:
                         do="Choose another name.",
                     )
             highest = max((value for _, value in before), default=0)
-            values = [value for _, value in before] + [
-                highest + 1 + index for index in range(len(names) - len(before))
-            ]
+            values = [value for _, value in before] + [highest + 1 + index for index in range(len(names) - len(before))]
             labels = {"background": 0} | dict(zip(names, values, strict=True))
             renamed = names[: len(before)] != [name for name, _ in before]
             if renamed and any(item.structures or item.names for item in self._items.values()):
@@ -277,7 +277,7 @@ class Project:
         return self.own / "masks" / key
 
     def _read(self) -> None:
-        self.dataset: Dataset = read_dataset(self.root, masks_required=False)
+        self.dataset = read_dataset(self.root, masks_required=False)
         if not self.dataset.items:
             raise self.dataset.problems[0] if self.dataset.problems else _no_images(self.root)
         self._items = {id_of(item.name): item for item in self.dataset.items}

@@ -33,17 +33,25 @@ def about(request: Request) -> Response:
     project, key = _asked(request)
     image = project.image(key)
     views = {
-        plane: {"slices": view.slices, "height": view.slice_shape[0], "width": view.slice_shape[1], "spacing": view.spacing,
-                "order": list(view.order), "flips": list(view.flips)}
+        plane: {
+            "slices": view.slices,
+            "height": view.slice_shape[0],
+            "width": view.slice_shape[1],
+            "spacing": view.spacing,
+            "order": list(view.order),
+            "flips": list(view.flips),
+        }
         for plane, view in image.views.items()
-    }  # fmt: skip
+    }
     channels = [
         {"offset": scale[0], "step": scale[1], "window": list(window)}
         for scale, window in zip(image.scales, image.windows, strict=True)
     ]
     names = list(project.dataset.channels) or [f"channel {index}" for index in range(len(channels))]
     colour = "image" in views and len(channels) == 3
-    return JSONResponse({"planes": views, "channels": channels, "names": names, "colour": colour, **_mask(project, key)})
+    return JSONResponse(
+        {"planes": views, "channels": channels, "names": names, "colour": colour, **_mask(project, key)}
+    )
 
 
 def image_slice(request: Request) -> Response:
@@ -171,7 +179,9 @@ def _interpolated(project: Project, key: str, plane: str, index: int, label: int
         for low, high in gaps:
             inside = between(stack[low] == label, stack[high] == label, high - low - 1, views[plane].spacing)
             within = stack[low + 1 : high]
-            mask.edit("interpolate", plane, (low + 1, 0, 0), np.where(inside & (within == 0), label, within).astype(np.uint8))
+            mask.edit(
+                "interpolate", plane, (low + 1, 0, 0), np.where(inside & (within == 0), label, within).astype(np.uint8)
+            )
     return sum(high - low - 1 for low, high in gaps)
 
 

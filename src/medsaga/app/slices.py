@@ -120,8 +120,8 @@ def _scale(channel: Array) -> tuple[float, float]:
     if channel.dtype.kind == "b":
         return 0.0, 1.0
     if channel.dtype.kind in "ui":
-        low, high = int(channel.min()), int(channel.max())
-        return float(low), max(1.0, (high - low) / (_WHOLE - 1))
+        least, most = int(channel.min()), int(channel.max())
+        return float(least), max(1.0, (most - least) / (_WHOLE - 1))
     finite = channel[np.isfinite(channel)]
     if not finite.size:
         return 0.0, 1.0

@@ -139,14 +139,10 @@ def labelled_since(project: Project, run: Path) -> list[str]:
     if split is None:
         return []
     since = (run / run_folder.SPLIT).stat().st_mtime
-    changed = {
-        item.case for item in project.items.values() if any(mask.stat().st_mtime > since for mask in item.masks)
-    }
+    changed = {item.case for item in project.items.values() if any(mask.stat().st_mtime > since for mask in item.masks)}
     held = {*split.validation, *split.test}
     return [
-        case
-        for case in labelled_cases(project)
-        if case not in held and (case not in split.train or case in changed)
+        case for case in labelled_cases(project) if case not in held and (case not in split.train or case in changed)
     ]
 
 

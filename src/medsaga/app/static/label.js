@@ -193,7 +193,7 @@ class Editor {
   #offerPrediction() {
     const run = store.newestWith(this.about.id);
     this.runs.replaceChildren(
-      ...(run && this.status.state !== "done" && !this.status.why_not
+      ...(run && this.status.state === "none" && !this.status.why_not
         ? [h("button", { type: "button", onclick: () => this.begin({ run }) }, "Start from the prediction")]
         : []),
     );
