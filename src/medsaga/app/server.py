@@ -72,6 +72,20 @@ def make_app(session: Session, *, token: str, port: int) -> Guard:
     return Guard(app, token=token, port=port)
 
 
+def make_server(session: Session, *, token: str, port: int) -> uvicorn.Server:
+    """Return what serves the application; see `make_app`."""
+    config = uvicorn.Config(
+        make_app(session, token=token, port=port),
+        http="h11",
+        ws="none",
+        log_config=None,  # an address is never logged: the first one carries the token
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=_GRACE,
+    )
+    return uvicorn.Server(config)
+
+
 def serve(
     path: Path | None, *, port: int, open_browser: bool, say: Callable[[str], None], folder: Path | None = None
 ) -> None:
@@ -94,18 +108,11 @@ def serve(
         if path is not None:
             session.open(path)
         token = secrets.token_urlsafe(_TOKEN_BYTES)
-        config = uvicorn.Config(
-            make_app(session, token=token, port=port),
-            log_config=None,  # an address is never logged: the first one carries the token
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=_GRACE,
-        )
         address = f"http://{HOST}:{port}/?token={token}"
         say(f"medsaga app: {address}")
         if open_browser:
             webbrowser.open(address)
-        uvicorn.Server(config).run(sockets=[listening])
+        make_server(session, token=token, port=port).run(sockets=[listening])
     finally:
         listening.close()
         session.close()
