@@ -319,6 +319,7 @@ class Editor {
       const kind = event.button === 2 || memory.tool === "window" ? "window" : event.button === 1 || event.shiftKey || memory.tool === "pan" ? "pan" : "paint";
       if (kind === "paint") {
         drag = this.#press(at, event);
+        this.viewer.isHeld = Boolean(drag);
       } else {
         const { pan } = this.viewer.main;
         drag = { kind, x: event.clientX, y: event.clientY, pan: [...pan], window: [...this.viewer.windows[this.viewer.channel]] };
@@ -333,16 +334,18 @@ class Editor {
       else if (drag?.kind === "stroke") {
         for (const each of event.getCoalescedEvents?.() ?? [event]) {
           const to = this.viewer.main.pixel(each);
-          stroke(this.viewer.classes, this.viewer.size, drag.last, to, memory.radius, drag.label, this.viewer.size.aspect);
+          stroke(drag.after, this.viewer.size, drag.last, to, memory.radius, drag.label, this.viewer.size.aspect);
           drag.last = to;
         }
+        this.viewer.classes = drag.after;
         this.viewer.redraw();
         return;
       }
       this.viewer.main.paint();
     });
     const end = () => {
-      if (drag?.kind === "stroke") this.commit(memory.tool, drag.before, this.viewer.classes, drag.index);
+      if (drag?.kind === "stroke") this.commit(memory.tool, drag.before, drag.after, drag.index);
+      this.viewer.isHeld = false;
       drag = null;
     };
     canvas.addEventListener("pointerup", end);
@@ -352,17 +355,17 @@ class Editor {
       this.viewer.main.paint();
     });
     canvas.addEventListener("dblclick", () => memory.tool === "polygon" && this.#closePolygon());
-    this.viewer.onmoved = () => {
-      this.points = [];
-    };
   }
 
   /** Begin what a press of the button does with the tool; return a drag that goes on, or null. */
   #press(at, event) {
-    if (!this.canPaint || !at) return null;
+    // While the next slice is on its way, the last one is still seen.
+    if (!this.canPaint || !at || !this.viewer.isSettled) return null;
     const { size, index } = this.viewer;
     this.volume.move(this.viewer.plane, [undefined, at[0], at[1]]);
     if (memory.tool === "polygon") {
+      if (this.pointsAt !== this.viewer.at) this.points = [];
+      this.pointsAt = this.viewer.at;
       if (event.detail < 2) this.points.push(at);
       this.viewer.main.paint();
       return null;
@@ -381,11 +384,11 @@ class Editor {
     dab(after, size, at, memory.radius, label, size.aspect);
     this.viewer.classes = after;
     this.viewer.redraw();
-    return { kind: "stroke", before, last: at, label, index };
+    return { kind: "stroke", before, after, last: at, label, index };
   }
 
   #closePolygon() {
-    if (this.points.length > 2 && this.canPaint) {
+    if (this.points.length > 2 && this.canPaint && this.viewer.isSettled && this.pointsAt === this.viewer.at) {
       const before = this.viewer.classes;
       const after = before.slice();
       polygon(after, this.viewer.size, this.points, memory.label);
@@ -402,7 +405,7 @@ class Editor {
     const [, row, column] = this.volume.place(this.viewer.plane);
     const at = this.byKeys ? [row, column] : this.hover;
     context.lineWidth = 1.25;
-    if (this.points.length) {
+    if (this.points.length && this.pointsAt === this.viewer.at) {
       context.strokeStyle = store.labels[memory.label]?.colour ?? "#fff";
       context.beginPath();
       [...this.points, ...(at ? [at] : [])].forEach(([r, c], n) => context[n ? "lineTo" : "moveTo"](...place(r, c)));
@@ -483,11 +486,13 @@ class Editor {
     this.viewer.showSides().catch(() => {});
   }
 
-  #dabByKey() {
+  async #dabByKey() {
+    // Keys may come faster than slices.
+    while (!this.viewer.isSettled) await this.viewer.showing;
     const [, row, column] = this.volume.place(this.viewer.plane);
     this.byKeys = true;
     if (["window", "pan"].includes(memory.tool)) return;
     const drag = this.#press([row, column], { detail: 1, ctrlKey: false });
-    if (drag) this.commit(memory.tool, drag.before, this.viewer.classes);
+    if (drag) this.commit(memory.tool, drag.before, drag.after, drag.index);
   }
 }

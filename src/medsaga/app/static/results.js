@@ -112,7 +112,7 @@ class Results {
           h("button", { type: "button", class: about.state === "done" ? "" : "main", title: "Accept (A)", onclick: () => this.accept() }, about.state === "done" ? "Accept again" : "Accept"),
           h("button", { type: "button", title: "Mend (M)", onclick: () => this.mend() }, "Mend"));
     this.stage.replaceChildren(
-      h("div", { class: "case-head" }, h("h1", {}, about.name), h("span", { class: "grow" }), actions),
+      h("div", { class: "case-head" }, h("h2", {}, about.name), h("span", { class: "grow" }), actions),
       h("div", { class: `beside count-${viewers.length}` }, viewers.map((viewer, n) => h("figure", {}, h("figcaption", {}, sides[n][0]), viewer.element))),
       h("div", { class: "legend" }, store.labels.slice(1).map(({ name, colour }) => h("span", { class: "swatch", colour }, name))),
     );

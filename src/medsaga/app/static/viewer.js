@@ -20,6 +20,7 @@ export class Viewer {
     this.classes = null;
     this.direction = 1;
     this.turn = 0;
+    this.isHeld = false; // while a stroke is under way
     this.main = new Pane(name);
     this.sides = sides && !volume.isFlat ? [new Pane("Second plane"), new Pane("Third plane")] : [];
     this.caption = h("span", { class: "caption" });
@@ -29,7 +30,6 @@ export class Viewer {
       h("div", { class: "main-pane" }, this.main.canvas, this.caption),
       this.sides.length ? h("div", { class: "side-panes" }, this.sides.map((pane) => h("div", {}, pane.canvas))) : null,
     );
-    this.onmoved = () => {};
     this.#listen();
     this.#tables();
   }
@@ -55,8 +55,23 @@ export class Viewer {
     return this.volume.names.filter((plane) => plane !== this.plane);
   }
 
+  /** The plane and slice of the present position. */
+  get at() {
+    return `${this.plane} ${this.index}`;
+  }
+
+  /** Whether what is seen, and may be painted on, is the slice of the present position. */
+  get isSettled() {
+    return this.shown === this.at;
+  }
+
   /** Fetch and show what belongs to the present position; a later call overtakes an earlier one. */
-  async show() {
+  show() {
+    this.showing = this.#show();
+    return this.showing;
+  }
+
+  async #show() {
     const turn = ++this.turn;
     const [plane, index] = [this.plane, this.index];
     const [image, classes] = await Promise.all([
@@ -66,8 +81,8 @@ export class Viewer {
     if (turn !== this.turn) return;
     this.values = image;
     this.classes = classes;
+    this.shown = `${plane} ${index}`;
     this.redraw();
-    this.onmoved();
     this.volume.ahead(plane, index, this.direction, this.channels, [this.run]);
     await this.showSides(turn);
   }
@@ -116,7 +131,7 @@ export class Viewer {
   }
 
   scroll(step) {
-    if (this.volume.isFlat) return;
+    if (this.volume.isFlat || this.isHeld) return;
     const before = this.index;
     this.direction = Math.sign(step) || 1;
     this.volume.move(this.plane, [before + step]);
