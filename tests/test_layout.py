@@ -28,6 +28,7 @@ ROOMS = (
     "runs",
     "compare",
     "suggest",
+    "app",
     "cli",
 )
 """From the lowest to the highest: a room imports from those before it."""

@@ -31,7 +31,7 @@ or data; 3 out of memory; 130 interrupted, with the state saved."""
 
 _OF_THE_DISK = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO))
 """Errors that are no fault of ours: a disk that is full, read-only or broken."""
-Verb = App | Demo | Info | Suggest | Train | Evaluate | Predict | Continue | Compare | Memory | Weights
+Verb = Demo | App | Info | Suggest | Train | Evaluate | Predict | Continue | Compare | Memory | Weights
 
 
 VERBS = {verb.__name__.lower(): verb for verb in get_args(Verb)}
