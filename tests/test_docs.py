@@ -87,7 +87,8 @@ def test_links_between_pages_and_to_files_exist(page: Path) -> None:
 def test_every_setting_and_verb_is_in_the_help_and_the_reference(capsys: pytest.CaptureFixture[str]) -> None:
     reference = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
     weights = [f"weights {verb}" for verb in ("list", "fetch", "verify", "convert")]
-    for verb in ["demo", "app", "info", "suggest", "train", "evaluate", "predict", "continue", "compare", "memory", *weights]:
+    verbs = ["demo", "app", "info", "suggest", "train", "evaluate", "predict", "continue", "compare", "memory"]
+    for verb in [*verbs, *weights]:
         with pytest.raises(SystemExit) as stopped:
             main([*verb.split(), "--help"])
         assert stopped.value.code == 0

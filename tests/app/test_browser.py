@@ -181,27 +181,7 @@ def test_all_of_labelling_by_keys_alone(tab: Any, tmp_path: Path) -> None:
         so(tab, "document.querySelector('.case-head h1').textContent === 'phantom_002'")
 
 
-_AUDIT = """() => {
-  const problems = [];
-  const named = (e) => e.getAttribute("aria-label") || e.textContent.trim() || e.title || e.labels?.length || e.alt !== undefined;
-  for (const e of document.querySelectorAll("button, a[href], input, select, canvas, img, dialog, nav, aside"))
-    if (!(e.matches("input, select") ? e.getAttribute("aria-label") || e.labels.length : e.matches("img") ? e.hasAttribute("alt") : named(e)))
-      problems.push("no name: " + e.outerHTML.slice(0, 120));
-  const ids = [...document.querySelectorAll("[id]")].map((e) => e.id);
-  if (new Set(ids).size < ids.length) problems.push("an id twice");
-  const parse = (text) => { const [r, g, b, a = 1] = text.match(/[\\d.]+/g).map(Number); return [r, g, b, a]; };
-  const light = (c) => { const [r, g, b] = c.map((v) => (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
-  const ground = (e) => { for (; e; e = e.parentElement) { const c = parse(getComputedStyle(e).backgroundColor); if (c[3] > 0.99) return c; } return [0, 0, 0, 1]; };
-  for (const e of document.querySelectorAll("body *")) {
-    const own = [...e.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim());
-    if (!own || !e.checkVisibility({ checkOpacity: true, checkVisibilityCSS: true }) || e.matches(":disabled, :disabled *, svg text, option")) continue;
-    const [a, b] = [light(parse(getComputedStyle(e).color).slice(0, 3)), light(ground(e).slice(0, 3))].sort((x, y) => y - x);
-    if ((a + 0.05) / (b + 0.05) < 4.5) problems.push(`contrast ${((a + 0.05) / (b + 0.05)).toFixed(2)}: ${e.outerHTML.slice(0, 120)}`);
-  }
-  const levels = [...document.querySelectorAll("h1")].length;
-  if (levels !== 1) problems.push(`${levels} headings of the first level`);
-  return problems;
-}"""
+AUDIT = (Path(__file__).parents[1] / "page_audit.js").read_text(encoding="utf-8").partition("\n")[2]
 
 
 def test_controls_have_names_and_texts_contrast(tab: Any, tmp_path: Path, trained_toy: Path) -> None:
@@ -212,11 +192,11 @@ def test_controls_have_names_and_texts_contrast(tab: Any, tmp_path: Path, traine
     with page(None, tmp_path) as client:
         enter(tab, client)
         tab.wait_for_selector(".choice")
-        assert tab.evaluate(_AUDIT) == []
+        assert tab.evaluate(AUDIT) == []
         picture(tab, "start")
         tab.get_by_role("button", name="Open a folder").click()
         tab.wait_for_selector(".folders li")
-        assert tab.evaluate(_AUDIT) == []
+        assert tab.evaluate(AUDIT) == []
     data = tmp_path / "data"
     shutil.copytree(trained_toy / "data", data)
     run = data / "runs" / "run1"
@@ -234,10 +214,10 @@ def test_controls_have_names_and_texts_contrast(tab: Any, tmp_path: Path, traine
             enter(tab, client, view)
             tab.wait_for_selector(there)
             tab.wait_for_timeout(400)
-            assert tab.evaluate(_AUDIT) == [], view
+            assert tab.evaluate(AUDIT) == [], view
         tab.keyboard.press("?")
         tab.wait_for_selector("dialog[open]")
-        assert tab.evaluate(_AUDIT) == []
+        assert tab.evaluate(AUDIT) == []
 
 
 def test_names_of_files_and_labels_are_text_and_never_markup(tab: Any, tmp_path: Path, toy: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -157,7 +156,7 @@ def test_a_mask_that_another_program_saves_is_taken_over_and_ours_stays_in_the_h
         foreign[20:30, 20:30] = 1
         for name in ("img0", "img1"):
             Image.fromarray(foreign).save(tmp_path / "saved.png")
-            os.replace(tmp_path / "saved.png", toy / "masks" / f"{name}.png")
+            (tmp_path / "saved.png").replace(toy / "masks" / f"{name}.png")
         client.until("/api/state", lambda state: state["project"]["revision"] > revision)
         for each in (key, new):
             shown = np.frombuffer(client.get(f"/api/cases/{each}/labels?plane=image&index=0").body, np.uint8)

@@ -341,7 +341,7 @@ def test_the_whole_loop_by_real_processes(tmp_path: Path) -> None:
             time.sleep(0.2)
         assert found["bytes"] > 2**20
     project = Project(root)
-    assert len(results(project, list(project.runs().values())[0])) == 3
+    assert len(results(project, next(iter(project.runs().values())))) == 3
     assert len(predictions(project, list(project.runs().values())[1])) == 2
 
 

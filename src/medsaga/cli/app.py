@@ -14,7 +14,7 @@ from medsaga.errors import InputError
 
 @dataclass(kw_only=True)
 class App:
-    """Open the page: look, label, train and correct, in a browser on this machine."""
+    """Label, train and correct in the browser."""
 
     folder: Annotated[Positional[Path | None], arg("[DATA|RUN]")] = None
     """Dataset or run folder to open; without it, choose one on the page or start with a phantom."""

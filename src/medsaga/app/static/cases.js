@@ -12,6 +12,7 @@ export async function casesView() {
   let isOpen = true;
 
   async function draw() {
+    if (!isOpen) return;
     const cases = await get("/api/cases");
     const { revision, labels } = store.project;
     const done = cases.filter(({ state }) => state === "done").length;

@@ -38,7 +38,7 @@ class Store extends EventTarget {
     const parts = {
       project: state.project?.path ?? null,
       labels: JSON.stringify(state.project?.labels ?? []),
-      revision: state.project?.revision ?? 0,
+      revision: `${state.project?.revision} ${state.project?.checked}`,
       jobs: JSON.stringify(state.jobs ?? []),
     };
     const before = this.#seen;
