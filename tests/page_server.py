@@ -39,7 +39,7 @@ class Client:
     """A browser's side: it has the cookie and says where it comes from, unless a test says otherwise."""
 
     port: int
-    session: Session
+    session: Any
     headers: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

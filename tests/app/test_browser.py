@@ -244,6 +244,10 @@ def test_the_whole_way_with_the_phantom(tab: Any, tmp_path: Path) -> None:
         client.until("/api/state", lambda state: state["project"]["checked"])
         tab.get_by_text("nothing is wrong").wait_for()
         picture(tab, "cases")
+        tab.get_by_role("link", name="phantom_002").click()
+        tab.wait_for_selector("canvas.paintable")
+        tab.wait_for_timeout(1000)
+        picture(tab, "page")
         for number in (4, 5):
             tab.goto(f"http://127.0.0.1:{client.port}/#label/{client.key(f'phantom_00{number}')}")
             tab.wait_for_selector(f"h1:text('phantom_00{number}')")

@@ -167,6 +167,28 @@ def test_a_mask_that_another_program_saves_is_taken_over_and_ours_stays_in_the_h
         assert (shown.reshape(48, 64)[:5, :5] == 2).all()
 
 
+def test_a_folder_is_open_in_one_page_at_a_time(toy: Path, tmp_path: Path) -> None:
+    with page(toy, tmp_path) as client, page(None, tmp_path) as other:
+        answer = other.post("/api/open", {"path": str(toy)})
+        assert answer.status == 422
+        assert "another" in answer.json["message"]
+        assert client.post("/api/open", {"path": str(toy)}).status == 200
+    with page(toy, tmp_path) as again:
+        assert again.get("/api/cases").status == 200
+
+
+def test_two_that_save_one_mask_at_a_time_lose_neither(toy: Path) -> None:
+    project = Project(toy)
+    key = project.names["img0"]
+    project.mask(key).edit("brush", "image", (0, 0, 0), np.full((1, 3, 3), 2, np.uint8))
+    foreign = np.ones((48, 64), np.uint8)
+    Image.fromarray(foreign).save(toy / "masks" / "img0.png")
+    project.save_changes(at_once=True)
+    assert (mask_of(toy, "img0")[:3, :3] == 2).all()
+    (kept,) = (toy / ".medsaga" / "masks" / key).glob("other.*.png")
+    np.testing.assert_array_equal(np.asarray(Image.open(kept)), foreign)
+
+
 def test_damaged_masks_are_said_and_end_nothing(toy: Path, tmp_path: Path) -> None:
     (toy / "masks" / "img0.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"x" * 50)
     (toy / "masks" / "img1.png").write_bytes(b"")

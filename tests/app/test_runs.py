@@ -356,7 +356,7 @@ def test_a_server_that_is_killed_loses_no_stroke_and_its_training_is_gone_on_wit
         assert server.stdout is not None
         address = server.stdout.readline().split()[-1]
         port, token = int(address.split(":")[2].split("/")[0]), address.split("token=")[1]
-        client = Client(port, None)  # type: ignore[arg-type]
+        client = Client(port, None)
         client.headers["Cookie"] = f"medsaga-{port}={token}"
         key = client.key("img3")
         shown = np.frombuffer(client.get(f"/api/cases/{key}/labels?plane=image&index=0").body, np.uint8).reshape(48, 64)

@@ -120,7 +120,7 @@ class Jobs:
         with self._changed:
             if any(job.state == "running" for job in self._all):
                 return None
-            lock = _locked(self._folder / "lock")
+            lock = locked(self._folder / "lock")
             if lock is not None:
                 lock.close()
                 return None
@@ -156,7 +156,7 @@ class Jobs:
                 if self._closed:
                     return
             assert job is not None
-            lock = _locked(self._folder / "lock")
+            lock = locked(self._folder / "lock")
             if lock is None:  # a job of an earlier server
                 time.sleep(1.0)
                 continue
@@ -214,7 +214,7 @@ def _environment() -> dict[str, str]:
     return {"OMP_NUM_THREADS": str(threads), **os.environ}
 
 
-def _locked(path: Path) -> IO[bytes] | None:
+def locked(path: Path) -> IO[bytes] | None:
     """Return a file that nobody else has locked; None where a process has, until all who hold it have ended."""
     file = path.open("ab")
     try:

@@ -202,6 +202,7 @@ class PaintedMask:
             path = self._place.path
             before = self._item.masks[0] if self._item.masks else None
             labels = to_label_values(self.classes, self._values)
+            self._keep_foreign(before)
             write_mask(path, labels, self._item)
             if before is not None and before != path:
                 before.unlink()  # it is kept as the version that this one began from
@@ -287,6 +288,13 @@ class PaintedMask:
         self._journal = Journal(self._home / f"{number}.jsonl")
         if own and len(masks) == 1:
             self._note_saved(files.sha256(masks[0]))
+
+    def _keep_foreign(self, mask: Path | None) -> None:
+        """Keep a mask that another program has saved while the same one was painted here, where ours counts."""
+        if mask is None or not mask.is_file() or not self._saved or files.sha256(mask) == self._saved["sha256"]:
+            return
+        with files.replacing(self._home / f"other.{time.time_ns()}.{mask.name[-40:]}") as temporary:
+            shutil.copyfile(mask, temporary)
 
     def _note_saved(self, digest: str) -> None:
         self._saved = {"version": self._version, "changes": self._journal.changes, "sha256": digest}

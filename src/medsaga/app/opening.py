@@ -29,6 +29,8 @@ def open_folder(path: Path) -> Project:
         InputError: it is neither.
     """
     path = path.expanduser()
+    if path.is_file() and (path.parent / run_folder.CONFIG).is_file():
+        path = path.parent  # a file of a run stands for the run
     if not path.is_dir():
         raise InputError(path, expected="a folder", found="none of this name", do="Check its name.")
     if (path / run_folder.CONFIG).is_file():

@@ -47,11 +47,21 @@ def about(request: Request) -> Response:
         {"offset": scale[0], "step": scale[1], "window": list(window)}
         for scale, window in zip(image.scales, image.windows, strict=True)
     ]
-    names = list(project.dataset.channels) or [f"channel {index}" for index in range(len(channels))]
-    colour = "image" in views and len(channels) == 3
-    return JSONResponse(
-        {"planes": views, "channels": channels, "names": names, "colour": colour, **_mask(project, key)}
-    )
+    names = list(project.dataset.channels)
+    if len(names) != len(channels):
+        names = [f"channel {index + 1}" for index in range(len(channels))]
+    colour = "image" in views and len(channels) == 3 and len(project.item(key).images) == 1
+    classes, first = project.mask(key).classes, next(iter(image.views))
+    stack = image.views[first].view(classes[np.newaxis])[:, 0]
+    facts = {
+        "planes": views,
+        "channels": channels,
+        "names": names,
+        "colour": colour,
+        # Where there is something to see.
+        "start": most_labelled(stack) if classes.any() else len(stack) // 2,
+    }
+    return JSONResponse({**facts, **_mask(project, key)})
 
 
 def image_slice(request: Request) -> Response:

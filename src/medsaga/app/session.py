@@ -7,12 +7,13 @@ import multiprocessing
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from medsaga.app.jobs import Jobs
+from medsaga import files
+from medsaga.app.jobs import Jobs, locked
 from medsaga.app.opening import open_folder
 from medsaga.app.project import Project
 from medsaga.app.results import predict_command, prediction_of, predictions
@@ -48,6 +49,7 @@ class Session:
         self._predicted: tuple[tuple[str, str, str, int], npt.NDArray[np.uint8]] | None = None
         self._survey: concurrent.futures.Future[dict[str, Any]] | None = None
         self._lock = threading.Lock()
+        self._held: IO[bytes] | None = None
         self._ended = threading.Event()
         self._keeper = threading.Thread(target=self._keep, name="keeper", daemon=True)
         self._keeper.start()
@@ -60,8 +62,9 @@ class Session:
         """
         project = open_folder(path)
         with self._lock:
-            if self.project is not None and self.jobs is not None and project.root != self.project.root:
-                if any(job.state in ("waiting", "running") for job in self.jobs.all()):
+            moves = self.project is not None and project.root != self.project.root
+            if self.project is not None:
+                if moves and self.jobs and any(job.state in ("waiting", "running") for job in self.jobs.all()):
                     raise InputError(
                         "another folder",
                         expected="no training under way in this one",
@@ -69,6 +72,8 @@ class Session:
                         do="Stop it, or wait for its end.",
                     )
                 self.project.save_changes(at_once=True)
+            self._hold(project)
+            if moves:
                 self._close_jobs()
             self.project = project
             self.jobs = self.jobs or Jobs(project.own / "jobs")
@@ -126,6 +131,27 @@ class Session:
         if self.project is not None:
             self.project.save_changes(at_once=True)
         self._close_jobs()
+        if self._held is not None:
+            self._held.close()
+            self._held = None
+
+    def _hold(self, project: Project) -> None:
+        """Take the folder for this server alone: two would write one journal."""
+        if self.project is not None and self.project.root == project.root:
+            return
+        files.require_writable(project.own, "Copy the folder to a place that can be written to.")
+        project.own.mkdir(exist_ok=True)
+        held = locked(project.own / "lock")
+        if held is None:
+            raise InputError(
+                project.root.name,
+                expected="a folder that no other page has open",
+                found="one that is open in another",
+                do="Go on there, or end it.",
+            )
+        if self._held is not None:
+            self._held.close()
+        self._held = held
 
     def _close_jobs(self) -> None:
         for jobs in (self.jobs, self.estimates):

@@ -184,7 +184,7 @@ class Editor {
         : state === "done"
           ? "This case is trained on. Changes are saved as you paint."
           : "Outline every label, then finish the case: only finished cases are trained on.";
-    this.saved.textContent = this.pending ? "Saving…" : state === "none" ? "" : "All strokes saved";
+    this.saved.textContent = this.pending ? "Saving…" : this.status.undo || this.status.redo ? "All strokes saved" : "";
     this.#offerPrediction();
     this.#showHistory();
     this.viewer.main.paint();

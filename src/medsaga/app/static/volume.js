@@ -17,6 +17,7 @@ export class Volume {
     const first = this.planes[this.names[0]];
     this.shape = this.isFlat ? [first.height, first.width] : this.#shape();
     this.position = this.shape.map((size) => Math.floor(size / 2));
+    this.move(this.names[0], [about.start]);
   }
 
   static async open(id) {
