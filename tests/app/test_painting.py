@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from conftest import write_toy_dataset
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from page_server import page
 from PIL import Image
@@ -38,6 +38,7 @@ def unlabelled_phantom(root: Path) -> Path:
     return root
 
 
+@settings(max_examples=25, deadline=None)
 @given(st.lists(st.sampled_from("eeur"), max_size=30), st.integers(0, 400))
 def test_a_journal_that_was_cut_anywhere_holds_every_whole_line(
     tmp_path_factory: pytest.TempPathFactory, acts: list[str], cut: int
@@ -199,9 +200,20 @@ def test_damaged_masks_are_said_and_end_nothing(toy: Path, tmp_path: Path) -> No
             answer = client.get(f"/api/cases/{client.key(name)}")
             assert answer.status == 422, name
             assert answer.json["do"]
-        found = client.until("/api/state", lambda state: state["project"]["checked"])
-        assert len(found["project"]["problems"]) >= 4
         assert client.get(f"/api/cases/{client.key('img4')}").status == 200
+
+
+@pytest.mark.exhaustive
+def test_what_is_wrong_with_the_files_is_found_in_a_process_of_its_own(toy: Path, tmp_path: Path) -> None:
+    (toy / "masks" / "img0.png").write_bytes(b"")
+    (toy / "images" / "img1.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"x" * 50)
+    (toy / "masks" / "img2.png").unlink()
+    with page(toy, tmp_path) as client:
+        found = client.until("/api/state", lambda state: state["project"]["checked"])
+        assert sorted(Path(each.split(":")[0]).name for each in found["project"]["problems"]) == [
+            "img0.png",
+            "img1.png",
+        ]
 
 
 def test_damaged_journals_and_boxes_that_lie_outside_are_refused(toy: Path, tmp_path: Path) -> None:
