@@ -112,7 +112,8 @@ def serve(
         say(f"medsaga app: {address}")
         if open_browser:
             webbrowser.open(address)
-        make_server(session, token=token, port=port).run(sockets=[listening])
+        with contextlib.suppress(KeyboardInterrupt):  # the usual end
+            make_server(session, token=token, port=port).run(sockets=[listening])
     finally:
         listening.close()
         session.close()

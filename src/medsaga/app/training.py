@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -162,7 +163,7 @@ def resume_command(run: Path) -> list[str]:
 
 def progress(run: Path, *, running: bool) -> dict[str, Any]:
     """Return where a run stands: its curves, what is left, and the memory that it was expected to take."""
-    lines = read_metrics(run)
+    lines = _metrics(run)
     steps = [line for line in lines if line["kind"] == "step"]
     made = int(lines[-1]["step"]) if lines else 0
     total = 0
@@ -172,7 +173,7 @@ def progress(run: Path, *, running: bool) -> dict[str, Any]:
     start = next((line for line in lines if line["kind"] == "start"), {})
     pace = median(line["seconds"] for line in steps[-_LATEST:]) if steps else None
     stride = max(1, len(steps) // _CURVE_POINTS)
-    result = run / run_folder.RESULT
+    result, split = run / run_folder.RESULT, _split(run)
     complete = bool(stopped) and result.exists()
     if complete:
         state = "done"
@@ -186,11 +187,26 @@ def progress(run: Path, *, running: bool) -> dict[str, Any]:
         "steps": total,
         "loss": [[line["step"], line["loss"]] for line in steps[::stride]],
         "dice": [[line["step"], line["dice"]] for line in lines if line["kind"] == "evaluation"],
+        "followed": "validation cases" if split is not None and split.validation else "training images",
         "seconds_left": None if pace is None or stopped else max(0.0, (total - made) * pace),
         "expected_bytes": start.get("predicted_peak_memory_bytes"),
         "peak_bytes": max((line.get("peak_memory_bytes") or 0 for line in lines), default=0) or None,
         "result": _summary(result) if complete else None,
     }
+
+
+def _metrics(run: Path) -> list[dict[str, Any]]:
+    path = run / run_folder.METRICS
+    if not path.exists():
+        return []
+    state = path.stat()
+    return _read_metrics(run, state.st_mtime_ns, state.st_size)
+
+
+@lru_cache(maxsize=32)
+def _read_metrics(run: Path, changed: int, size: int) -> list[dict[str, Any]]:
+    """Return the lines of a run's log, read once as long as the file stays as it is: the page asks every second."""
+    return read_metrics(run)
 
 
 def _summary(path: Path) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import { h, svg } from "./dom.js";
 
 const [WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM] = [720, 260, 46, 46, 14, 34];
 
-export function curves({ loss, dice, steps }) {
+export function curves({ loss, dice, steps, followed }) {
   const last = Math.max(steps, ...loss.map(([step]) => step), 1);
   const most = Math.max(0.1, ...loss.map(([, value]) => value)) * 1.05;
   const x = (step) => LEFT + (step / last) * (WIDTH - LEFT - RIGHT);
@@ -34,6 +34,6 @@ export function curves({ loss, dice, steps }) {
       svg("path", { d: line(dice, 1), class: "dice-line" }),
       dice.map(([step, value]) => svg("circle", { cx: x(step), cy: y(value, 1), r: 3, class: "dice-dot" })),
     ),
-    h("figcaption", {}, h("span", { class: "key loss" }, "loss"), h("span", { class: "key dice" }, "Dice on the cases that are followed")),
+    h("figcaption", {}, h("span", { class: "key loss" }, "loss"), h("span", { class: "key dice" }, `Dice on ${followed}`)),
   );
 }

@@ -113,7 +113,7 @@ export async function trainView(chosen) {
     const facts = [
       ["Step", `${run.step} of ${run.steps}`],
       ["Loss", run.loss.length ? run.loss.at(-1)[1].toFixed(3) : "–"],
-      ["Dice, followed", run.dice.length ? run.dice.at(-1)[1].toFixed(3) : "–"],
+      [`Dice on ${run.followed}`, run.dice.length ? run.dice.at(-1)[1].toFixed(3) : "–"],
       ["Memory", `${run.peak_bytes ? megabytes(run.peak_bytes) : "–"}${run.expected_bytes ? ` of ${megabytes(run.expected_bytes)} expected` : ""}`],
     ];
     if (run.result) facts.push(["Dice in the test", run.result.dice_mean === null ? "not tested: all cases were trained on" : `${run.result.dice_mean.toFixed(3)} on ${run.result.tested_on} held-out`]);
