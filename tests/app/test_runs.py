@@ -48,6 +48,10 @@ def until(is_so: Callable[[], bool], seconds: float = 20) -> None:
         time.sleep(0.02)
 
 
+def has(log: Path, text: str) -> bool:
+    return log.exists() and f"{text}\n" in log.read_text()
+
+
 def fake(tmp_path: Path) -> tuple[str, ...]:
     """A command that says when it begins and ends, waits for a file, and stops at SIGINT as a training does."""
     script = tmp_path / "command.py"
@@ -74,7 +78,7 @@ def test_one_command_runs_at_a_time_and_the_others_wait(tmp_path: Path) -> None:
     first = jobs.add("train", [str(log), "a", "wait"], then=lambda: followed.append("a"))
     second = jobs.add("predict", [str(log), "b", "fail"], then=lambda: followed.append("b"))
     third = jobs.add("train", [str(log), "c", "now"])
-    until(lambda: log.exists())
+    until(lambda: has(log, "begun a"))
     time.sleep(0.1)
     assert (first.state, second.state, third.state) == ("running", "waiting", "waiting")
     assert log.read_text() == "begun a\n"
@@ -92,12 +96,12 @@ def test_a_command_that_is_stopped_may_save(tmp_path: Path) -> None:
     log = tmp_path / "log"
     jobs = Jobs(tmp_path / "jobs", fake(tmp_path))
     job = jobs.add("train", [str(log), "a", "wait"])
-    until(lambda: log.exists())
+    until(lambda: has(log, "begun a"))
     jobs.stop(job.number)
     until(lambda: job.state == "stopped")
     assert log.read_text() == "begun a\nstopped a\n"
     other = jobs.add("train", [str(log), "b", "wait"])
-    until(lambda: "begun b" in log.read_text())
+    until(lambda: has(log, "begun b"))
     jobs.close()
     assert other.state == "stopped"
     assert "stopped b" in log.read_text()
@@ -115,7 +119,7 @@ def test_a_command_outlives_a_server_that_is_killed_and_the_next_one_waits_for_i
             "time.sleep(60)",
         ]
     )
-    until(lambda: log.exists())
+    until(lambda: has(log, "begun a"))
     server.kill()
     server.wait()
     jobs = Jobs(tmp_path / "jobs", command)
