@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,11 +35,15 @@ def predict_command(project: Project, run: Path) -> list[str]:
     items = [item for item in project.items.values() if role_of(item, run) in ("new", "test", "validation")]
     if not items:
         raise InputError("segmenting", expected="a case that is not trained on", found="none", do="Add images.")
+    return command_for(run, items, run / PREDICTIONS)
+
+
+def command_for(run: Path, items: Sequence[Item], out: Path) -> list[str]:
+    """Return the arguments that segment some images by a run into a folder, in formats that the page reads."""
     inputs = [str(place_of(source)) for item in items for source in item.images]
     kinds = {_kind(item) for item in items}
     chosen = ["--format", kinds.pop()] if len(kinds) == 1 else []
-    # A single image needs a folder as --out, too; its confidence is not written then.
-    return ["predict", str(run), *dict.fromkeys(inputs), "--out", str(run / PREDICTIONS), *chosen, "--overwrite"]
+    return ["predict", str(run), *dict.fromkeys(inputs), "--out", str(out), *chosen, "--overwrite"]
 
 
 def predictions(project: Project, run: Path) -> dict[str, Path]:
@@ -63,6 +68,15 @@ def prediction_of(project: Project, run: Path, key: str) -> npt.NDArray[np.uint8
     item = project.item(key)
     if path is None or not path.resolve().is_relative_to(run.resolve()):
         raise InputError(item.name, expected="a prediction", found="none", do="Segment the cases first.")
+    return read_prediction(item, run, path)
+
+
+def read_prediction(item: Item, run: Path, path: Path) -> npt.NDArray[np.uint8]:
+    """Return a label map that a run made of an image as class indices, ``(*shape)`` uint8.
+
+    Raises:
+        InputError: it cannot be read.
+    """
     labels = read_mask(replace(item, masks=(path,), structures=(), names=(), binary=False))
     values = np.array(list(read_config(run / run_folder.CONFIG).labels.values()), dtype=np.int64)
     return to_class_indices(labels, values)

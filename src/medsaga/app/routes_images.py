@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import io
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-from PIL import Image
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -15,12 +12,12 @@ from starlette.routing import Route
 
 from medsaga.app.interpolation import between, gaps_beside
 from medsaga.app.masks import PaintedMask
+from medsaga.app.pictures import picture_of
 from medsaga.app.project import Project
 from medsaga.app.requests import document, number, session_of
 from medsaga.app.results import prediction_of, predictions
 from medsaga.data.slices import most_labelled
 from medsaga.errors import InputError
-from medsaga.prediction.overlay import overlay
 
 _THUMBNAIL = 192
 """Pixels of the longer side."""
@@ -90,22 +87,9 @@ def thumbnail(request: Request) -> Response:
     """Return a small picture of the slice that holds most of the labels, with these on it."""
     project, key = _asked(request)
     run = request.query_params.get("run")
-    image = project.image(key)
-    plane = next(iter(image.views))
-    view = image.views[plane]
     classes = project.mask(key).classes if run is None else session_of(request).predicted(run, key)
-    stack = view.view(classes[np.newaxis])[:, 0]
-    index = most_labelled(stack) if classes.any() else view.slices // 2
-    picture = np.stack([_grey(image, plane, index, channel) for channel in range(min(3, len(image.voxels)))])
-    # The palette of the page may be another than the usual one; the small picture goes by the usual one.
-    drawn = Image.fromarray(overlay(picture if len(picture) == 3 else picture[:1], stack[index]))
-    spacing = view.spacing or (1.0, 1.0)
-    height, width = (size * step for size, step in zip(stack.shape[1:], spacing, strict=True))
-    scale = _THUMBNAIL / max(height, width)
-    small = drawn.resize((max(1, round(width * scale)), max(1, round(height * scale))))
-    buffer = io.BytesIO()
-    small.save(buffer, "PNG")
-    return Response(buffer.getvalue(), media_type="image/png", headers={"Cache-Control": "private, max-age=3600"})
+    content = picture_of(project.image(key), classes, _THUMBNAIL)
+    return Response(content, media_type="image/png", headers={"Cache-Control": "private, max-age=3600"})
 
 
 async def edit(request: Request) -> Response:
@@ -193,14 +177,6 @@ def _interpolated(project: Project, key: str, plane: str, index: int, label: int
                 "interpolate", plane, (low + 1, 0, 0), np.where(inside & (within == 0), label, within).astype(np.uint8)
             )
     return sum(high - low - 1 for low, high in gaps)
-
-
-def _grey(image: Any, plane: str, index: int, channel: int) -> npt.NDArray[np.uint8]:
-    offset, step = image.scales[channel]
-    low, high = image.windows[channel]
-    values = image.slice(plane, index, channel).astype(np.float32) * step + offset
-    shown: npt.NDArray[np.uint8] = np.clip((values - low) * (255 / (high - low)), 0, 255).astype(np.uint8)
-    return shown
 
 
 def _mask(project: Project, key: str) -> dict[str, Any]:

@@ -135,6 +135,22 @@ def result(request: Request) -> Response:
     return JSONResponse({"cases": results(project, folder), "since": labelled_since(project, folder)})
 
 
+def preview(request: Request) -> Response:
+    """Say which case is looked at while a run trains, and of which step its picture is."""
+    session = session_of(request)
+    project, _ = session.need()
+    found = session.preview(project.runs()[request.path_params["key"]])
+    return JSONResponse({"case": project.item(found.key).name, "step": found.step})
+
+
+def preview_picture(request: Request) -> Response:
+    """Return that picture."""
+    session = session_of(request)
+    project, _ = session.need()
+    run = project.runs()[request.path_params["key"]]
+    return Response(session.preview(run).picture(project, run), media_type="image/png")
+
+
 def report(request: Request) -> Response:
     """Show the report of a run."""
     project, _ = session_of(request).need()
@@ -174,6 +190,8 @@ ROUTES = [
     _route("/{key}/predict", predict, "POST"),
     _route("/{key}/results", result),
     _route("/{key}/report", report),
+    _route("/{key}/preview", preview, "POST"),
+    _route("/{key}/picture", preview_picture),
     Route("/api/jobs/{number:int}/stop", stop, methods=["POST"]),
     Route("/api/memory", memory, methods=["POST"]),
     Route("/api/suggest", suggest, methods=["POST"]),

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from medsaga import files
 from medsaga.app.jobs import Jobs, locked
 from medsaga.app.opening import open_folder
+from medsaga.app.preview import Preview, preview_of
 from medsaga.app.project import Project
 from medsaga.app.results import predict_command, prediction_of, predictions
 from medsaga.data.dataset import read_dataset
@@ -36,7 +37,8 @@ class Session:
         folder: see above.
         project: that is open; None at first.
         jobs: of the open project.
-        estimates: of memory, which do not wait for a training.
+        estimates: of memory, and looks at cases, which do not wait for a training.
+        previews: the looks at runs that train.
         notices: what the user should know, the newest last.
     """
 
@@ -45,6 +47,7 @@ class Session:
         self.project: Project | None = None
         self.jobs: Jobs | None = None
         self.estimates: Jobs | None = None
+        self.previews: dict[Path, Preview] = {}
         self.notices: list[str] = []
         self._predicted: tuple[tuple[str, str, str, int], npt.NDArray[np.uint8]] | None = None
         self._survey: concurrent.futures.Future[dict[str, Any]] | None = None
@@ -123,6 +126,15 @@ class Session:
             if self._predicted is None or self._predicted[0] != stamp:
                 self._predicted = (stamp, prediction_of(project, folder, key))
             return self._predicted[1]
+
+    def preview(self, run: Path) -> Preview:
+        """Return the look at a run, which goes on by being asked for."""
+        project, _ = self.need()
+        assert self.estimates is not None, "an open project has them"
+        with self._lock:
+            found = self.previews.setdefault(run, preview_of(project, run))
+            found.look(project, self.estimates, run)
+            return found
 
     def close(self) -> None:
         """Write what was painted, and stop what runs."""

@@ -161,6 +161,11 @@ def resume_command(run: Path) -> list[str]:
     return ["train", "--out", str(run), "--resume", "--json"]
 
 
+def evaluated_step(run: Path) -> int:
+    """Return after how many steps a run was evaluated last, and its weights saved; 0 before."""
+    return max((int(line["step"]) for line in _metrics(run) if line["kind"] == "evaluation"), default=0)
+
+
 def progress(run: Path, *, running: bool) -> dict[str, Any]:
     """Return where a run stands: its curves, what is left, and the memory that it was expected to take."""
     lines = _metrics(run)

@@ -30,6 +30,7 @@ export async function trainView(chosen) {
   const expected = h("p", { class: "expected", role: "status" });
   const begin = h("button", { type: "button", class: "main", onclick: () => start() }, "Train");
   const place = h("div", { class: "run-place" });
+  const look = h("figure", { class: "look", hidden: true });
   let isOpen = true;
   let asked = 0;
   let shown = chosen ?? null;
@@ -89,9 +90,25 @@ export async function trainView(chosen) {
       place.replaceChildren(h("div", { class: "empty" }, h("h2", {}, "No run yet"), h("p", {}, "Its curves appear here as soon as you train.")));
       return;
     }
+    if (run) watch(run).catch(() => {});
     const focused = place.contains(document.activeElement) ? document.activeElement.dataset.act : null;
     place.replaceChildren(...(run ? describe(run, runs) : waiting(queued)));
     if (focused) place.querySelector(`[data-act="${focused}"]`)?.focus();
+  }
+
+  /** While a run trains: what its last weights make of a case that is not trained on. */
+  async function watch(run) {
+    if (run.state !== "training" || !run.dice.length) {
+      look.hidden = run.state !== "training" && run.state !== "testing";
+      return;
+    }
+    const { case: name, step } = await post(`/api/runs/${run.id}/preview`);
+    if (!step || !isOpen) return;
+    const address = `/api/runs/${run.id}/picture?step=${step}`;
+    if (look.dataset.address === address) return;
+    look.dataset.address = address;
+    look.replaceChildren(h("img", { src: address, alt: `Prediction for ${name} after step ${step}` }), h("figcaption", {}, `${name} after step ${step}`));
+    look.hidden = false;
   }
 
   function waiting(job) {
@@ -132,7 +149,7 @@ export async function trainView(chosen) {
         { class: "panel-box", "data-state": run.state },
         h("div", { class: "head" }, h("h2", {}, `${run.name}: ${WORDS[run.state]}`), h("span", { class: "soft" }, left)),
         bar,
-        curves(run),
+        h("div", { class: "live" }, curves(run), look),
         h("dl", { class: "facts" }, facts.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value)))),
         h("div", { class: "row" }, actions),
       ),
