@@ -237,6 +237,33 @@ def test_results_are_accepted_and_mended_and_trained_on_again(opened: tuple[Proj
         continue_command(again, run, 5)
 
 
+def test_a_look_at_a_training_asks_once_for_each_evaluation(opened: tuple[Project, Path], tmp_path: Path) -> None:
+    from medsaga.app.preview import preview_of
+
+    project, run = opened
+    script = tmp_path / "predict.py"
+    script.write_text(
+        "import sys, pathlib, shutil\n"
+        "out = pathlib.Path(sys.argv[sys.argv.index('--out') + 1]); out.mkdir(parents=True, exist_ok=True)\n"
+        "name = pathlib.Path(sys.argv[3]).name\n"
+        f"shutil.copy(pathlib.Path({str(project.root / 'masks')!r}) / name, out / name)\n"
+    )
+    jobs = Jobs(tmp_path / "jobs", (sys.executable, str(script)))
+    preview = preview_of(project, run)
+    held_out = json.loads((run / run_folder.SPLIT).read_text())["test"]
+    assert project.item(preview.key).case in held_out
+    with pytest.raises(InputError):
+        preview.picture(project, run)
+    for _ in range(5):
+        preview.look(project, jobs, run)
+    until(lambda: all(job.state == "done" for job in jobs.all()))
+    preview.look(project, jobs, run)
+    assert preview.step == 2
+    assert len(jobs.all()) == 1
+    assert preview.picture(project, run).startswith(b"\x89PNG")
+    jobs.close()
+
+
 def test_what_is_exported_is_what_is_shown(opened: tuple[Project, Path]) -> None:
     from medsaga.prediction.segmenter import Segmenter
 
