@@ -399,7 +399,8 @@ def test_a_server_that_is_killed_loses_no_stroke_and_its_training_is_gone_on_wit
             wanted[8 * attempt : 8 * attempt + 3, 8 * stroke : 8 * stroke + 3] = 1
         time.sleep(1.5 * attempt)
         server.send_signal(signal.SIGKILL)
-        server.communicate()
+        server.wait()
+        server.stdout.close()
     with page(root, tmp_path) as client:
         (about,) = client.until("/api/runs", lambda found: found["runs"], 60)["runs"]
         path = f"/api/runs/{about['id']}"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import concurrent.futures
+import contextlib
 import multiprocessing
 import threading
-from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import IO, Any
 
@@ -50,7 +50,8 @@ class Session:
         self.previews: dict[Path, Preview] = {}
         self.notices: list[str] = []
         self._predicted: tuple[tuple[str, str, str, int], npt.NDArray[np.uint8]] | None = None
-        self._survey: concurrent.futures.Future[dict[str, Any]] | None = None
+        self._survey: Connection | None = None
+        self._found: dict[str, Any] | None = None
         self._lock = threading.Lock()
         self._held: IO[bytes] | None = None
         self._ended = threading.Event()
@@ -81,17 +82,20 @@ class Session:
             self.project = project
             self.jobs = self.jobs or Jobs(project.own / "jobs")
             self.estimates = self.estimates or Jobs(project.own / "jobs" / "estimates")
-            self._survey = _in_process(_look_through, str(project.root))
+            self._survey, self._found = _in_process(project.root), None
         return project
 
     def found(self) -> dict[str, Any] | None:
         """Return what is wrong with the data; None while they are looked through."""
-        if self._survey is None or not self._survey.done():
-            return None
-        try:
-            return self._survey.result()
-        except Exception as error:  # a process that was killed; the page works without its word
-            return {"problems": [], "warnings": [f"the files could not be looked through: {type(error).__name__}"]}
+        with self._lock:
+            if self._found is None and self._survey is not None and self._survey.poll():
+                try:
+                    self._found = self._survey.recv()
+                except (EOFError, OSError):  # it was killed; the page works without its word
+                    self._found = {"problems": [], "warnings": ["the files could not be looked through"]}
+                self._survey.close()
+                self._survey = None
+            return self._found
 
     def need(self) -> tuple[Project, Jobs]:
         """Return the open project and its jobs.
@@ -190,19 +194,24 @@ class Session:
             self.notices = [*self.notices[-20:], text]
 
 
-def _look_through(root: str) -> dict[str, Any]:
-    """Decode every file of a dataset once and return what is wrong with them, as JSON."""
+def _look_through(root: str, answer: Connection) -> None:
+    """Decode every file of a dataset once and send what is wrong with them, as JSON."""
     dataset = read_dataset(Path(root), masks_required=False)
     found = survey(dataset)
-    return {
-        "problems": [str(each) for each in (*dataset.problems, *found.problems)],
-        "warnings": [*dataset.warnings, *found.warnings],
-    }
+    # Nobody listens any more where the server was killed.
+    with contextlib.suppress(OSError):
+        answer.send(
+            {
+                "problems": [str(each) for each in (*dataset.problems, *found.problems)],
+                "warnings": [*dataset.warnings, *found.warnings],
+            }
+        )
 
 
-def _in_process(work: Callable[[str], dict[str, Any]], argument: str) -> concurrent.futures.Future[dict[str, Any]]:
-    """Run a function in a process that ends with it: decoding would hold up the slices that are asked for meanwhile."""
-    pool = concurrent.futures.ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
-    future = pool.submit(work, argument)
-    pool.shutdown(wait=False)
-    return future
+def _in_process(root: Path) -> Connection:
+    """Look through a dataset in a process of its own: decoding would hold up the slices that are asked for."""
+    spawning = multiprocessing.get_context("spawn")
+    received, sent = spawning.Pipe(duplex=False)
+    spawning.Process(target=_look_through, args=(str(root), sent), daemon=True).start()
+    sent.close()
+    return received
