@@ -293,7 +293,7 @@ def test_the_whole_way_with_the_phantom(tab: Any, tmp_path: Path) -> None:
                 tab.locator(".result", has_text="to review").first.click()
                 tab.get_by_role("button", name="Mend", exact=True).click()
                 tab.wait_for_selector("canvas.paintable")
-                tab.keyboard.press("e")
+                tab.keyboard.press("3")
                 paint(tab, (0.2, 0.2), (0.4, 0.2))
                 tab.get_by_role("button", name="Finish case").click()
                 client.until("/api/cases", lambda cases: sum(case["state"] == "done" for case in cases) == 7)
