@@ -90,7 +90,19 @@ def test_links_between_pages_and_to_files_exist(page: Path) -> None:
 
 def test_every_setting_and_verb_is_in_the_help_and_the_reference(capsys: pytest.CaptureFixture[str]) -> None:
     reference = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
-    verbs = ["demo", "info", "suggest", "train", "evaluate", "predict", "export", "continue", "compare", "memory"]
+    verbs = [
+        "demo",
+        "app",
+        "info",
+        "suggest",
+        "train",
+        "evaluate",
+        "predict",
+        "export",
+        "continue",
+        "compare",
+        "memory",
+    ]
     verbs += [f"weights {verb}" for verb in ("list", "fetch", "verify", "convert")]
     verbs += [f"federate {verb}" for verb in ("simulate", "keys", "serve", "join")]
     for verb in verbs:

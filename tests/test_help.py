@@ -47,8 +47,8 @@ def test_verbs_stand_in_the_order_of_use_with_a_line_each(
     lines = help_text("", monkeypatch, capsys)
     first = next(n for n, line in enumerate(lines) if "• demo" in line)
     shown = [line.split("•")[1].split()[0] for line in lines[first : first + len(VERBS)]]
-    order = ["demo", "info", "suggest", "train", "evaluate", "predict", "export", "continue", "compare", "federate"]
-    order += ["memory", "weights"]
+    order = ["demo", "app", "info", "suggest", "train", "evaluate", "predict", "export", "continue", "compare"]
+    order += ["federate", "memory", "weights"]
     assert shown == order == list(VERBS)
 
 

@@ -30,6 +30,7 @@ ROOMS = (
     "compare",
     "suggest",
     "federated",
+    "app",
     "cli",
 )
 """From the lowest to the highest: a room imports from those before it."""

@@ -12,6 +12,7 @@ from typing import Any, get_args
 
 import tyro
 
+from medsaga.cli.app import App
 from medsaga.cli.compare import Compare
 from medsaga.cli.evaluate import Evaluate, Info
 from medsaga.cli.export import Export
@@ -32,7 +33,9 @@ or data; 3 out of memory; 130 interrupted, with the state saved."""
 
 _OF_THE_DISK = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO))
 """Errors that are no fault of ours: a disk that is full, read-only or broken."""
-Verb = Demo | Info | Suggest | Train | Evaluate | Predict | Export | Continue | Compare | Federate | Memory | Weights
+Verb = (
+    Demo | App | Info | Suggest | Train | Evaluate | Predict | Export | Continue | Compare | Federate | Memory | Weights
+)
 
 
 VERBS = {verb.__name__.lower(): verb for verb in get_args(Verb)}

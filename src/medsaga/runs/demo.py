@@ -39,4 +39,5 @@ def demo(out: Path, console: Console) -> dict[str, Any]:
     image = data / "imagesTr" / f"{worst['name']}_0000.nii.gz"
     predict_files(run, image, out / "prediction", OutputOptions(overlay=True), console=console)
     console.print(f"report: {run / run_folder.REPORT}\npicture: {out / 'prediction'} ({worst['name']}, the worst case)")
+    console.print(f"in the browser: medsaga app {run}")
     return result

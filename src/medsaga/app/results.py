@@ -1,0 +1,121 @@
+"""What a run makes of the cases: its predictions, the least sure first, beside the truth where there is one."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from medsaga import files, run_folder
+from medsaga.app.project import Project
+from medsaga.app.training import role_of
+from medsaga.data.formats import stem
+from medsaga.data.items import read_mask
+from medsaga.data.sources import place_of
+from medsaga.data.types import Item, Series, to_class_indices
+from medsaga.errors import InputError
+from medsaga.settings.run_config import read_config
+
+PREDICTIONS = "predictions"
+CONFIDENCE = "confidence.csv"
+"""As `medsaga.prediction.files` names it, which needs torch; the page does not."""
+
+
+def predict_command(project: Project, run: Path) -> list[str]:
+    """Return the arguments that segment every case that a run was not trained on.
+
+    Raises:
+        InputError: there is none.
+    """
+    items = [item for item in project.items.values() if role_of(item, run) in ("new", "test", "validation")]
+    if not items:
+        raise InputError("segmenting", expected="a case that is not trained on", found="none", do="Add images.")
+    return command_for(run, items, run / PREDICTIONS)
+
+
+def command_for(run: Path, items: Sequence[Item], out: Path) -> list[str]:
+    """Return the arguments that segment some images by a run into a folder, in formats that the page reads."""
+    inputs = [str(place_of(source)) for item in items for source in item.images]
+    kinds = {_kind(item) for item in items}
+    chosen = ["--format", kinds.pop()] if len(kinds) == 1 else []
+    return ["predict", str(run), *dict.fromkeys(inputs), "--out", str(out), *chosen, "--overwrite"]
+
+
+def predictions(project: Project, run: Path) -> dict[str, Path]:
+    """Return the predicted label maps of a run by the ids of their images."""
+    folder, names = run / PREDICTIONS, project.names
+    found = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.is_file() and not path.name.startswith(".") and path.suffix not in (".csv", ".jsonl"):
+            key = names.get(stem(path))
+            if key is not None:
+                found[key] = path
+    return found
+
+
+def prediction_of(project: Project, run: Path, key: str) -> npt.NDArray[np.uint8]:
+    """Return a predicted label map as class indices, ``(*shape)`` uint8.
+
+    Raises:
+        InputError: there is none, or it cannot be read.
+    """
+    path = predictions(project, run).get(key)
+    item = project.item(key)
+    if path is None or not path.resolve().is_relative_to(run.resolve()):
+        raise InputError(item.name, expected="a prediction", found="none", do="Segment the cases first.")
+    return read_prediction(item, run, path)
+
+
+def read_prediction(item: Item, run: Path, path: Path) -> npt.NDArray[np.uint8]:
+    """Return a label map that a run made of an image as class indices, ``(*shape)`` uint8.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    labels = read_mask(replace(item, masks=(path,), structures=(), names=(), binary=False))
+    values = np.array(list(read_config(run / run_folder.CONFIG).labels.values()), dtype=np.int64)
+    return to_class_indices(labels, values)
+
+
+def results(project: Project, run: Path) -> list[dict[str, Any]]:
+    """Return the predicted cases of a run, the least confident first."""
+    sure, dice = _confidence(run), _dice(run)
+    rows = []
+    for key in predictions(project, run):
+        item = project.item(key)
+        rows.append(
+            {
+                "id": key,
+                "name": item.name,
+                "role": role_of(item, run),
+                "state": project.state(key),
+                "confidence": sure.get(item.name),
+                "dice": dice.get(item.name),
+            }
+        )
+    return sorted(rows, key=lambda row: (row["confidence"] is None, row["confidence"] or 0.0, row["name"]))
+
+
+def _kind(item: Item) -> str:
+    if isinstance(item.images[0], Series):
+        return "png" if item.header.grid.affine is None else "nifti"
+    return "auto"
+
+
+def _confidence(run: Path) -> dict[str, float]:
+    path = run / PREDICTIONS / CONFIDENCE
+    if not path.exists():
+        return {}
+    with path.open(encoding="utf-8", newline="") as file:
+        return {row["case"]: float(row["confidence"]) for row in csv.DictReader(file)}
+
+
+def _dice(run: Path) -> dict[str, float]:
+    path = run / run_folder.RESULT
+    cases = files.read_json(path).get("cases", []) if path.exists() else []
+    return {case["name"]: case["dice_mean"] for case in cases if case.get("dice_mean") is not None}

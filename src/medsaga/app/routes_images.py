@@ -1,0 +1,215 @@
+"""The routes of one image: its slices, and what is painted on them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from medsaga.app.interpolation import between, gaps_beside
+from medsaga.app.masks import PaintedMask
+from medsaga.app.pictures import picture_of
+from medsaga.app.project import Project
+from medsaga.app.requests import document, number, session_of
+from medsaga.app.results import prediction_of, predictions
+from medsaga.data.slices import most_labelled
+from medsaga.errors import InputError
+
+_THUMBNAIL = 192
+"""Pixels of the longer side."""
+_MOST_DEPTH = 4096
+_BINARY = "application/octet-stream"
+
+
+def about(request: Request) -> Response:
+    """Say how an image is cut, scaled and shown, and where its label map stands."""
+    project, key = _asked(request)
+    image = project.image(key)
+    views = {
+        plane: {
+            "slices": view.slices,
+            "height": view.slice_shape[0],
+            "width": view.slice_shape[1],
+            "spacing": view.spacing,
+            "order": list(view.order),
+            "flips": list(view.flips),
+        }
+        for plane, view in image.views.items()
+    }
+    channels = [
+        {"offset": scale[0], "step": scale[1], "window": list(window)}
+        for scale, window in zip(image.scales, image.windows, strict=True)
+    ]
+    names = list(project.dataset.channels)
+    if len(names) != len(channels):
+        names = [f"channel {index + 1}" for index in range(len(channels))]
+    colour = "image" in views and len(channels) == 3 and len(project.item(key).images) == 1
+    classes, first = project.mask(key).classes, next(iter(image.views))
+    stack = image.views[first].view(classes[np.newaxis])[:, 0]
+    facts = {
+        "planes": views,
+        "channels": channels,
+        "names": names,
+        "colour": colour,
+        # Where there is something to see.
+        "start": most_labelled(stack) if classes.any() else len(stack) // 2,
+    }
+    return JSONResponse({**facts, **_mask(project, key)})
+
+
+def image_slice(request: Request) -> Response:
+    """Return a slice of one channel, 16 bits little-endian, row by row."""
+    project, key = _asked(request)
+    plane, index = request.query_params.get("plane", ""), number(request, "index")
+    values = project.image(key).slice(plane, index, number(request, "channel"))
+    return Response(values.tobytes(), media_type=_BINARY)
+
+
+def label_slice(request: Request) -> Response:
+    """Return the class of every pixel of a slice, 8 bits: of the mask, or of the prediction of a run."""
+    project, key = _asked(request)
+    plane, index = request.query_params.get("plane", ""), number(request, "index")
+    run = request.query_params.get("run")
+    if run is None:
+        return Response(project.mask(key).slice(plane, index).tobytes(), media_type=_BINARY)
+    views = project.image(key).views
+    stack = views[plane].view(session_of(request).predicted(run, key)[np.newaxis])[:, 0]
+    if not 0 <= index < len(stack):
+        raise IndexError(index)
+    return Response(stack[index].tobytes(), media_type=_BINARY)
+
+
+def thumbnail(request: Request) -> Response:
+    """Return a small picture of the slice that holds most of the labels, with these on it."""
+    project, key = _asked(request)
+    run = request.query_params.get("run")
+    classes = project.mask(key).classes if run is None else session_of(request).predicted(run, key)
+    content = picture_of(project.image(key), classes, _THUMBNAIL)
+    return Response(content, media_type="image/png", headers={"Cache-Control": "private, max-age=3600"})
+
+
+async def edit(request: Request) -> Response:
+    """Replace a box of the label map by what the body holds, 8 bits a pixel."""
+    project, key = _asked(request)
+    shape = tuple(number(request, name) for name in ("slices", "height", "width"))
+    corner = (number(request, "start"), number(request, "top"), number(request, "left"))
+    content = await request.body()
+    if len(content) != shape[0] * shape[1] * shape[2] or shape[0] > _MOST_DEPTH:
+        expected = "a byte for each pixel"
+        raise InputError("the stroke", expected=expected, found=f"{len(content)} bytes", do="Load the page again.")
+    classes = np.frombuffer(content, np.uint8).reshape(shape)
+    kind = request.query_params.get("kind", "brush")[:20]
+    plane = request.query_params.get("plane", "")
+    await run_in_threadpool(project.mask(key).edit, kind, plane, corner, classes)
+    return JSONResponse(_mask(project, key))
+
+
+async def undo(request: Request) -> Response:
+    """Take the last edit back."""
+    project, key = _asked(request)
+    box = await run_in_threadpool(project.mask(key).undo)
+    return JSONResponse({**_mask(project, key), "at": None if box is None else [box.plane, box.start]})
+
+
+async def redo(request: Request) -> Response:
+    """Do an edit again."""
+    project, key = _asked(request)
+    box = await run_in_threadpool(project.mask(key).redo)
+    return JSONResponse({**_mask(project, key), "at": None if box is None else [box.plane, box.start]})
+
+
+async def interpolate(request: Request) -> Response:
+    """Fill the slices between the outlined ones beside the one that is shown."""
+    project, key = _asked(request)
+    asked = await document(request)
+    plane, index, label = str(asked.get("plane")), int(asked.get("index", 0)), int(asked.get("label", 1))
+    filled = await run_in_threadpool(_interpolated, project, key, plane, index, label)
+    return JSONResponse({**_mask(project, key), "filled": filled})
+
+
+async def finish(request: Request) -> Response:
+    """Write the mask into the dataset."""
+    project, key = _asked(request)
+    await run_in_threadpool(project.finish, key)
+    return JSONResponse(_mask(project, key))
+
+
+async def begin(request: Request) -> Response:
+    """Start the label map anew: from a prediction, from an earlier version, or empty."""
+    project, key = _asked(request)
+    asked = await document(request)
+    mask = project.mask(key)
+    if asked.get("run"):
+        run = project.runs()[str(asked["run"])]
+        path = predictions(project, run)[key]
+        prediction_of(project, run, key)
+        await run_in_threadpool(mask.begin, "prediction", (path,))
+        if asked.get("accept"):
+            await run_in_threadpool(project.finish, key)
+    elif asked.get("version"):
+        await run_in_threadpool(mask.revert, int(asked["version"]))
+    else:
+        await run_in_threadpool(mask.begin, "empty", ())
+    project.touch()
+    return JSONResponse(_mask(project, key))
+
+
+def _interpolated(project: Project, key: str, plane: str, index: int, label: int) -> int:
+    mask, views = project.mask(key), project.image(key).views
+    with mask.lock:
+        stack = mask.stack(plane)
+        gaps = gaps_beside(np.array([(each == label).any() for each in stack]), index)
+        if not gaps:
+            raise InputError(
+                "the label",
+                expected="outlines on two slices with others between them",
+                found="none beside this slice",
+                do="Outline it on a slice above or below, then interpolate.",
+            )
+        for low, high in gaps:
+            inside = between(stack[low] == label, stack[high] == label, high - low - 1, views[plane].spacing)
+            within = stack[low + 1 : high]
+            mask.edit(
+                "interpolate", plane, (low + 1, 0, 0), np.where(inside & (within == 0), label, within).astype(np.uint8)
+            )
+    return sum(high - low - 1 for low, high in gaps)
+
+
+def _mask(project: Project, key: str) -> dict[str, Any]:
+    mask: PaintedMask = project.mask(key)
+    return {
+        "state": mask.state,
+        "undo": mask.can_undo,
+        "redo": mask.can_redo,
+        "history": mask.history,
+        "why_not": project.place(project.item(key)).why_not,
+    }
+
+
+def _asked(request: Request) -> tuple[Project, str]:
+    project, _ = session_of(request).need()
+    key = request.path_params["key"]
+    project.item(key)
+    return project, key
+
+
+def _route(path: str, endpoint: Any, method: str = "GET") -> Route:
+    return Route(f"/api/cases/{{key}}{path}", endpoint, methods=[method])
+
+
+ROUTES = [
+    _route("", about),
+    _route("/image", image_slice),
+    _route("/labels", label_slice),
+    _route("/thumbnail", thumbnail),
+    _route("/edit", edit, "POST"),
+    _route("/undo", undo, "POST"),
+    _route("/redo", redo, "POST"),
+    _route("/interpolate", interpolate, "POST"),
+    _route("/finish", finish, "POST"),
+    _route("/begin", begin, "POST"),
+]

@@ -1,0 +1,124 @@
+// The frame of the page: which view is shown, the keys, and what goes on in the background.
+
+import { casesView } from "./cases.js";
+import { dialog, h, toast } from "./dom.js";
+import { exportView } from "./export.js";
+import { KEYS } from "./keys.js";
+import { labelView } from "./label.js";
+import { resultsView } from "./results.js";
+import { openDialog, startView } from "./start.js";
+import { store } from "./store.js";
+import { trainView } from "./train.js";
+
+const VIEWS = { cases: casesView, label: labelView, train: trainView, results: resultsView, export: exportView };
+const NAMES = { cases: "Cases", label: "Label", train: "Train", results: "Results", export: "Export" };
+const place = document.getElementById("view");
+let view = null;
+let turn = 0;
+let lost = false;
+let told = 0;
+
+async function show() {
+  const mine = ++turn;
+  const [name, ...rest] = location.hash.slice(1).split("/");
+  const chosen = store.project ? (name in VIEWS ? name : "cases") : "start";
+  for (const link of document.querySelectorAll("#nav a"))
+    if (link.hash === `#${chosen}`) link.setAttribute("aria-current", "page");
+    else link.removeAttribute("aria-current");
+  document.getElementById("nav").hidden = document.getElementById("other").hidden = !store.project;
+  document.getElementById("project").textContent = store.project?.name ?? "";
+  document.title = store.project ? `${NAMES[chosen]} · medsaga` : "medsaga";
+  let next;
+  try {
+    if (chosen === "label") await store.learnPredictions();
+    next = await (chosen === "start" ? startView() : VIEWS[chosen](...rest));
+  } catch (error) {
+    next = { element: h("div", { class: "empty" }, h("h1", {}, "This could not be shown"), h("p", {}, error.message)) };
+  }
+  if (mine !== turn) {
+    next.close?.();
+    return;
+  }
+  view?.close?.();
+  view = next;
+  place.dataset.view = chosen;
+  place.replaceChildren(view.element);
+  view.shown?.();
+}
+
+function activity() {
+  const words = { train: "Training", predict: "Segmenting", suggest: "Looking for cases", memory: "Estimating memory" };
+  const running = store.active.find(({ state }) => state === "running") ?? store.active[0] ?? store.state.elsewhere;
+  const waiting = store.active.filter(({ state, kind }) => state === "waiting" && kind !== "memory").length;
+  const element = document.getElementById("activity");
+  const text = running ? `${words[running.kind] ?? "Working"}${waiting && running.state === "running" ? `, ${waiting} waiting` : ""}` : "";
+  if (element.textContent !== text) element.textContent = text;
+  element.classList.toggle("on", Boolean(running));
+}
+
+store.addEventListener("lost", (event) => {
+  if (!lost) toast(event.detail.message, "error");
+  lost = true;
+});
+store.addEventListener("state", () => {
+  if (lost) toast("The server answers again.");
+  lost = false;
+  activity();
+  const notices = store.state.notices ?? [];
+  for (const text of notices.slice(Math.min(told, notices.length))) toast(text);
+  told = notices.length;
+});
+store.addEventListener("project", () => {
+  location.hash = "#cases";
+  show();
+});
+store.addEventListener("labels", () => view?.update?.());
+store.addEventListener("revision", () => view?.revised?.());
+store.addEventListener("jobs", () => {
+  const failed = (store.state.jobs ?? []).filter(({ state }) => state === "failed");
+  for (const job of failed.filter(({ number }) => !reported.has(number))) {
+    reported.add(job.number);
+    if (job.kind !== "memory") toast(job.message || "A command failed.", "error");
+  }
+  if (view?.isStale) show();
+  else view?.jobsChanged?.();
+});
+const reported = new Set();
+
+document.getElementById("help").addEventListener("click", help);
+document.getElementById("other").addEventListener("click", openDialog);
+
+function help() {
+  dialog(
+    "Keys",
+    h(
+      "div",
+      { class: "keys" },
+      KEYS.map(([heading, keys]) =>
+        h("section", {}, h("h3", {}, heading), h("dl", {}, keys.map(([key, text]) => [h("dt", {}, key.split(" / ").map((each) => h("kbd", {}, each))), h("dd", {}, text)]))),
+      ),
+    ),
+  );
+}
+
+document.addEventListener("keydown", (event) => {
+  if (document.querySelector("dialog[open]")) return;
+  const writes = event.target.matches?.("input[type=text], textarea, select");
+  if (writes) return;
+  if (event.key === "?") {
+    help();
+    event.preventDefault();
+    return;
+  }
+  if (event.target.matches?.("input") && (event.key.startsWith("Arrow") || event.key === " " || event.key.startsWith("Page"))) return;
+  if (view?.key?.(event)) event.preventDefault();
+});
+
+addEventListener("hashchange", show);
+await store.refresh();
+await show();
+
+for (;;) {
+  await new Promise((resume) => setTimeout(resume, store.active.length ? 800 : 1600));
+  if (!document.hidden) await store.refresh();
+}

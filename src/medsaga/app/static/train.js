@@ -1,0 +1,172 @@
+// Training: three choices, what they will cost, and how it goes.
+
+import { get, post, settled } from "./api.js";
+import { curves } from "./curve.js";
+import { duration, h, megabytes, segmented, toast } from "./dom.js";
+import { store } from "./store.js";
+
+const TIMES = [
+  { value: "quick", text: "Quick", note: "60 steps: a first look" },
+  { value: "usual", text: "Usual", note: "400 steps" },
+  { value: "long", text: "Long", note: "1,500 steps: the last points" },
+];
+const MEMORIES = [
+  { value: "", text: "No limit" },
+  { value: "8GB", text: "8 GB" },
+  { value: "4GB", text: "4 GB" },
+  { value: "2GB", text: "2 GB" },
+];
+const MODELS = [
+  { value: "lite", text: "Lite", note: "for any computer" },
+  { value: "auto", text: "Best here", note: "of the weights on this computer" },
+  { value: "unet", text: "U-Net", note: "from scratch" },
+];
+const choice = { time: "usual", memory: "", model: "lite", hold_back: true };
+const WORDS = { preparing: "Preparing images", training: "Training", testing: "Testing", done: "Finished", interrupted: "Stopped" };
+
+export async function trainView(chosen) {
+  const { labelled } = await get("/api/runs");
+  const element = h("div", { class: "train-view" });
+  const expected = h("p", { class: "expected", role: "status" });
+  const begin = h("button", { type: "button", class: "main", onclick: () => start() }, "Train");
+  const place = h("div", { class: "run-place" });
+  const look = h("figure", { class: "look", hidden: true });
+  let isOpen = true;
+  let asked = 0;
+  let shown = chosen ?? null;
+
+  const set = (name) => (value) => {
+    choice[name] = value;
+    estimate();
+  };
+  const form = h(
+    "section",
+    { class: "panel-box" },
+    h("h1", {}, "Train"),
+    h("p", { class: "soft" }, labelled.length ? `On the ${labelled.length} finished ${labelled.length === 1 ? "case" : "cases"} of this folder, on this computer.` : "No case is finished yet: outline one and finish it, then come back."),
+    segmented("time", "Time", TIMES, choice.time, set("time")),
+    segmented("memory", "Memory it may take", MEMORIES, choice.memory, set("memory")),
+    segmented("model", "Model", MODELS, choice.model, set("model")),
+    labelled.length >= 5
+      ? h("label", { class: "check" }, h("input", { type: "checkbox", checked: choice.hold_back, onchange: (event) => (choice.hold_back = event.target.checked) }), "Keep a fifth of the cases for an honest test")
+      : h("p", { class: "note" }, "With fewer than five finished cases all are trained on: the Dice shown is that of the training images and says little about others."),
+    expected,
+    begin,
+  );
+  begin.disabled = !labelled.length;
+  element.append(form, place);
+
+  async function estimate() {
+    const mine = ++asked;
+    expected.textContent = "Estimating the memory…";
+    await new Promise((resume) => setTimeout(resume, 400));
+    if (mine !== asked || !isOpen) return;
+    const found = await settled("/api/memory", choice, () => isOpen && mine === asked).catch((error) => ({ state: "failed", message: error.message }));
+    if (mine !== asked || !isOpen) return;
+    if (found.state === "done") expected.replaceChildren("Expected memory: ", h("strong", {}, megabytes(found.bytes)), " at the peak of a step.");
+    else if (found.state === "failed") expected.textContent = found.message;
+  }
+
+  async function start() {
+    begin.disabled = true;
+    try {
+      const { run } = await post("/api/runs", choice);
+      shown = run;
+      toast(store.active.some(({ kind }) => kind === "train") ? "The training waits for the one under way." : "The training has begun.");
+      await store.refresh();
+      await follow();
+    } catch (error) {
+      toast(error.message, "error");
+    }
+    begin.disabled = false;
+  }
+
+  async function follow() {
+    const { runs } = await get("/api/runs");
+    if (!isOpen) return;
+    const queued = store.active.find(({ kind, run }) => kind === "train" && !runs.some(({ id }) => id === run));
+    const run = runs.find(({ id }) => id === shown) ?? (queued ? null : runs[0]);
+    if (!run && !queued) {
+      place.replaceChildren(h("div", { class: "empty" }, h("h2", {}, "No run yet"), h("p", {}, "Its curves appear here as soon as you train.")));
+      return;
+    }
+    if (run) watch(run).catch(() => {});
+    const focused = place.contains(document.activeElement) ? document.activeElement.dataset.act : null;
+    place.replaceChildren(...(run ? describe(run, runs) : waiting(queued)));
+    if (focused) place.querySelector(`[data-act="${focused}"]`)?.focus();
+  }
+
+  /** While a run trains: what its last weights make of a case that is not trained on. */
+  async function watch(run) {
+    if (run.state !== "training" || !run.dice.length) {
+      look.hidden = run.state !== "training" && run.state !== "testing";
+      return;
+    }
+    const { case: name, step } = await post(`/api/runs/${run.id}/preview`);
+    if (!step || !isOpen) return;
+    const address = `/api/runs/${run.id}/picture?step=${step}`;
+    if (look.dataset.address === address) return;
+    look.dataset.address = address;
+    look.replaceChildren(h("img", { src: address, alt: `Prediction for ${name} after step ${step}` }), h("figcaption", {}, `${name} after step ${step}`));
+    look.hidden = false;
+  }
+
+  function waiting(job) {
+    const text = job.state === "waiting" ? "Waiting for the job under way" : "Looking through the cases";
+    return [h("section", { class: "panel-box" }, h("h2", {}, text), h("div", { class: "meter unknown" }, h("span", {})), stopButton(job))];
+  }
+
+  function stopButton(job) {
+    return h("button", { type: "button", "data-act": "stop", disabled: job.stopping, onclick: () => post(`/api/jobs/${job.number}/stop`).then(() => store.refresh()) }, job.stopping ? "Stopping after this step…" : "Stop");
+  }
+
+  function describe(run, runs) {
+    const job = store.active.find((each) => each.kind === "train" && each.run === run.id);
+    const orphan = store.state.elsewhere?.run === run.id;
+    const share = run.steps ? run.step / run.steps : 0;
+    const bar = h("div", { class: "meter", role: "progressbar", "aria-label": "Steps", "aria-valuemin": "0", "aria-valuemax": String(run.steps), "aria-valuenow": String(run.step) }, h("span", {}));
+    bar.firstChild.style.width = `${100 * share}%`;
+    const left = run.state === "training" && run.seconds_left !== null ? `about ${duration(run.seconds_left)} left` : "";
+    const facts = [
+      ["Step", `${run.step} of ${run.steps}`],
+      ["Loss", run.loss.length ? run.loss.at(-1)[1].toFixed(3) : "–"],
+      [`Dice on ${run.followed}`, run.dice.length ? run.dice.at(-1)[1].toFixed(3) : "–"],
+      ["Memory", `${run.peak_bytes ? megabytes(run.peak_bytes) : "–"}${run.expected_bytes ? ` of ${megabytes(run.expected_bytes)} expected` : ""}`],
+    ];
+    if (run.result) facts.push(["Dice in the test", run.result.dice_mean === null ? "not tested: all cases were trained on" : `${run.result.dice_mean.toFixed(3)} on ${run.result.tested_on} held-out`]);
+    const actions = [];
+    if (job) actions.push(stopButton(job));
+    else if (orphan) actions.push(h("button", { type: "button", "data-act": "stop", onclick: () => post("/api/jobs/0/stop") }, "Stop"));
+    else if (run.state === "interrupted")
+      actions.push(h("button", { type: "button", class: "main", "data-act": "resume", onclick: () => post(`/api/runs/${run.id}/resume`).then(() => store.refresh(), (error) => toast(error.message, "error")) }, "Go on"));
+    if (run.state === "done") {
+      actions.push(h("a", { class: "button main", "data-act": "results", href: `#results/${run.id}` }, "See results"));
+      actions.push(h("a", { class: "button", "data-act": "report", href: `/api/runs/${run.id}/report`, target: "_blank", rel: "noopener" }, "Report"));
+    }
+    return [
+      h(
+        "section",
+        { class: "panel-box", "data-state": run.state },
+        h("div", { class: "head" }, h("h2", {}, `${run.name}: ${WORDS[run.state]}`), h("span", { class: "soft" }, left)),
+        bar,
+        h("div", { class: "live" }, curves(run), look),
+        h("dl", { class: "facts" }, facts.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value)))),
+        h("div", { class: "row" }, actions),
+      ),
+      runs.length > 1
+        ? h("section", { class: "panel-box" }, h("h2", {}, "All runs"), h("ul", { class: "run-list" }, runs.map((each) =>
+            h("li", {}, h("button", { type: "button", "aria-pressed": String(each.id === run.id), onclick: () => ((shown = each.id), follow()) },
+              h("span", {}, each.name), h("span", { class: "soft" }, each.result?.dice_mean != null ? `Dice ${each.result.dice_mean.toFixed(3)}` : WORDS[each.state]))))))
+        : null,
+    ].filter(Boolean);
+  }
+
+  (async () => {
+    while (isOpen) {
+      await follow().catch(() => {});
+      await new Promise((resume) => setTimeout(resume, 1000));
+    }
+  })();
+  if (labelled.length) estimate();
+  return { element, close: () => (isOpen = false), jobsChanged: () => follow().catch(() => {}) };
+}

@@ -1,0 +1,282 @@
+"""Training on what has been labelled: which cases, which command, and how far it is."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from medsaga import files, run_folder
+from medsaga.app.project import Project
+from medsaga.data.layouts.finding import images_folder, masks_folder
+from medsaga.data.layouts.labelling import CASES, DESCRIPTION
+from medsaga.data.sources import place_of
+from medsaga.data.splits import Split
+from medsaga.data.types import Item
+from medsaga.errors import InputError
+from medsaga.run_folder import read_metrics
+from medsaga.settings.amounts import parse_bytes
+from medsaga.settings.run_config import read_config
+
+STEPS = {"quick": 60, "usual": 400, "long": 1500}
+"""Of the three lengths of a run that the page offers."""
+MODELS = ("lite", "auto", "unet")
+_LEAST_TO_TEST = 5
+"""Labelled cases from which on a fifth is held back, if the user does not say otherwise."""
+_LATEST = 60
+_CURVE_POINTS = 600
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the page asks before a training.
+
+    Attributes:
+        steps: of the optimizer.
+        memory: that it may take, such as ``4GB``; None for no limit.
+        model: ``lite``, ``auto``, ``unet``, or any other that ``--model`` takes.
+        hold_back: whether a part of the cases is kept for the test.
+        image_size: side of the model's square; None for the model's own.
+    """
+
+    steps: int
+    memory: str | None
+    model: str
+    hold_back: bool
+    image_size: int | None = None
+
+    @classmethod
+    def of(cls, document: dict[str, Any]) -> Choice:
+        """Read it from what the page sends.
+
+        Raises:
+            InputError: it is none.
+        """
+        try:
+            time, memory, model = document["time"], document.get("memory") or None, str(document.get("model", "lite"))
+            steps = STEPS[time] if time in STEPS else int(time)
+            size = document.get("image_size")
+            image_size = None if size is None else int(size)
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError("the choices", expected="time, memory and model", found=str(error), do="Choose.") from None
+        if not 1 <= steps <= 100_000:
+            raise InputError("the time", expected="1 to 100,000 steps", found=str(steps), do="Choose fewer steps.")
+        if memory is not None:
+            memory = str(memory)
+            parse_bytes(memory)
+        if model.startswith("-"):
+            raise InputError("the model", expected="a name", found=repr(model), do="Choose one of the list.")
+        return cls(steps, memory, model, bool(document.get("hold_back", True)), image_size)
+
+    def arguments(self) -> list[str]:
+        """Return what the command line is told of it."""
+        model = ["--method", "unet"] if self.model == "unet" else ["--model", self.model]
+        budget = ["--budget", self.memory] if self.memory else []
+        size = ["--image-size", str(self.image_size)] if self.image_size else []
+        return ["--steps", str(self.steps), *model, *budget, *size]
+
+
+def labelled_cases(project: Project) -> list[str]:
+    """Return the cases of which every image has a finished mask, sorted."""
+    by_case: dict[str, list[Item]] = {}
+    for item in project.items.values():
+        by_case.setdefault(item.case, []).append(item)
+    return sorted(case for case, items in by_case.items() if all(item.masks for item in items))
+
+
+def train_command(project: Project, choice: Choice) -> tuple[list[str], Path]:
+    """Return the arguments of a training on all labelled cases, and its run folder.
+
+    Raises:
+        InputError: nothing is labelled.
+    """
+    cases, out = labelled_cases(project), project.new_run()
+    if not cases:
+        raise InputError(
+            "training", expected="a labelled case", found="none", do="Outline a case and finish it, then train."
+        )
+    data = _data_of(project, cases, out.name)
+    shots: list[str] = []
+    if not choice.hold_back or len(cases) < _LEAST_TO_TEST:
+        shots = [] if project.dataset.test else ["--shots", str(len(cases))]
+    return ["train", str(data), "--out", str(out), *shots, *choice.arguments(), "--json"], out
+
+
+def continue_command(project: Project, run: Path, steps: int) -> tuple[list[str], Path]:
+    """Return the arguments of a training that goes on from a run with what was labelled since, and its run folder.
+
+    Raises:
+        InputError: nothing was, or the labels are others now.
+    """
+    config = read_config(run / run_folder.CONFIG)
+    if config.labels != project.dataset.labels:
+        raise InputError(
+            "going on from the run",
+            expected="the labels that it was trained with",
+            found="others",
+            do="Start a new training.",
+        )
+    cases, out = labelled_since(project, run), project.new_run()
+    if not cases:
+        raise InputError(
+            "going on from the run",
+            expected="a case that was labelled, accepted or mended since",
+            found="none",
+            do="Accept or mend a prediction first.",
+        )
+    data = _linked(project, cases, project.own / "sets" / out.name)
+    return ["continue", str(run), str(data), "--out", str(out), "--steps", str(steps), "--json"], out
+
+
+def labelled_since(project: Project, run: Path) -> list[str]:
+    """Return the labelled cases that a run has not been trained on as they are now; none of its test cases."""
+    split = _split(run)
+    if split is None:
+        return []
+    since = (run / run_folder.SPLIT).stat().st_mtime
+    changed = {item.case for item in project.items.values() if any(mask.stat().st_mtime > since for mask in item.masks)}
+    held = {*split.validation, *split.test}
+    return [
+        case for case in labelled_cases(project) if case not in held and (case not in split.train or case in changed)
+    ]
+
+
+def role_of(item: Item, run: Path) -> str:
+    """Return what an image is to a run: ``train``, ``validation``, ``test`` or ``new``."""
+    split = _split(run)
+    for name in ("train", "validation", "test"):
+        if split is not None and item.case in getattr(split, name):
+            return name
+    return "new"
+
+
+def resume_command(run: Path) -> list[str]:
+    """Return the arguments that finish an interrupted run."""
+    return ["train", "--out", str(run), "--resume", "--json"]
+
+
+def evaluated_step(run: Path) -> int:
+    """Return after how many steps a run was evaluated last, and its weights saved; 0 before."""
+    return max((int(line["step"]) for line in _metrics(run) if line["kind"] == "evaluation"), default=0)
+
+
+def progress(run: Path, *, running: bool) -> dict[str, Any]:
+    """Return where a run stands: its curves, what is left, and the memory that it was expected to take."""
+    lines = _metrics(run)
+    steps = [line for line in lines if line["kind"] == "step"]
+    made = int(lines[-1]["step"]) if lines else 0
+    total = 0
+    with contextlib.suppress(InputError):
+        total = read_config(run / run_folder.CONFIG).settings.steps
+    stopped = [line for line in lines if line["kind"] == "stopped"]
+    start = next((line for line in lines if line["kind"] == "start"), {})
+    pace = median(line["seconds"] for line in steps[-_LATEST:]) if steps else None
+    stride = max(1, len(steps) // _CURVE_POINTS)
+    result, split = run / run_folder.RESULT, _split(run)
+    complete = bool(stopped) and result.exists()
+    if complete:
+        state = "done"
+    elif running:
+        state = "testing" if stopped else "training" if steps else "preparing"
+    else:
+        state = "interrupted"
+    return {
+        "state": state,
+        "step": made,
+        "steps": total,
+        "loss": [[line["step"], line["loss"]] for line in steps[::stride]],
+        "dice": [[line["step"], line["dice"]] for line in lines if line["kind"] == "evaluation"],
+        "followed": "validation cases" if split is not None and split.validation else "training images",
+        "seconds_left": None if pace is None or stopped else max(0.0, (total - made) * pace),
+        "expected_bytes": start.get("predicted_peak_memory_bytes"),
+        "peak_bytes": max((line.get("peak_memory_bytes") or 0 for line in lines), default=0) or None,
+        "result": _summary(result) if complete else None,
+    }
+
+
+def _metrics(run: Path) -> list[dict[str, Any]]:
+    path = run / run_folder.METRICS
+    if not path.exists():
+        return []
+    state = path.stat()
+    return _read_metrics(run, state.st_mtime_ns, state.st_size)
+
+
+@lru_cache(maxsize=32)
+def _read_metrics(run: Path, changed: int, size: int) -> list[dict[str, Any]]:
+    """Return the lines of a run's log, read once as long as the file stays as it is: the page asks every second."""
+    return read_metrics(run)
+
+
+def _summary(path: Path) -> dict[str, Any]:
+    result = files.read_json(path)
+    names = ("dice_mean", "dice", "cases_trained_on", "metric_protocol", "steps")
+    return {name: result.get(name) for name in names} | {"tested_on": len(result.get("cases", []))}
+
+
+def _split(run: Path) -> Split | None:
+    path = run / run_folder.SPLIT
+    return Split.from_json(files.read_json(path)) if path.exists() else None
+
+
+def _data_of(project: Project, cases: Sequence[str], name: str) -> Path:
+    """Return a dataset of labelled cases alone: the project's own where all are labelled."""
+    if len(cases) == len(project.dataset.cases) and not project.dataset.problems:
+        return project.root
+    return _linked(project, cases, project.own / "sets" / name)
+
+
+def _linked(project: Project, cases: Sequence[str], target: Path) -> Path:
+    """Make a dataset of some cases, whose images are links to the files where the system has such, and whose masks
+    are copies: what a run was trained on stays as it was.
+
+    Raises:
+        InputError: the layout of the data does not divide.
+    """
+    layout = project.dataset.layout
+    if layout not in ("folder", "nnunet", "decathlon", "dicom"):
+        raise InputError(
+            project.root,
+            expected="data of which every case is labelled",
+            found=f"the layout {layout} with unlabelled cases",
+            do="Label all cases, or bring the data into the plain layout images/ and masks/.",
+        )
+    shutil.rmtree(target, ignore_errors=True)
+    items = [item for item in project.items.values() if item.case in cases]
+    if layout in ("folder", "dicom"):
+        images, masks, home = "images", "masks", images_folder(project.root)
+        mask_home = masks_folder(project.root, [])
+    else:
+        images, masks, home, mask_home = "imagesTr", "labelsTr", project.root / "imagesTr", project.root / "labelsTr"
+    for item in items:
+        for place in dict.fromkeys(place_of(source) for source in item.images):
+            _place(place, target / images / place.relative_to(home))
+        for mask in item.masks:
+            copy = target / masks / mask.relative_to(mask_home)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(mask, copy)
+    document = files.read_json(project.root / DESCRIPTION) if (project.root / DESCRIPTION).exists() else {}
+    files.write_json(target / DESCRIPTION, document | {"labels": project.dataset.labels})
+    if (project.root / CASES).exists():
+        files.write_csv(target / CASES, [("name", "case"), *((item.name, item.case) for item in items)])
+    return target
+
+
+def _place(source: Path, target: Path) -> None:
+    for path in [source] if source.is_file() else _files_below(source):
+        link = target if path == source else target / path.relative_to(source)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(path, link)
+        except OSError:
+            shutil.copyfile(path, link)
+
+
+def _files_below(folder: Path) -> Iterable[Path]:
+    return (path for path in sorted(folder.rglob("*")) if path.is_file())
