@@ -31,6 +31,7 @@ WHAT = {
     "runs": "prepare, train, evaluate, continue",
     "compare": "grid of runs, statistics, page",
     "suggest": "which cases to annotate",
+    "federated": "hospitals that train together, over Flower",
     "app": "the page in the browser",
     "cli": "one dataclass a verb",
 }
