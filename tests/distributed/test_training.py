@@ -222,7 +222,7 @@ def test_a_signal_to_one_ends_all_after_the_step_and_any_number_goes_on_from_the
 @pytest.mark.exhaustive
 def test_all_stop_early_at_the_step_at_which_one_process_does(toy: Path, tmp_path: Path, settings: Settings) -> None:
     # A rate of next to nothing: the Dice of the validation case does not rise after the first look at it.
-    early = {"validation_cases": 1, "patience": 2, "steps": 60, "evaluate_every": 3}
+    early: dict[str, Any] = {"validation_cases": 1, "patience": 2, "steps": 60, "evaluate_every": 3}
     settings = dataclasses.replace(settings, encoder_lr=1e-12, decoder_lr=1e-12, **early)
     one = train_alone(toy, tmp_path / "one", settings)
     assert one.reason == "patience"
