@@ -50,7 +50,7 @@ pytestmark = [
 SECONDS, PATIENCE = 10, 60
 """Of CPU time that a file may take, and of wall clock, on a busy machine, after which it counts as a hang."""
 MOST_BYTES = 2**31
-FEW = 15
+FEW = 60
 """Mutants of a kind that are made in each run of the tests."""
 SHAPE = (14, 11, 4)
 
