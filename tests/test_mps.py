@@ -100,7 +100,10 @@ def test_decompositions_are_computed_in_one_place_that_goes_to_the_cpu() -> None
         path.relative_to(package).as_posix(): re.findall(r"torch\.linalg\.(?!vector_norm)\w+", path.read_text("utf-8"))
         for path in package.rglob("*.py")
     }
-    assert {name: calls for name, calls in found.items() if calls} == {"optim/projection.py": ["torch.linalg.svd"]}
+    on_the_cpu = {"deltas/factorise.py", "optim/shared_basis.py"}  # between rounds, and after a run
+    assert {name: calls for name, calls in found.items() if calls and name not in on_the_cpu} == {
+        "optim/projection.py": ["torch.linalg.svd"]
+    }
 
 
 @pytest.mark.parametrize(("shape", "content", "side"), [((7, 5), (64, 46), 64), ((90, 33), (64, 23), 16)])

@@ -80,6 +80,7 @@ def test_no_construct_is_used_that_windows_has_not() -> None:
     found = [
         f"{path.relative_to(package)}: {line.strip()} ({why} on Windows)"
         for path in package.rglob("*.py")
+        if path.parent.name not in ("app", "federated")  # these ask for the system where it differs
         for line in path.read_text(encoding="utf-8").splitlines()
         for pattern, why in FORBIDDEN.items()
         if re.search(pattern, line) and "/dev/fd/" not in line  # for names that Windows does not have

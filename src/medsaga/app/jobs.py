@@ -125,7 +125,7 @@ class Jobs:
                 lock.close()
                 return None
             with contextlib.suppress(OSError, ValueError):
-                found: dict[str, Any] = json.loads((self._folder / "running.json").read_text("utf-8"))
+                found: dict[str, Any] = json.loads((self._folder / "running.json").read_text(encoding="utf-8"))
                 return found
             return None
 
@@ -185,12 +185,12 @@ class Jobs:
             with contextlib.suppress(OSError, AttributeError):
                 os.setpriority(os.PRIO_PROCESS, job.process.pid, _NICENESS)
             about = {"pid": job.process.pid, "kind": job.kind, "run": job.run}
-            (self._folder / "running.json").write_text(json.dumps(about), "utf-8")
+            (self._folder / "running.json").write_text(json.dumps(about), encoding="utf-8")
             code = job.process.wait()
         with self._changed:
-            job.stdout = output.read_text("utf-8", "replace")
+            job.stdout = output.read_text(encoding="utf-8", "replace")
             if code != 0:
-                job.message = _said(errors.read_text("utf-8", "replace"))
+                job.message = _said(errors.read_text(encoding="utf-8", "replace"))
             job.state = "done" if code == 0 else "stopped" if job.asked_to_stop or code == 130 else "failed"
             (self._folder / "running.json").unlink(missing_ok=True)
         if job.state == "done" and job.then is not None and not self._closed:
