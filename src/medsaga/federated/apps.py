@@ -54,7 +54,7 @@ def _serve(grid: Grid, context: Context) -> None:
     except MedsagaError as error:
         said.say(f"{FAILED}{error}")
     except Exception as error:
-        (folder / TRACEBACK).write_text(traceback.format_exc())
+        (folder / TRACEBACK).write_text(traceback.format_exc(), encoding="utf-8")
         said.say(f"{FAILED}{type(error).__name__}: {error} (unexpected; {folder / TRACEBACK})")
         raise
 
@@ -115,7 +115,7 @@ def hospital_app(folder: Callable[[], Path]) -> ClientApp:
         Said(folder() / SAID).say(text)
 
     def failed(error: Exception) -> None:
-        (folder() / TRACEBACK).write_text("".join(traceback.format_exception(error)))
+        (folder() / TRACEBACK).write_text("".join(traceback.format_exception(error)), encoding="utf-8")
         if isinstance(error, InputError):
             say(f"{DIFFERS}{error}")
         else:

@@ -332,7 +332,7 @@ def _with_privacy(changes: dict[str, Tensor], federation: Federation, folder: Pa
     for name, change in changes.items():
         noisy[name] = factor * change
         if spread:
-            key = hashlib.sha256(f"{path.read_text()}/{number}/{name}".encode()).digest()
+            key = hashlib.sha256(f"{path.read_text(encoding='utf-8')}/{number}/{name}".encode()).digest()
             noise = np.random.default_rng(int.from_bytes(key)).normal(0.0, spread, tuple(change.shape))
             noisy[name] += torch.from_numpy(np.asarray(noise))
     return noisy
