@@ -188,9 +188,9 @@ class Jobs:
             (self._folder / "running.json").write_text(json.dumps(about), encoding="utf-8")
             code = job.process.wait()
         with self._changed:
-            job.stdout = output.read_text(encoding="utf-8", "replace")
+            job.stdout = output.read_text(encoding="utf-8", errors="replace")
             if code != 0:
-                job.message = _said(errors.read_text(encoding="utf-8", "replace"))
+                job.message = _said(errors.read_text(encoding="utf-8", errors="replace"))
             job.state = "done" if code == 0 else "stopped" if job.asked_to_stop or code == 130 else "failed"
             (self._folder / "running.json").unlink(missing_ok=True)
         if job.state == "done" and job.then is not None and not self._closed:
