@@ -41,10 +41,6 @@ class SharedBasisAdamW(GaLoreAdamW):
         """Return False: no step makes bases."""
         return False
 
-    def projected(self) -> list[Tensor]:
-        """Return the projected weights, in their order."""
-        return [weight for group, weight in self._weights() if group["rank"] is not None]
-
     @torch.no_grad()
     def give_bases(self, bases: Mapping[Tensor, Sides]) -> None:
         """Change the bases of some weights; their moments follow, as with bases of their own.
