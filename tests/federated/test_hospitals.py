@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from medsaga.federated.options import Federation
 from medsaga.federated.plan import Plan
 from medsaga.federated.processes import Said
 from medsaga.federated.serving import plan_of
-from medsaga.files import read_json, write_json
+from medsaga.files import read_json, sha256, write_json
 
 SECRET = "zyxwvut"
 
@@ -65,6 +66,45 @@ def test_they_agree_train_and_test_and_the_model_can_be_used(tmp_path: Path) -> 
     # What a site says of itself, beside the answers that test_messages reads.
     said = [dict(m.content["site"]) for m in messages if m.has_content() and "site" in m.content]
     assert [set(record) for record in said] == [{"name", "intensities"}] * 2 + [{"symmetries"}] * 2
+
+
+class Backwards(InProcessGrid):
+    """Answers come in another order than the orders went out, as over a network."""
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        return super().send_and_receive(list(messages)[::-1], timeout=timeout)
+
+
+def test_a_server_that_is_killed_in_a_round_comes_to_the_same_bits(tmp_path: Path) -> None:
+    weights = []
+    for name, grid in (("whole", InProcessGrid), ("killed", Backwards)):
+        root = tmp_path / name
+        folders = {number: hospital(root, site) for number, site in enumerate(("north", "south"), start=1)}
+        apps = {number: hospital_app(lambda folder=folder: folder) for number, folder in folders.items()}  # type: ignore[misc]
+        own = server(root, Federation(rounds=2, local_steps=1, exchange="shared-basis"), sites=2)
+        if name == "killed":
+            trained = 0
+
+            def kill(message: Message) -> None:
+                nonlocal trained
+                trained += message.metadata.message_type == "train"
+                # Two orders and two answers are the first round: now one site has trained in the second.
+                if trained == 6:
+                    raise KeyboardInterrupt
+
+            with pytest.raises(KeyboardInterrupt):
+                serve_rounds(grid(apps, kill), own, Said(own / SAID))
+            assert not (own / "result.json").exists()
+        serve_rounds(grid(apps), own, Said(own / SAID))
+        weights.append(sha256(own / "model.safetensors"))
+    assert weights[0] == weights[1]
+
+
+def test_the_server_refuses_what_each_hospital_chooses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["federate", "serve", str(tmp_path / "dataset.json"), "--out", str(tmp_path / "out"), "--shots", "3"]
+    assert main([*command, "--keys", str(tmp_path / "keys")]) == 2
+    assert "--shots: expected none at the server: each site divides its own cases" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -240,6 +240,7 @@ def test_cases_are_divided_at_random_by_a_column_or_by_folders(toy: Path, tmp_pa
         (["--exchange", "ffa"], "ffa with --method samed"),
         (["--exchange", "shared-basis", "--strategy", "median"], "--strategy"),
         (["--steps", "5"], "--rounds and --local-steps"),
+        (["--patience", "2"], "last weights of a round"),
         (["--noise", "1"], "--clip beside it"),
         (["--rounds", "0"], "at least 1"),
         (["--sites", "1"], "at least 2"),

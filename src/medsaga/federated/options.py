@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 from medsaga.errors import InputError
 from medsaga.methods import method_named
-from medsaga.settings.options import ResolvedSettings, Settings
+from medsaga.settings.options import ResolvedSettings, Settings, flag
 
 Exchange = Literal["weights", "shared-basis", "ffa", "alone", "pooled"]
 Strategy = Literal["fedavg", "fedprox", "fedbn", "median"]
@@ -56,12 +56,12 @@ class Federation:
         Raises:
             InputError: naming the flag.
         """
-        for flag, value in (
+        for name, value in (
             ("--rounds", self.rounds),
             ("--local-steps", self.local_steps),
             ("--min-sites", self.min_sites),
         ):
-            _require(flag, value >= 1, "at least 1", value)
+            _require(name, value >= 1, "at least 1", value)
         _require("--proximal", self.proximal > 0, "a positive number", self.proximal)
         _require("--clip", self.clip is None or self.clip > 0, "a positive number", self.clip)
         _require("--noise", self.noise is None or self.noise > 0, "a positive number", self.noise)
@@ -121,11 +121,24 @@ def settings_for(settings: Settings, federation: Federation) -> Settings:
     """
     decided = "what --rounds and --local-steps make of it"
     _require("--steps", settings.steps is None, decided, settings.steps)
-    _require("--validation-cases", not settings.validation_cases, "none: the last weights count", None)
+    for name in ("evaluate_every", "patience", "validation_cases"):
+        value = getattr(settings, name)
+        _require(flag(name), not value, "none: every site's last weights of a round count", value)
     steps = federation.steps
     return dataclasses.replace(settings, steps=steps, evaluate_every=steps, validation_cases=0)
 
 
-def _require(flag: str, good: bool, expected: str, found: object) -> None:
+def refuse_choices_of_sites(settings: Settings) -> None:
+    """Refuse what each hospital chooses for itself, where the server is told it.
+
+    Raises:
+        InputError: naming the flag.
+    """
+    for name in ("shots", "test_cases", "fold"):
+        value = getattr(settings, name)
+        _require(flag(name), not value, "none at the server: each site divides its own cases", value)
+
+
+def _require(name: str, good: bool, expected: str, found: object) -> None:
     if not good:
-        raise InputError(flag, expected=expected, found=str(found), do="Change it.")
+        raise InputError(name, expected=expected, found=str(found), do="Change it.")
