@@ -108,6 +108,15 @@ def test_sketch_of_a_matrix_of_low_rank_finds_its_range() -> None:
     torch.testing.assert_close(basis @ (basis.T @ gradient), gradient)
 
 
+def test_directions_beyond_the_rank_of_the_sketch_do_not_depend_on_rounding_errors() -> None:
+    sketch = random(40, 3) @ random(3, 20, seed=1)
+    basis = sketch_basis(sketch, 8)
+    off = sketch_basis(sketch + 1e-15 * random(40, 20, seed=2), 8)
+    # As subspaces: singular vectors may have any sign.
+    torch.testing.assert_close(off @ off.T, basis @ basis.T, rtol=0, atol=1e-6)
+    torch.testing.assert_close(sketch_basis(3 * sketch, 8).abs(), basis.abs(), rtol=0, atol=1e-6)
+
+
 def test_sketch_keeps_the_bound_of_halko_martinsson_and_tropp() -> None:
     # Theorem 10.5: with k + p Gaussian columns, E ||G - Q Q^T G||^2 <= (1 + k / (p - 1)) times the least for rank k.
     gradient = decaying(60, 80) + 0.01 * random(60, 80)
