@@ -41,7 +41,7 @@ CONTENDERS: dict[str, tuple[str, dict[str, Any]]] = {
 PRIVATE: dict[str, tuple[str, dict[str, Any]]] = {
     "medsaga, weights, changes clipped to 1": ("medsaga", {"exchange": "weights", "clip": 1.0}),
     "medsaga, weights, clipped, noise 0.001": ("medsaga", {"exchange": "weights", "clip": 1.0, "noise": 0.001}),
-    "medsaga, weights, clipped, noise 1": ("medsaga", {"exchange": "weights", "clip": 1.0, "noise": 1.0}),
+    "medsaga, weights, clipped, noise 0.01": ("medsaga", {"exchange": "weights", "clip": 1.0, "noise": 0.01}),
 }
 """The same for differential privacy."""
 KEPT = ("dice_mean", "dice_worst", "bytes_per_round", "bytes_first_round", "peak_memory_bytes", "seconds")

@@ -21,9 +21,8 @@ from medsaga import files
 from medsaga.data.augment import AUGMENTATIONS
 from medsaga.device import choose_device
 from medsaga.memory.tracker import device_peak, reset_device_peak
-from medsaga.methods import new_optimizer
+from medsaga.methods import build_model, method_named, new_optimizer
 from medsaga.models.precision import set_precision
-from medsaga.models.sam import build_sam
 from medsaga.planning.defaults import DeviceDefaults
 from medsaga.planning.estimate import predict_memory
 from medsaga.planning.resolve import Facts, resolve
@@ -62,7 +61,8 @@ def measure(settings: ResolvedSettings, device: torch.device, steps: int) -> dic
     """Make some training steps and return the predicted and the measured peak, and the median time of a step."""
     predicted = predict_memory(settings, classes=CLASSES, in_channels=3)
     torch.manual_seed(0)
-    model = build_sam(settings.model, classes=CLASSES, image_size=settings.image_size)
+    model = build_model(settings, classes=CLASSES, in_channels=3)
+    method_named(settings.method).adapt(model, settings)
     model.checkpoint_blocks = settings.checkpointing == "blocks"
     set_precision(model, settings.precision)
     model.to(device).train()
