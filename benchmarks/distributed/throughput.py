@@ -3,7 +3,8 @@
     python -m benchmarks.distributed.throughput --out benchmarks/distributed/throughput.json
 
 ``--models lite --steps 4`` is a short run, to see that it works. Both make the same steps: the same batch of `BATCH`
-images, whole or in halves. The time of a step is the median, the first `WARM_UP` steps left out.
+images, whole or in halves. Beside them, two processes of half the batch that exchange nothing: no way of exchanging can
+be faster. The time of a step is the median, the first `WARM_UP` steps left out.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,15 +28,46 @@ MODELS = ("lite", "vit_b")
 SIDE, BATCH, STEPS, WARM_UP = 224, 8, 12, 2
 
 
-def seconds_per_step(model: str, processes: int, steps: int, folder: Path) -> float:
-    """Train for a few steps; return the seconds of one."""
-    out = folder / f"{model}-{processes}"
+def command(model: str, steps: int, folder: Path, out: Path, **changes: int) -> list[str]:
+    """Return the command of a short training."""
     flags = {"model": model, "image-size": SIDE, "batch-size": BATCH, "steps": steps, "evaluate-every": steps}
-    flags |= {"device": "cpu", "devices": processes, "shots": 2, "test-cases": 1, "refresh-every": steps}
-    command = [sys.executable, "-m", "medsaga", "train", str(folder / "data"), "--out", str(out), "--random-weights"]
-    command += [f"--{name}={value}" for name, value in flags.items()]
-    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True)
-    return median(line["seconds"] for line in read_metrics(out)[1 + WARM_UP :] if line["kind"] == "step")
+    flags |= {"device": "cpu", "shots": 2, "test-cases": 1, "refresh-every": steps}
+    flags |= {name.replace("_", "-"): value for name, value in changes.items()}
+    start = [sys.executable, "-m", "medsaga", "train", str(folder / "data"), "--out", str(out), "--random-weights"]
+    return [*start, *(f"--{name}={value}" for name, value in flags.items())]
+
+
+def seconds_of_step(commands: Sequence[tuple[list[str], Path]]) -> float:
+    """Run commands at the same time; return the seconds of a step, of the slowest of them."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    running = [
+        subprocess.Popen(each, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        for each, _ in commands
+    ]
+    for each in running:
+        if each.wait() != 0:
+            raise RuntimeError(f"a training ended with exit code {each.returncode}")
+    return max(
+        median(line["seconds"] for line in read_metrics(out)[1 + WARM_UP :] if line["kind"] == "step")
+        for _, out in commands
+    )
+
+
+def measure(model: str, steps: int, folder: Path) -> dict[str, Any]:
+    """Return the seconds of a step: of one process, of two that share its batch, of two that exchange nothing.
+
+    The last two have half of the batch each and all of the optimizer's work: what they take is what two cores of this
+    machine can give, without any message.
+    """
+    places = {name: folder / f"{model}-{name}" for name in ("one", "two", "left", "right")}
+    one = seconds_of_step([(command(model, steps, folder, places["one"]), places["one"])])
+    two = seconds_of_step([(command(model, steps, folder, places["two"], devices=2), places["two"])])
+    halves = [
+        (command(model, steps, folder, places[side], batch_size=BATCH // 2), places[side]) for side in ("left", "right")
+    ]
+    unconnected = seconds_of_step(halves)
+    times = {"times": round(one / two, 2), "times_unconnected": round(one / unconnected, 2)}
+    return {"model": model, "one": one, "two": two, "two_unconnected": unconnected, **times}
 
 
 def main() -> None:
@@ -49,9 +82,8 @@ def main() -> None:
         folder = Path(name)
         write_phantom_ct(folder / "data")
         for model in asked.models:
-            one, two = (seconds_per_step(model, processes, asked.steps, folder) for processes in (1, 2))
-            rows.append({"model": model, "one": one, "two": two, "times": round(one / two, 2)})
-            print(f"{model}: {BATCH / one:.2f} images/s alone, {BATCH / two:.2f} by two: {one / two:.2f} times")
+            rows.append(measure(model, asked.steps, folder))
+            print(rows[-1], flush=True)
     files.write_json(
         asked.out, {"machine": machine(), "side": SIDE, "batch": BATCH, "steps": asked.steps, "rows": rows}
     )
