@@ -32,6 +32,13 @@ export function toast(text, kind = "info") {
   if (kind !== "error") setTimeout(() => box.remove(), 5000);
 }
 
+/** Wait for what the user asked for. An error is said, wherever he is by then, and the answer is null. */
+export const told = (promise) =>
+  Promise.resolve(promise).catch((error) => {
+    toast(error.message, "error");
+    return null;
+  });
+
 /** A group of choices of which one is taken. */
 export function segmented(name, legend, choices, chosen, onchange) {
   return h(
