@@ -132,16 +132,16 @@ class Held:
         return found
 
 
-def with_each(tab: Any, pattern: str, **changed: Any) -> None:
+def changed(tab: Any, pattern: str, **members: Any) -> None:
     """Let the page send what it sends to an address with some members of the JSON changed."""
 
-    def change(route: Any) -> None:
+    def send(route: Any) -> None:
         if route.request.method == "POST":
-            route.continue_(post_data={**(route.request.post_data_json or {}), **changed})
+            route.continue_(post_data={**(route.request.post_data_json or {}), **members})
         else:
             route.continue_()
 
-    tab.route(pattern, change)
+    tab.route(pattern, send)
 
 
 def answered(tab: Any, pattern: str, document: Any) -> None:
