@@ -115,21 +115,16 @@ class Held:
 
     def let_go(self, document: Any = None) -> None:
         """Answer them, by the server or with a document, and hold no more."""
+        from playwright.sync_api import Error
+
         self._holds = False
         for route in self._waiting:
-            with contextlib.suppress(self._gone()):
+            with contextlib.suppress(Error):  # the page does not wait for it any more
                 if document is None:
                     route.continue_()
                 else:
                     route.fulfill(json=document)
         self._waiting = []
-
-    @staticmethod
-    def _gone() -> type[Exception]:
-        from playwright.sync_api import Error
-
-        found: type[Exception] = Error
-        return found
 
 
 def changed(tab: Any, pattern: str, **members: Any) -> None:

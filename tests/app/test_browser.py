@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,12 @@ def test_nothing_is_fetched_from_elsewhere() -> None:
         assert "http:" not in text, path.name
         assert "https:" not in text, path.name
         assert "innerHTML" not in text, path.name
+
+
+def test_only_who_is_still_there_goes_to_another_view() -> None:
+    texts = {path.name: path.read_text(encoding="utf-8") for path in (PARTS / "static").glob("*.js")}
+    going = {name for name, text in texts.items() if re.search(r"location\.hash\s*=[^=]", text)}
+    assert going == {"visit.js", "main.js"}, "Visit.go asks whether the user is"
 
 
 @needs_chromium
@@ -117,6 +124,18 @@ def test_names_of_files_and_labels_are_text_and_never_markup(tab: Any, tmp_path:
         assert tab.locator(".label-name").first.inner_text() == "<b>disc</b>"
         assert "img0" not in tab.title()
         assert name not in tab.title()
+
+
+@needs_chromium
+def test_the_focus_stays_where_it_is_while_the_cases_are_listed_anew(tab: Any, tmp_path: Path, toy: Path) -> None:
+    (toy / "masks" / "img0.png").unlink()
+    with page(toy, tmp_path) as client:
+        enter(tab, client, "cases")
+        tab.get_by_role("link", name="img3").focus()
+        client.paint(client.key("img0"), "image", (0, 0, 0), (1, 5, 5), 1)
+        client.post(f"/api/cases/{client.key('img0')}/finish")
+        tab.get_by_text("6 images, 6 finished").wait_for()
+        assert "img3" in tab.evaluate("document.activeElement.textContent")
 
 
 @needs_chromium

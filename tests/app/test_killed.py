@@ -13,7 +13,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,6 @@ from page_server import Client, page, page_process
 
 from medsaga import run_folder
 from medsaga.app.project import Project
-from medsaga.files import read_json
 from medsaga.run_folder import read_metrics
 
 pytestmark = [
@@ -36,6 +35,7 @@ KILLS = 10
 HEIGHT, WIDTH = 48, 64
 SIDE = 3
 """Of the square that a stroke fills."""
+STEPS, SECONDS = 100, 300
 SMALL = {"model": "tiny", "image_size": 32, "hold_back": False}
 
 
@@ -63,8 +63,8 @@ def strokes() -> Iterator[tuple[int, int, int]]:
 
 def test_a_server_loses_no_stroke_and_its_training_goes_on(tmp_path: Path) -> None:
     root = write_toy_dataset(tmp_path / "toy", images=4)
-    random, squares = np.random.default_rng(0), strokes()
-    # Painted on a finished mask, which is written again and again meanwhile.
+    random, squares, painted = np.random.default_rng(0), strokes(), 0
+    # On a finished mask, which is written again and again meanwhile.
     known = Project(root).mask(Project(root).names["img3"]).classes.copy()
     possible = known
     for kill in range(KILLS):
@@ -75,9 +75,8 @@ def test_a_server_loses_no_stroke_and_its_training_goes_on(tmp_path: Path) -> No
             assert np.array_equal(shown, known) or np.array_equal(shown, possible)
             known = possible = shown
             if kill == 0:
-                assert client.post("/api/runs", {"time": 200, **SMALL}).status == 200
+                assert client.post("/api/runs", {"time": STEPS, **SMALL}).status == 200
                 client.until("/api/state", lambda state: state["jobs"][0]["state"] == "running")
-            painted = 0
             with (
                 killed_after(random.uniform(0, 1.5), server.kill),
                 contextlib.suppress(OSError, http.client.HTTPException),
@@ -89,49 +88,69 @@ def test_a_server_loses_no_stroke_and_its_training_goes_on(tmp_path: Path) -> No
                     assert client.paint(key, "image", (0, top, left), (1, SIDE, SIDE), label).status == 200
                     known, painted = possible, painted + 1
             assert server.wait() == -signal.SIGKILL
+    assert painted > KILLS
     with page(root, tmp_path) as client:
         (about,) = client.until("/api/runs", lambda found: found["runs"])["runs"]
-        assert finished(client, about["id"])["step"] == 200
+        assert finished(client, about["id"])["step"] == STEPS
 
 
 def finished(client: Client, run: str) -> Any:
     """Wait for the end of a run, and go on with it where it was interrupted."""
     path = f"/api/runs/{run}"
-    about = client.until(path, lambda about: about["state"] in ("done", "interrupted"), 300)
+    about = client.until(path, lambda about: about["state"] in ("done", "interrupted"), SECONDS)
     if about["state"] == "interrupted":
         client.post(f"{path}/resume")
-    return client.until(path, lambda about: about["state"] == "done", 300)
+    return client.until(path, lambda about: about["state"] == "done", SECONDS)
 
 
 def test_a_training_goes_on(tmp_path: Path) -> None:
     root = write_toy_dataset(tmp_path / "toy", images=4)
-    random = np.random.default_rng(1)
+    random, run = np.random.default_rng(1), root / "runs" / "run1"
     with page(root, tmp_path) as client:
-        jobs, out = client.session.jobs, root / "runs" / "run1"
-        for _ in range(KILLS):
-            found = client.get("/api/runs").json["runs"]
-            # One that was killed before it wrote its settings was none.
-            path = f"/api/runs/{found[0]['id']}/resume" if found else "/api/runs"
-            assert client.post(path, {"time": 200, **SMALL}).status == 200
-            job = jobs.all()[-1]
-            client.until("/api/state", lambda state, n=job.number: state["jobs"][-1]["state"] == "running" or n < 0)
-            seen, wanted = len(read_metrics_of(out)), int(random.integers(0, 60))
-            while len(read_metrics_of(out)) < seen + wanted and job.state == "running":
-                time.sleep(0.005)
-            time.sleep(random.uniform(0, 0.05) if wanted else random.uniform(0, 2))
-            job.process.kill()
-            client.until("/api/state", lambda state: state["jobs"][-1]["state"] == "failed")
+        for kill in range(KILLS):
+            train_and_kill(client, run, random, while_it_starts=kill % 2 == 1)
         (about,) = client.get("/api/runs").json["runs"]
-        assert finished(client, about["id"])["step"] == 200
-    steps = [line["step"] for line in read_metrics(out / run_folder.METRICS) if line["kind"] == "step"]
-    assert steps == list(range(1, 201))
-    assert read_json(out / run_folder.RESULT)["cases_trained_on"] == 4
+        assert finished(client, about["id"])["step"] == STEPS
+    steps = [line["step"] for line in read_metrics(run) if line["kind"] == "step"]
+    assert steps == list(range(1, STEPS + 1))
 
 
-def read_metrics_of(run: Path) -> list[str]:
-    """Return the lines of a run's log, the last perhaps half written."""
+def train_and_kill(client: Client, run: Path, random: np.random.Generator, *, while_it_starts: bool) -> None:
+    """Begin a training, or go on with it, and kill it while it starts or while it makes steps."""
+    found, begun = client.get("/api/runs").json["runs"], time.time()
+    # One that was killed before it wrote its settings was none.
+    path = f"/api/runs/{found[0]['id']}/resume" if found else "/api/runs"
+    assert client.post(path, {"time": STEPS, **SMALL}).status == 200
+    job = client.session.jobs.all()[-1]
+    awaited(lambda: job.process is not None)
+    if while_it_starts:
+        time.sleep(random.uniform(0, 3))
+    else:
+        awaited(lambda: written_since(run, begun))
+        step = last_step(run) + int(random.integers(0, 12))
+        awaited(lambda: last_step(run) >= step)
+        time.sleep(random.uniform(0, 0.05))
+    job.process.kill()
+    awaited(lambda: job.state == "failed")
+
+
+def awaited(is_so: Callable[[], bool]) -> None:
+    """Wait until something is so."""
+    end = time.monotonic() + SECONDS
+    while not is_so():
+        assert time.monotonic() < end, "it never came"
+        time.sleep(0.005)
+
+
+def written_since(run: Path, begun: float) -> bool:
+    """Whether a run has logged a step since a time."""
     path = run / run_folder.METRICS
-    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return path.exists() and path.stat().st_mtime > begun and last_step(run) > 0
+
+
+def last_step(run: Path) -> int:
+    """The last step in the log of a run that goes on."""
+    return max((line["step"] for line in read_metrics(run) if line["kind"] == "step"), default=0)
 
 
 @contextlib.contextmanager

@@ -300,7 +300,6 @@ def test_a_delta_that_is_exported_segments_as_the_run_does(opened: tuple[Project
     from medsaga.prediction.files import predict_files
 
     project, run = opened
-    image = next(iter(project.items.values())).images[0]
     with page(project.root, tmp_path) as client:
         path = f"/api/runs/{client.get('/api/runs').json['runs'][0]['id']}/delta"
         found = client.post(path, {"again": True}).json
@@ -312,7 +311,13 @@ def test_a_delta_that_is_exported_segments_as_the_run_does(opened: tuple[Project
         assert (found["state"], found["files"]) == ("done", 1)
         (file,) = Path(found["folder"]).iterdir()
     for model, name in ((run, "whole"), (file, "delta")):
-        predict_files(model, image, tmp_path / f"{name}.png", console=Console(quiet=True), device="cpu")
+        predict_files(
+            model,
+            project.root / "images" / "img0.png",
+            tmp_path / f"{name}.png",
+            console=Console(quiet=True),
+            device="cpu",
+        )
     whole, delta = (np.asarray(Image.open(tmp_path / f"{name}.png")) for name in ("whole", "delta"))
     assert (whole == delta).mean() > 0.99
 

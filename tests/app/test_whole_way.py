@@ -25,7 +25,7 @@ from medsaga.data.phantom import write_phantom_ct
 from medsaga.files import read_json
 
 pytestmark = [needs_chromium, pytest.mark.exhaustive]
-SECONDS = 100
+SECONDS = 600
 LABELLED = 4
 SMALL = {"model": "tiny", "image_size": 32}
 

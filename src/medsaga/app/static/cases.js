@@ -1,7 +1,7 @@
 // All cases at a glance: how far each is, what is wrong with the data, and which to label next.
 
 import { get, settled } from "./api.js";
-import { h, toast, told } from "./dom.js";
+import { h, redraw, toast, told } from "./dom.js";
 import { store } from "./store.js";
 
 const WORDS = { none: "not labelled", draft: "begun", done: "finished" };
@@ -21,14 +21,15 @@ export async function casesView(visit) {
       done ? h("a", { class: next ? "button" : "button main", href: "#train" }, "Train") : null,
       cases.length - done > 1 && labels.length > 0 ? ask : null,
     ];
-    element.replaceChildren(
+    redraw(
+      element,
       h(
         "div",
         { class: "head" },
         h("div", {}, h("h1", {}, `${cases.length} ${cases.length === 1 ? "image" : "images"}, ${done} finished`), h("p", { class: "soft" }, summary(cases))),
         h("div", { class: "row" }, actions),
       ),
-      ...problems(),
+      problems(),
       h(
         "ul",
         { class: "grid" },
@@ -77,5 +78,5 @@ function problems() {
   return [
     problems.length ? h("details", { class: "banner bad", open: true }, h("summary", {}, `${problems.length} ${problems.length === 1 ? "problem" : "problems"} with the data`), list(problems)) : null,
     warnings.length ? h("details", { class: "banner" }, h("summary", {}, `${warnings.length} ${warnings.length === 1 ? "remark" : "remarks"} on the data`), list(warnings)) : null,
-  ].filter(Boolean);
+  ];
 }

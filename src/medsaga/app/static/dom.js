@@ -22,6 +22,15 @@ export function svg(tag, properties = {}, ...children) {
   return element;
 }
 
+/** Put other children into an element; what of it has the focus has it again, if there is such a one. */
+export function redraw(element, ...children) {
+  const held = element.contains(document.activeElement) ? document.activeElement : null;
+  element.replaceChildren(...children.flat(Infinity).filter(Boolean));
+  if (!held) return;
+  const name = (each) => each.dataset.act ?? each.getAttribute("href") ?? each.textContent;
+  [...element.querySelectorAll(held.tagName)].find((each) => name(each) === name(held))?.focus({ preventScroll: true });
+}
+
 /** Say something in a corner for a while; errors stay until they are closed. */
 export function toast(text, kind = "info") {
   const place = document.getElementById("toasts");

@@ -1,7 +1,7 @@
 // What the model makes of the cases, the least sure first: accept, mend, and train again.
 
 import { get, post } from "./api.js";
-import { h, toast, told } from "./dom.js";
+import { h, redraw, toast, told } from "./dom.js";
 import { store } from "./store.js";
 import { Viewer } from "./viewer.js";
 import { Volume } from "./volume.js";
@@ -62,7 +62,8 @@ class Results {
   #drawList() {
     const again = h("button", { type: "button", class: "main", disabled: !this.since.length, onclick: () => this.trainAgain(again) },
       this.since.length ? `Train again with ${this.since.length} new ${this.since.length === 1 ? "case" : "cases"}` : "Train again");
-    this.head.replaceChildren(
+    redraw(
+      this.head,
       h("h1", {}, "Results"),
       this.runs.length > 1
         ? h("label", { class: "field" }, "Run", h("select", { onchange: (event) => this.visit.go(`results/${event.target.value}`) }, this.runs.map(({ id, name }) => h("option", { value: id, selected: id === this.run.id }, name))))
@@ -72,14 +73,15 @@ class Results {
       this.isBusy ? h("p", { class: "note", role: "status" }, "Segmenting the cases…") : h("button", { type: "button", class: "quiet", onclick: () => this.predict() }, this.cases.length ? "Segment all again" : "Segment the other cases"),
       this.cases.length ? h("p", { class: "soft small" }, "The least certain first. Confidence orders cases; it promises no Dice.") : null,
     );
-    this.list.replaceChildren(
-      ...this.cases.map((each) =>
+    redraw(
+      this.list,
+      this.cases.map((each) =>
         h(
           "li",
           {},
           h(
             "button",
-            { type: "button", class: "result", "aria-pressed": String(each.id === this.chosen), onclick: () => this.choose(each.id) },
+            { type: "button", class: "result", "data-act": each.id, "aria-pressed": String(each.id === this.chosen), onclick: () => this.choose(each.id) },
             h("img", { src: `/api/cases/${each.id}/thumbnail?run=${this.run.id}&v=${store.project.revision}`, alt: "", loading: "lazy" }),
             h("span", { class: "result-text" },
               h("span", {}, each.name),

@@ -2,7 +2,7 @@
 
 import { get, post, settled } from "./api.js";
 import { curves } from "./curve.js";
-import { duration, h, megabytes, segmented, toast, told } from "./dom.js";
+import { duration, h, megabytes, redraw, segmented, toast, told } from "./dom.js";
 import { store } from "./store.js";
 import { pause } from "./visit.js";
 
@@ -88,9 +88,7 @@ export async function trainView(visit, chosen) {
     }
     drawn = run?.id ?? null;
     if (run) watch(run).catch(() => {});
-    const focused = place.contains(document.activeElement) ? document.activeElement.dataset.act : null;
-    place.replaceChildren(...(run ? describe(run, runs) : waiting(queued)));
-    if (focused) place.querySelector(`[data-act="${focused}"]`)?.focus();
+    redraw(place, run ? describe(run, runs) : waiting(queued));
   }
 
   /** While a run trains: what its last weights make of a case that is not trained on. */
@@ -160,7 +158,7 @@ export async function trainView(visit, chosen) {
             h("li", {}, h("button", { type: "button", "aria-pressed": String(each.id === run.id), onclick: () => ((shown = each.id), told(follow())) },
               h("span", {}, each.name), h("span", { class: "soft" }, each.result?.dice_mean != null ? `Dice ${each.result.dice_mean.toFixed(3)}` : WORDS[each.state]))))))
         : null,
-    ].filter(Boolean);
+    ];
   }
 
   (async () => {
