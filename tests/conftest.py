@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 from collections.abc import Callable
@@ -15,6 +16,12 @@ from PIL import Image
 from rich.console import Console
 
 from medsaga.settings.options import Settings
+
+
+def pytest_collection_finish() -> None:
+    """Keep the garbage collector from what the imports have made: it would look through them again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 def write_toy_dataset(root: Path, *, images: int = 6, seed: int = 0) -> Path:

@@ -67,7 +67,9 @@ def evaluate_together(group: Group, run: Path, data: Path) -> dict[str, Any]:
 def compare_together(group: Group, data: Path, out: Path) -> list[dict[str, Any]]:
     """Compare two methods with one another."""
     settings = SharedSettings(steps=2, batch_size=2, image_size=64, device="cpu", random_weights=True, model="tiny")
-    return compare(data, out, settings, methods=["medsaga", "unet"], shots=[1], seeds=1, console=_silent(), group=group)
+    return compare(
+        data, out, settings, methods=["medsaga", "frozen"], shots=[1], seeds=1, console=_silent(), group=group
+    )
 
 
 def _silent() -> Console:

@@ -49,4 +49,4 @@ def test_each_run_of_a_comparison_is_made_by_one_process(toy: Path, tmp_path: Pa
         assert not isinstance(each, Exception), each
         assert scores(each) == expected
     assert (tmp_path / "shared" / "index.html").exists()
-    assert [method for method, _ in expected] == ["medsaga", "unet"]
+    assert [method for method, _ in expected] == ["medsaga", "frozen"]

@@ -46,21 +46,12 @@ def _of_method(settings: Settings, method: str, **changes: Any) -> Settings:
 
 
 @pytest.mark.exhaustive  # in float64, where nothing hides in rounding, the next test does it
-@pytest.mark.parametrize(
-    ("method", "size"),
-    [
-        ("medsaga", 2),
-        ("full", 3),
-        ("unet", 2),
-    ],
-)
+@pytest.mark.parametrize(("method", "size"), [("medsaga", 2), ("full", 3)])
 def test_the_losses_are_those_of_one_process_and_the_weights_the_same_bits(
     toy: Path, tmp_path: Path, settings: Settings, method: str, size: int
 ) -> None:
     settings = _of_method(settings, method, steps=12, refresh_every=4, encoder_lr=1e-4, decoder_lr=1e-4)
-    # Where it is possible, cut as the processes cut it: that alone changes a U-Net's losses by 1e-5 in 20 steps.
-    cut = None if BATCH % size else BATCH // size
-    one = train_alone(toy, tmp_path / "one", dataclasses.replace(settings, micro_batch_size=cut))
+    one = train_alone(toy, tmp_path / "one", settings)
     all_of = together(size, tmp_path, train_together, toy, tmp_path / "run", settings)
     for each in all_of:
         assert isinstance(each, Trained), each
@@ -82,9 +73,9 @@ def test_the_losses_are_those_of_one_process_and_the_weights_the_same_bits(
                 ("medsaga", {"projection": "two_sided", "micro_batch_size": 1}),
                 ("samed", {}),
                 ("full", {}),
-                ("unet", {}),
+                ("unet", {"steps": 4}),
                 # At 64 px the deepest maps have 2 x 2 places: the gradients of four images have a rank of at most 16.
-                ("medsaga", {"model": "lite", "image_size": 64, "rank": 64, "steps": 6}),
+                ("medsaga", {"model": "lite", "image_size": 64, "rank": 64, "steps": 4}),
                 # Of this model there are gradients that begin to travel during the backward pass.
                 ("full", {"model": "lite", "image_size": 64, "steps": 4}),
             ]
@@ -94,7 +85,7 @@ def test_the_losses_are_those_of_one_process_and_the_weights_the_same_bits(
 def test_in_float64_nothing_but_rounding_is_left(
     toy: Path, tmp_path: Path, settings: Settings, method: str, changes: dict[str, Any]
 ) -> None:
-    settings = dataclasses.replace(_of_method(settings, method, steps=8), **changes)
+    settings = _of_method(settings, method, **{"steps": 8, **changes})
     one = train_alone(toy, tmp_path / "one", settings, double=True)
     all_of = together(2, tmp_path, train_together, toy, tmp_path / "run", settings, None, True)
     for each in all_of:

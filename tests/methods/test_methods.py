@@ -60,7 +60,11 @@ class Trained(NamedTuple):
     result: dict[str, Any]
 
 
-@pytest.fixture(scope="module", params=METHODS)
+# DAE-Former is the largest by far; test_continuing and test_daeformer show it, too.
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=[pytest.mark.exhaustive] if name == "daeformer" else []) for name in METHODS],
+)
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """A run of two steps from random weights, by each of the methods."""
     root, method = tmp_path_factory.mktemp("trained"), request.param

@@ -15,6 +15,7 @@ from resolved import resolved
 from medsaga.data.intensity import Intensity
 from medsaga.memory.tracker import CATEGORIES, TensorTracker
 from medsaga.models.sam import build_sam
+from medsaga.planning import estimate
 from medsaga.planning.estimate import MemoryPrediction, predict_memory
 from medsaga.planning.shapes import OncePerShape
 from medsaga.prediction.segmenter import Segmenter
@@ -200,6 +201,15 @@ def test_an_operation_that_is_known_gives_the_same_sizes_again() -> None:
         for expected, found in zip(plain, results, strict=True):
             assert (found.shape, found.stride(), found.dtype) == (expected.shape, expected.stride(), expected.dtype)
             assert found.untyped_storage().nbytes() == expected.untyped_storage().nbytes()
+
+
+def test_what_is_known_from_before_changes_no_prediction() -> None:
+    different: dict[str, Any] = {"precision": "bf16", "state_bits": 8, "checkpointing": "blocks", "image_size": 96}
+    first = predict(**different)
+    estimate._predict.cache_clear()
+    again = predict(**different)
+    assert again is not first
+    assert again == first
 
 
 def test_known_operations_share_memory_where_they_did_before() -> None:
