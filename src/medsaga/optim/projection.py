@@ -115,10 +115,10 @@ def sketch_basis(
 ) -> Tensor:  # (768, 64)
     """Return the leading left singular vectors of a sketch Y = G Omega, in their own memory (Halko et al., 2011).
 
-    A gradient of few image positions has a lower rank than the basis. Nothing but rounding errors would choose the other
-    directions then, and with them what later gradients are projected to: another order of additions, by micro-batches
-    or several processes, would be another run. So noise chooses them, the same for every sketch of a size, far
-    above rounding errors and far below anything that a gradient says: sqrt(machine epsilon) of the sketch.
+    A gradient of few image positions has a lower rank than the basis. Nothing but rounding errors would choose the
+    other directions then, and with them what later gradients are projected to: another order of additions, by
+    micro-batches or several processes, would be another run. So noise chooses them, the same for every sketch of a
+    size, far above rounding errors and far below anything that a gradient says: sqrt(machine epsilon) of the sketch.
     """
     generator = keyed_generator(sketch.device, 0, "completion")
     noise = torch.randn(sketch.shape, generator=generator, dtype=sketch.dtype, device=sketch.device)
