@@ -1,4 +1,6 @@
-"""The page's server on a free port of this machine, in a thread of the test, and a client that can also misbehave."""
+"""The page's server on a free port of this machine, in a thread of the test or as the process that users start, and a
+client that can also misbehave.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +8,8 @@ import contextlib
 import http.client
 import json
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -126,3 +130,19 @@ def page(path: Path | None, folder: Path) -> Iterator[Client]:
         server.should_exit = True
         thread.join()
         listening.close()
+
+
+@contextlib.contextmanager
+def page_process(root: Path) -> Iterator[tuple[Client, subprocess.Popen[str]]]:
+    """Start ``medsaga app`` on a folder for the block; it may be killed there."""
+    command = [sys.executable, "-m", "medsaga", "app", str(root), "--no-browser"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            address = process.stdout.readline().split()[-1]
+            port, token = int(address.split(":")[2].split("/")[0]), address.split("token=")[1]
+            client = Client(port, None)
+            client.headers["Cookie"] = f"medsaga-{port}={token}"
+            yield client, process
+        finally:
+            process.terminate()

@@ -34,6 +34,18 @@ _SERVER.set_forkserver_preload(["medsaga.runs.train", "medsaga.distributed.joini
 _SECONDS = 120
 
 
+def started(work: Callable[..., Any], *given: Any) -> multiprocessing.process.BaseProcess:
+    """Start a process that does some work and can be killed; its imports take no time.
+
+    Args:
+        work: a function of a module that the process can import.
+        given: its arguments, which can be pickled.
+    """
+    process = _SERVER.Process(target=work, args=given)
+    process.start()
+    return process
+
+
 def together(size: int, folder: Path, work: Callable[..., Any], *given: Any) -> list[Any]:
     """Run ``work(group, *given)`` in processes that form a group; return what each returns, or its error.
 

@@ -39,7 +39,7 @@ def clinic(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("clinic")
     for number in range(3):
         write_examination(root / "data", f"case{number}", seed=number)
-    train = ["train", str(root / "data"), "--out", str(root / "run"), "--shots", "2", "--steps", "60", *FAST]
+    train = ["train", str(root / "data"), "--out", str(root / "run"), "--shots", "2", "--steps", "25", *FAST]
     assert main(train) == 0
     return root
 

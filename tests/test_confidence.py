@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from itertools import product
 
 import numpy as np
@@ -136,10 +134,3 @@ def test_nothing_added_is_nothing_doubted() -> None:
 def test_the_least_confident_come_first() -> None:
     assert look_first({"b": 0.9, "a": 0.9, "c": 0.2, "d": 1.0}) == ["c", "a", "b", "d"]
     assert look_first({}) == []
-
-
-@pytest.mark.parametrize("module", ["confidence", "measure", "postprocess"])
-def test_the_modules_need_nothing_heavy(module: str) -> None:
-    heavy = "{'torch', 'monai', 'transformers', 'matplotlib', 'SimpleITK'}"
-    code = f"import sys, medsaga.prediction.{module}; sys.exit(bool({heavy} & sys.modules.keys()))"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

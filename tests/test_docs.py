@@ -12,6 +12,7 @@ import pytest
 from conftest import write_toy_dataset
 
 from medsaga.cli import main
+from medsaga.methods import METHODS
 from medsaga.planning.defaults import DEFAULTS
 
 ROOT = Path(__file__).parent.parent
@@ -33,44 +34,34 @@ def _commands(text: str) -> list[list[str]]:
 
 
 def _pages() -> list[Any]:
-    """The pages with something to run: the first ones of a newcomer, cut where they take long; all, `exhaustive`."""
-    pages = []
-    for page in PAGES:
-        blocks = _runnable(page)
-        commands = [command for kind, text in blocks if kind == "sh" for command in _commands(text)]
-        long = any(_cut(command) != command for command in commands)
-        if blocks:
-            marks = [pytest.mark.exhaustive] if long or page.stem not in FIRST else []
-            pages.append(pytest.param(page, False, id=page.stem, marks=marks))
-        if long and page.stem in FIRST:
-            pages.append(pytest.param(page, True, id=f"{page.stem}, cut"))
-    return pages
+    """The pages with something to run: the first ones of a newcomer; the others are `exhaustive`."""
+    marks = {True: [], False: [pytest.mark.exhaustive]}
+    return [pytest.param(page, id=page.stem, marks=marks[page.stem in FIRST]) for page in PAGES if _runnable(page)]
 
 
 def _cut(arguments: list[str]) -> list[str]:
-    """Leave a comparison one method, one number of cases and one seed; plan for a small model; predict alone."""
+    """Leave a comparison one method, one number of cases and one seed, a federation one step, and all one process."""
     verb, *options = arguments
     kept = []
     for name, value in itertools.pairwise(["", *options]):
         match verb, name:
-            case "compare", "--methods" | "--shots":
+            case "compare", "--methods":
+                assert set(value.split(",")) <= METHODS.keys()
                 kept.append(value.split(",")[0])
-            case ("compare", "--seeds") | ("predict", "--devices"):
-                kept.append("1")
-            case "memory", "--model":
-                kept.append("tiny")
-            case "federate", "--rounds" | "--local-steps":
+            case "compare", "--shots":
+                kept.append(value.split(",")[0])
+            case (_, "--seeds" | "--devices") | ("federate", "--rounds" | "--local-steps"):
                 kept.append("1")
             case _:
                 kept.append(value)
     return [verb, *kept]
 
 
-@pytest.mark.parametrize(("page", "is_cut"), _pages())
-def test_every_block_runs(page: Path, is_cut: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("page", _pages())
+def test_every_block_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_toy_dataset(tmp_path / "data")
     monkeypatch.chdir(tmp_path)
-    # The commands are the docs'; only the length of the run and the size of the images are cut down.
+    # The commands are the docs'; only the length of the run, the size of the images and what `_cut` says are cut down.
     quick: dict[str, Any] = {"steps": 1, "batch_size": 2, "image_size": 64}
     for name, value in quick.items():
         monkeypatch.setitem(DEFAULTS, name, value)
@@ -79,7 +70,7 @@ def test_every_block_runs(page: Path, is_cut: bool, tmp_path: Path, monkeypatch:
             exec(compile(text, page.name, "exec"), {})
             continue
         for arguments in _commands(text):
-            assert main(_cut(arguments) if is_cut else arguments) == 0, arguments
+            assert main(_cut(arguments)) == 0, arguments
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

@@ -19,7 +19,8 @@ from PIL import Image
 
 import medsaga
 
-pytestmark = pytest.mark.xdist_group("newcomer")
+# For who writes medsaga, and not for who uses it.
+pytestmark = [pytest.mark.exhaustive, pytest.mark.xdist_group("newcomer")]
 
 PAGES = Path(__file__).parents[1] / "docs" / "how-to"
 QUICK = ["--steps", "1", "--batch-size", "2", "--image-size", "64", "--device", "cpu"]

@@ -93,12 +93,14 @@ def leaks(contents: Iterator[bytes], secrets: set[str]) -> set[str]:
 
 @dataclass(frozen=True)
 class Clinic:
-    """A dataset whose headers are full of secrets, and a run that was trained on it."""
+    """A dataset whose headers are full of secrets, a run that was trained on it, and its predictions on others."""
 
     data: Path
     run: Path
     secrets: set[str]
     done: list[Done]
+    predicted: Path
+    """A folder with new images and, in ``out``, what was predicted from them."""
 
 
 def all_secrets(*folders: Path) -> set[str]:
@@ -115,17 +117,28 @@ def clinic(tmp_path_factory: pytest.TempPathFactory) -> Clinic:
     root = tmp_path_factory.mktemp("clinic")
     for number in range(3):
         write_examination(root / "data", f"case{number}", seed=number, edit=confide)
-    run = root / "run"
+    volume, _ = anatomy(7)
+    for number in range(2):
+        write_ct_series(root / f"new/export/{number}/S1", volume, AFFINES["oblique"], edit=confide, seed=number)
+    grey = np.random.default_rng(0).integers(0, 4000, (40, 50)).astype(np.uint16)
+    write_flat(root / "new/xray.dcm", grey, spacing=(0.2, 0.2), edit=lambda image: confide(image, 0))
+    run, new = root / "run", root / "new"
+    predict = ["predict", str(run)]
+    wanted = ["--overlay", "--probabilities", "--measure", "--device", "cpu"]
     commands = [
         ["info", str(root / "data")],
         ["info", str(root / "data"), "--json"],
         ["train", str(root / "data"), "--out", str(run), *TRAIN],
         ["evaluate", str(run), "--json", "--device", "cpu"],
         ["evaluate", str(run), "--data", str(root / "data"), "--device", "cpu"],
+        [*predict, str(new / "export"), "--out", str(new / "out/nifti"), "--format", "nifti", *wanted],
+        [*predict, str(new / "export"), "--out", str(new / "out/seg"), *wanted],
+        [*predict, str(new / "export/0"), "--out", str(new / "out/rt.dcm"), "--format", "rtstruct", *wanted],
+        [*predict, str(new / "xray.dcm"), "--out", str(new / "out/xray.png"), *wanted],
     ]
     done = run_batch(commands, root / "told")
-    assert [each.code for each in done] == [0] * len(commands), done[-1].err
-    return Clinic(root / "data", run, all_secrets(root / "data"), done)
+    assert [each.code for each in done] == [0] * len(commands), [each.err for each in done]
+    return Clinic(root / "data", run, all_secrets(root / "data", new), done, new)
 
 
 def test_the_search_finds_what_is_packed(tmp_path: Path) -> None:
@@ -149,7 +162,7 @@ def test_the_phantoms_hold_what_is_searched_for(clinic: Clinic) -> None:
     assert len(held) > 15
 
 
-def test_info_train_and_evaluate_say_nothing_of_the_patient(clinic: Clinic) -> None:
+def test_commands_say_nothing_of_the_patient(clinic: Clinic) -> None:
     for each in clinic.done:
         assert each.out + each.err
         assert leaks(iter([each.out, each.err]), clinic.secrets) == set(), each.argv
@@ -162,27 +175,9 @@ def test_run_folders_hold_nothing_of_the_patient(clinic: Clinic) -> None:
         assert leaks(searched(path), clinic.secrets) == set(), path.name
 
 
-def test_predictions_that_are_no_dicom_hold_nothing_of_the_patient(clinic: Clinic, tmp_path: Path) -> None:
-    volume, _ = anatomy(7)
-    for number in range(2):
-        write_ct_series(tmp_path / f"export/{number}/S1", volume, AFFINES["oblique"], edit=confide, seed=number)
-    grey = np.random.default_rng(0).integers(0, 4000, (40, 50)).astype(np.uint16)
-    write_flat(tmp_path / "xray.dcm", grey, spacing=(0.2, 0.2), edit=lambda image: confide(image, 0))
-    predict = ["predict", str(clinic.run)]
-    wanted = ["--overlay", "--probabilities", "--measure", "--device", "cpu"]
-    commands = [
-        [*predict, str(tmp_path / "export"), "--out", str(tmp_path / "out/nifti"), "--format", "nifti", *wanted],
-        [*predict, str(tmp_path / "export"), "--out", str(tmp_path / "out/seg"), *wanted],
-        [*predict, str(tmp_path / "export/0"), "--out", str(tmp_path / "out/rt.dcm"), "--format", "rtstruct", *wanted],
-        [*predict, str(tmp_path / "xray.dcm"), "--out", str(tmp_path / "out/xray.png"), *wanted],
-    ]
-    done = run_batch(commands, tmp_path / "told")
-    secrets = all_secrets(tmp_path)
-
-    assert [each.code for each in done] == [0] * len(commands), [each.err for each in done]
-    for each in done:
-        assert leaks(iter([each.out, each.err]), secrets) == set(), each.argv
-    written = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+def test_predictions_that_are_no_dicom_hold_nothing_of_the_patient(clinic: Clinic) -> None:
+    secrets = all_secrets(clinic.predicted)
+    written = [path for path in (clinic.predicted / "out").rglob("*") if path.is_file()]
     others = [path for path in written if path.suffix != ".dcm"]
     assert {".gz", ".png", ".csv", ".tif"} <= {path.suffix for path in others}
     for path in others:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from page_server import Client
+from page_server import page_process
 
 SHAPE = (512, 512, 600)
 LEAST_PER_SECOND = 20
@@ -32,35 +31,24 @@ def test_a_large_ct_scrolls_at_twenty_slices_a_second_within_two_gibibytes(tmp_p
     voxels = (ramp[..., np.newaxis] + np.arange(600, dtype=np.int16) - 1024).astype(np.int16)
     nib.save(nib.Nifti1Image(voxels, np.diag([0.7, 0.7, 1.0, 1.0])), root / "images" / "large.nii")
     (root / "dataset.json").write_text('{"labels": {"background": 0, "liver": 1}}')
-    command = [sys.executable, "-m", "medsaga", "app", str(root), "--no-browser"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-        try:
-            assert server.stdout is not None
-            address = server.stdout.readline().split()[-1]
-            port, token = int(address.split(":")[2].split("/")[0]), address.split("token=")[1]
-            client = Client(port, None)
-            client.headers["Cookie"] = f"medsaga-{port}={token}"
-            # Not while the data are looked through.
-            client.until("/api/state", lambda state: state["project"]["checked"], 120)
-            key = client.key("large")
-            planes = client.get(f"/api/cases/{key}").json["planes"]
-            assert client.paint(key, "axial", (300, 100, 100), (1, 200, 200), 1).status == 200
-            for plane in ("axial", "coronal", "sagittal"):
-                begun, count = time.perf_counter(), 60
-                for index in range(100, 100 + count):
-                    image = client.get(f"/api/cases/{key}/image?plane={plane}&index={index}&channel=0")
-                    labels = client.get(f"/api/cases/{key}/labels?plane={plane}&index={index}")
-                    assert (
-                        len(image.body) == 2 * len(labels.body) == 2 * planes[plane]["height"] * planes[plane]["width"]
-                    )
-                rate = count / (time.perf_counter() - begun)
-                print(f"{plane}: {rate:.0f} slices a second")
-                assert rate > LEAST_PER_SECOND, plane
-            begun = time.perf_counter()
-            for index in range(10):
-                assert client.paint(key, "sagittal", (index, 100, 100), (1, 50, 50), 1).status == 200
-            assert time.perf_counter() - begun < 5
-            print(f"peak {peak_of(server.pid) / 2**20:,.0f} MiB")
-            assert peak_of(server.pid) < MOST_BYTES
-        finally:
-            server.terminate()
+    with page_process(root) as (client, server):
+        # Not while the data are looked through.
+        client.until("/api/state", lambda state: state["project"]["checked"], 120)
+        key = client.key("large")
+        planes = client.get(f"/api/cases/{key}").json["planes"]
+        assert client.paint(key, "axial", (300, 100, 100), (1, 200, 200), 1).status == 200
+        for plane in ("axial", "coronal", "sagittal"):
+            begun, count = time.perf_counter(), 60
+            for index in range(100, 100 + count):
+                image = client.get(f"/api/cases/{key}/image?plane={plane}&index={index}&channel=0")
+                labels = client.get(f"/api/cases/{key}/labels?plane={plane}&index={index}")
+                assert len(image.body) == 2 * len(labels.body) == 2 * planes[plane]["height"] * planes[plane]["width"]
+            rate = count / (time.perf_counter() - begun)
+            print(f"{plane}: {rate:.0f} slices a second")
+            assert rate > LEAST_PER_SECOND, plane
+        begun = time.perf_counter()
+        for index in range(10):
+            assert client.paint(key, "sagittal", (index, 100, 100), (1, 50, 50), 1).status == 200
+        assert time.perf_counter() - begun < 5
+        print(f"peak {peak_of(server.pid) / 2**20:,.0f} MiB")
+        assert peak_of(server.pid) < MOST_BYTES

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -17,7 +16,7 @@ import numpy as np
 import pytest
 from clinical_phantoms import write_examination
 from conftest import write_toy_dataset
-from page_server import Client, page
+from page_server import page
 from PIL import Image
 from rich.console import Console
 
@@ -26,7 +25,7 @@ from medsaga.app.export import export_labels, export_model, formats_of
 from medsaga.app.jobs import Jobs
 from medsaga.app.opening import make_dataset, open_folder
 from medsaga.app.project import Project
-from medsaga.app.results import CONFIDENCE, PREDICTIONS, predictions, results
+from medsaga.app.results import CONFIDENCE, PREDICTIONS
 from medsaga.app.training import Choice, continue_command, labelled_cases, labelled_since, progress, train_command
 from medsaga.data.dataset import read_dataset
 from medsaga.errors import InputError
@@ -89,6 +88,20 @@ def test_one_command_runs_at_a_time_and_the_others_wait(tmp_path: Path) -> None:
     assert second.message == "it does not work"
     assert followed == ["a"]
     assert log.read_text().split("\n")[:-1] == ["begun a", "ended a", "begun b", "ended b"]
+    jobs.close()
+
+
+def test_what_cannot_follow_a_command_holds_up_none(tmp_path: Path) -> None:
+    log, jobs = tmp_path / "log", Jobs(tmp_path / "jobs", fake(tmp_path))
+
+    def then() -> None:
+        raise InputError("segmenting", expected="a case", found="none", do="Add images.")
+
+    first = jobs.add("train", [str(log), "a", "now"], then=then)
+    second = jobs.add("train", [str(log), "b", "now"])
+    until(lambda: second.state == "done")
+    assert first.state == "done"
+    assert "Add images" in first.message
     jobs.close()
 
 
@@ -283,6 +296,32 @@ def test_what_is_exported_is_what_is_shown(opened: tuple[Project, Path]) -> None
     assert list(Segmenter.load(model, "cpu").config.labels) == ["background", "disc", "bar"]
 
 
+def test_a_delta_that_is_exported_segments_as_the_run_does(opened: tuple[Project, Path], tmp_path: Path) -> None:
+    from medsaga.prediction.files import predict_files
+
+    project, run = opened
+    with page(project.root, tmp_path) as client:
+        path = f"/api/runs/{client.get('/api/runs').json['runs'][0]['id']}/delta"
+        found = client.post(path, {"again": True}).json
+        end = time.monotonic() + 120
+        while found["state"] == "waiting":
+            assert time.monotonic() < end
+            time.sleep(0.1)
+            found = client.post(path).json
+        assert (found["state"], found["files"]) == ("done", 1)
+        (file,) = Path(found["folder"]).iterdir()
+    for model, name in ((run, "whole"), (file, "delta")):
+        predict_files(
+            model,
+            project.root / "images" / "img0.png",
+            tmp_path / f"{name}.png",
+            console=Console(quiet=True),
+            device="cpu",
+        )
+    whole, delta = (np.asarray(Image.open(tmp_path / f"{name}.png")) for name in ("whole", "delta"))
+    assert (whole == delta).mean() > 0.99
+
+
 def test_progress_of_a_run_at_every_point(opened: tuple[Project, Path], tmp_path: Path) -> None:
     _, run = opened
     whole = (run / run_folder.METRICS).read_text().splitlines(keepends=True)
@@ -337,74 +376,3 @@ def test_an_export_of_series_becomes_a_dataset(tmp_path: Path) -> None:
     dataset = read_dataset(make_dataset(root / "images"), masks_required=False)
     assert dataset.problems == ()
     assert len(dataset.items) == 2
-
-
-def loop(client: Client, root: Path, steps: int) -> str:
-    """Train, wait for the predictions, and return the run's id."""
-    choice = {"time": steps, "model": "lite", "image_size": 32}
-    run = client.post("/api/runs", choice).json["run"]
-    client.until(f"/api/runs/{run}", lambda about: about.get("state") == "done", 120)
-    client.until("/api/state", lambda state: all(job["state"] == "done" for job in state["jobs"]), 120)
-    return str(run)
-
-
-@pytest.mark.exhaustive
-def test_the_whole_loop_by_real_processes(tmp_path: Path) -> None:
-    root = write_toy_dataset(tmp_path / "toy", images=6)
-    for number in (3, 4, 5):
-        (root / "masks" / f"img{number}.png").unlink()
-    with page(root, tmp_path) as client:
-        run = loop(client, root, 4)
-        found = client.get(f"/api/runs/{run}/results").json["cases"]
-        assert [case["role"] for case in found] == ["new"] * 3
-        client.post(f"/api/cases/{found[0]['id']}/begin", {"run": run, "accept": True})
-        again = client.post(f"/api/runs/{run}/again", {"time": 3}).json["run"]
-        about = client.until(f"/api/runs/{again}", lambda about: about.get("state") == "done", 120)
-        assert about["step"] == 3
-        assert about["result"]["cases_trained_on"] == 4
-        known = client.post("/api/memory", {"time": "quick", "model": "lite", "image_size": 32})
-        assert known.status == 200
-        end = time.monotonic() + 60
-        while (found := client.post("/api/memory", {"time": "quick", "model": "lite", "image_size": 32}).json)[
-            "state"
-        ] == "waiting":
-            assert time.monotonic() < end
-            time.sleep(0.2)
-        assert found["bytes"] > 2**20
-    project = Project(root)
-    assert len(results(project, next(iter(project.runs().values())))) == 3
-    assert len(predictions(project, list(project.runs().values())[1])) == 2
-
-
-@pytest.mark.exhaustive
-def test_a_server_that_is_killed_loses_no_stroke_and_its_training_is_gone_on_with(tmp_path: Path) -> None:
-    root = write_toy_dataset(tmp_path / "toy", images=4)
-    (root / "masks" / "img3.png").unlink()
-    command = [sys.executable, "-m", "medsaga", "app", str(root), "--no-browser"]
-    wanted = np.zeros((48, 64), np.uint8)
-    for attempt in range(5):
-        server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        assert server.stdout is not None
-        address = server.stdout.readline().split()[-1]
-        port, token = int(address.split(":")[2].split("/")[0]), address.split("token=")[1]
-        client = Client(port, None)
-        client.headers["Cookie"] = f"medsaga-{port}={token}"
-        key = client.key("img3")
-        shown = np.frombuffer(client.get(f"/api/cases/{key}/labels?plane=image&index=0").body, np.uint8).reshape(48, 64)
-        np.testing.assert_array_equal(shown, wanted)
-        if attempt == 0:
-            client.post("/api/runs", {"time": 60, "model": "lite", "image_size": 32, "hold_back": False})
-        for stroke in range(5):
-            client.paint(key, "image", (0, 8 * attempt, 8 * stroke), (1, 3, 3), 1)
-            wanted[8 * attempt : 8 * attempt + 3, 8 * stroke : 8 * stroke + 3] = 1
-        time.sleep(1.5 * attempt)
-        server.send_signal(signal.SIGKILL)
-        server.wait()
-        server.stdout.close()
-    with page(root, tmp_path) as client:
-        (about,) = client.until("/api/runs", lambda found: found["runs"], 60)["runs"]
-        path = f"/api/runs/{about['id']}"
-        about = client.until(path, lambda about: about["state"] in ("done", "interrupted"), 200)
-        if about["state"] == "interrupted":
-            client.post(f"{path}/resume")
-        assert client.until(path, lambda about: about["state"] == "done", 200)["step"] == 60

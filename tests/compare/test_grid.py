@@ -6,8 +6,6 @@ import dataclasses
 import json
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import interrupt_in
+from processes import started
 from rich.console import Console
 
 from medsaga import methods
@@ -58,7 +57,7 @@ def tables_of(out: Path) -> tuple[str, str]:
 
 
 def _command(data: Path, out: Path, methods: str, shots: str) -> list[str]:
-    command = [sys.executable, "-m", "medsaga", "compare", str(data), "--out", str(out), "--methods", methods]
+    command = ["compare", str(data), "--out", str(out), "--methods", methods]
     command += ["--shots", shots, "--seeds", "1", "--steps", "1", "--batch-size", "2", "--image-size", "64"]
     return [*command, "--model", "tiny", "--device", "cpu"]
 
@@ -69,41 +68,46 @@ def _assert_same(one: Path, other: Path) -> None:
     assert not list((one / "runs").iterdir())
 
 
+@pytest.mark.xdist_group("processes")
 def test_killed_in_its_second_run_it_comes_to_the_same_table(toy: Path, tmp_path: Path) -> None:
     command = _command(toy, tmp_path / "killed", "frozen", "1,2")
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    process = started(main, command)
     deadline = time.monotonic() + 120
     while not list((tmp_path / "killed" / "runs").glob("equal-frozen-002-*")):
-        assert process.poll() is None, "the comparison ended before it could be killed"
+        assert process.exitcode is None, "the comparison ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.02)
     process.kill()
-    assert process.wait() == -signal.SIGKILL
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     assert list(cells_of(tmp_path / "killed")) == ["equal-frozen-001-shots-seed-0.json"]
     for name in ("killed", "whole"):
-        assert main(_command(toy, tmp_path / name, "frozen", "1,2")[3:]) == 0
+        assert main(_command(toy, tmp_path / name, "frozen", "1,2")) == 0
     _assert_same(tmp_path / "killed", tmp_path / "whole")
 
 
 @pytest.mark.exhaustive
-def test_killed_at_random_moments_it_comes_to_the_same_table(toy: Path, tmp_path: Path) -> None:
+@pytest.mark.xdist_group("processes")
+def test_killed_at_random_moments_it_comes_to_the_same_table(
+    toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     began = time.monotonic()
-    subprocess.run(_command(toy, tmp_path / "whole", "medsaga,frozen", "1,3"), check=True, capture_output=True)
+    process = started(main, _command(toy, tmp_path / "whole", "medsaga,frozen", "1,3"))
+    process.join()
+    assert process.exitcode == 0
     whole = time.monotonic() - began
     command = _command(toy, tmp_path / "killed", "medsaga,frozen", "1,3")
     moments = random.Random(time.time_ns())  # a new moment in every run of this test
     kills = 0
     for _ in range(2):
-        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-        try:
-            process.wait(moments.uniform(0.2, 0.7) * whole)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            kills += 1
+        process = started(main, command)
+        process.join(moments.uniform(0.1, 0.7) * whole)
+        process.kill()
+        process.join()
+        kills += process.exitcode == -signal.SIGKILL
     assert kills
-    again = subprocess.run(command, check=True, capture_output=True, text=True)
-    assert "page: " in again.stderr
+    assert main(command) == 0
+    assert "page: " in capsys.readouterr().err
     _assert_same(tmp_path / "killed", tmp_path / "whole")
 
 
@@ -238,7 +242,7 @@ def test_what_cannot_be_compared_is_said_before_anything_runs(toy: Path, tmp_pat
 def test_the_command_line(
     toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = _command(toy, tmp_path / "out", "frozen", "1")[3:]
+    command = _command(toy, tmp_path / "out", "frozen", "1")
     assert main([*command, "--json"]) == 0
     (cell,) = json.loads(capsys.readouterr().out)
     assert cell["result"]["metric_protocol"] == "mm"
@@ -248,7 +252,7 @@ def test_the_command_line(
     capsys.readouterr()
     # Our own fault is another exit code, though the results are printed.
     _failing(monkeypatch, "full", AssertionError("impossible"))
-    assert main([*_command(toy, tmp_path / "out", "frozen,full", "1")[3:], "--json"]) == 1
+    assert main([*_command(toy, tmp_path / "out", "frozen,full", "1"), "--json"]) == 1
     told = capsys.readouterr()
     assert [cell["status"] for cell in json.loads(told.out)] == ["done", "failed"]
     assert "equal-full-001-shots-seed-0" in told.err

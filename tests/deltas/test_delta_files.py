@@ -30,6 +30,8 @@ from medsaga.prediction.segmenter import Segmenter
 from medsaga.settings.options import Settings
 from medsaga.settings.run_config import read_config
 
+pytestmark = pytest.mark.xdist_group("delta_files")
+
 SETTINGS = Settings(
     model="tiny", shots=3, image_size=64, steps=6, batch_size=2, evaluate_every=6, refresh_every=2, rank=8, device="cpu"
 )

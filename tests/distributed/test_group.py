@@ -14,6 +14,8 @@ from medsaga.distributed.group import ALONE, FailedElsewhereError
 from medsaga.distributed.same_weights import fingerprint
 from medsaga.errors import InputError
 
+pytestmark = pytest.mark.xdist_group("processes")
+
 
 def test_three_processes_add_gather_and_share(tmp_path: Path) -> None:
     all_of = together(3, tmp_path, group_work.everything)

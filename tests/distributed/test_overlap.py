@@ -10,6 +10,8 @@ import torch
 from overlap_work import OUT, RANK, SIDE
 from processes import together
 
+pytestmark = pytest.mark.xdist_group("processes")
+
 WHOLE, LOW_RANK, FULL = (OUT, SIDE), (SIDE, RANK), (SIDE, SIDE)
 
 

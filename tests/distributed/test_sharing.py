@@ -12,6 +12,8 @@ from processes import together
 
 from medsaga.distributed.group import ALONE
 
+pytestmark = pytest.mark.xdist_group("processes")
+
 
 def test_a_folder_is_segmented_in_shares(trained_toy: Path, tmp_path: Path) -> None:
     run, images = trained_toy / "run", trained_toy / "data" / "images"

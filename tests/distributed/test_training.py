@@ -15,6 +15,8 @@ from medsaga.planning.estimate import predict_memory
 from medsaga.settings.options import Settings
 from medsaga.settings.run_config import read_config
 
+pytestmark = pytest.mark.xdist_group("processes")
+
 BATCH = 4
 
 
@@ -43,20 +45,19 @@ def _of_method(settings: Settings, method: str, **changes: Any) -> Settings:
     return dataclasses.replace(settings, method=method, **{**changes, **own})
 
 
+@pytest.mark.exhaustive  # in float64, where nothing hides in rounding, the next test does it
 @pytest.mark.parametrize(
     ("method", "size"),
     [
         ("medsaga", 2),
-        *(
-            pytest.param(method, size, marks=pytest.mark.exhaustive)
-            for method, size in [("medsaga", 3), ("samed", 2), ("full", 3), ("unet", 2), ("frozen", 2)]
-        ),
+        ("full", 3),
+        ("unet", 2),
     ],
 )
 def test_the_losses_are_those_of_one_process_and_the_weights_the_same_bits(
     toy: Path, tmp_path: Path, settings: Settings, method: str, size: int
 ) -> None:
-    settings = _of_method(settings, method, steps=20, refresh_every=5, encoder_lr=1e-4, decoder_lr=1e-4)
+    settings = _of_method(settings, method, steps=12, refresh_every=4, encoder_lr=1e-4, decoder_lr=1e-4)
     # Where it is possible, cut as the processes cut it: that alone changes a U-Net's losses by 1e-5 in 20 steps.
     cut = None if BATCH % size else BATCH // size
     one = train_alone(toy, tmp_path / "one", dataclasses.replace(settings, micro_batch_size=cut))
@@ -65,8 +66,8 @@ def test_the_losses_are_those_of_one_process_and_the_weights_the_same_bits(
         assert isinstance(each, Trained), each
         assert each.losses == pytest.approx(one.losses, abs=1e-5)
         assert each.weights == all_of[0].weights
-    assert len(one.losses) == 20
-    assert sum(one.losses[-5:]) < sum(one.losses[:5])
+    assert len(one.losses) == 12
+    assert sum(one.losses[-4:]) < sum(one.losses[:4])
 
 
 @pytest.mark.parametrize(
@@ -77,7 +78,7 @@ def test_the_losses_are_those_of_one_process_and_the_weights_the_same_bits(
             pytest.param(method, changes, marks=pytest.mark.exhaustive)
             for method, changes in [
                 # One exact basis: a later one has singular vectors of any sign, and the moments are kept as they are.
-                ("medsaga", {"galore": "reference", "refresh_every": 20}),
+                ("medsaga", {"galore": "reference", "refresh_every": 8}),
                 ("medsaga", {"projection": "two_sided", "micro_batch_size": 1}),
                 ("samed", {}),
                 ("full", {}),
@@ -93,11 +94,13 @@ def test_the_losses_are_those_of_one_process_and_the_weights_the_same_bits(
 def test_in_float64_nothing_but_rounding_is_left(
     toy: Path, tmp_path: Path, settings: Settings, method: str, changes: dict[str, Any]
 ) -> None:
-    settings = dataclasses.replace(_of_method(settings, method, steps=20), **changes)
+    settings = dataclasses.replace(_of_method(settings, method, steps=8), **changes)
     one = train_alone(toy, tmp_path / "one", settings, double=True)
-    for each in together(2, tmp_path, train_together, toy, tmp_path / "run", settings, None, True):
+    all_of = together(2, tmp_path, train_together, toy, tmp_path / "run", settings, None, True)
+    for each in all_of:
         assert isinstance(each, Trained), each
         assert each.losses == pytest.approx(one.losses, abs=1e-10)
+        assert each.weights == all_of[0].weights
 
 
 def test_every_method_makes_the_steps_of_one_process(toy: Path, tmp_path: Path, settings: Settings) -> None:
@@ -117,14 +120,8 @@ def _with(
 
 
 # Two images each. In the first pass bases are made, and the second is the first after which weights move.
-@pytest.mark.parametrize(
-    ("kind", "call"),
-    [
-        ("memory", 2),
-        pytest.param("memory", 1, marks=pytest.mark.exhaustive),
-        pytest.param("bases", 0, marks=pytest.mark.exhaustive),
-    ],
-)
+@pytest.mark.exhaustive  # that nobody waits for a process whose memory runs out, test_overlap shows, too
+@pytest.mark.parametrize(("kind", "call"), [("memory", 2), ("memory", 1), ("bases", 0)])
 def test_out_of_memory_in_one_makes_all_smaller_and_the_result_is_that_of_the_smaller_parts(
     toy: Path, tmp_path: Path, settings: Settings, kind: str, call: int
 ) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -109,6 +109,14 @@ def test_what_is_not_finite_arrives_so(bits: int) -> None:
     }
     arrived = from_record(to_record(sent, bits))
     assert [bool(arrived[name].isfinite().all()) for name in sent] == [False, False, True, True]
+
+
+def test_a_record_that_holds_no_file_of_tensors_is_no_answer() -> None:
+    with pytest.raises(KeyError):
+        from_record(ArrayRecord())
+    for content in (b"", b"words", bytes(100)):
+        with pytest.raises(ValueError, match="no safetensors file"):
+            from_record(ArrayRecord({"safetensors": Array("uint8", (len(content),), "safetensors", content)}))
 
 
 def test_the_bytes_counted_are_those_of_flowers_own_encoding() -> None:

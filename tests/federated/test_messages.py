@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from conftest import write_toy_dataset
 from federation import TINY, together
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.common.serde import message_to_proto
+from safetensors.numpy import load
 
 from medsaga.federated.averaging import Answer
 from medsaga.federated.client import FAILED, NEEDS_WEIGHTS, OUT_OF_MEMORY, client_app
@@ -40,10 +42,15 @@ def read(message: Message, parameters: dict[str, tuple[int, ...]]) -> None:
                     isinstance(n, int | float) for v in record.values() for n in (v if isinstance(v, list) else [v])
                 )
             case ArrayRecord():
-                for name, array in record.items():
+                (file,) = record.values()
+                arrays = load(file.data)
+                # Nothing stands in the file's header beside the tensors.
+                header = json.loads(file.data[8 : 8 + int.from_bytes(file.data[:8], "little")])
+                assert header.keys() == arrays.keys()
+                for name, array in arrays.items():
                     assert re.sub(r"#(left|right|scale)", "", name) in parameters
-                    assert array.numpy().dtype in (np.float32, np.float16)
-                    assert array.numpy().size <= np.prod(parameters[re.sub(r"#\w+", "", name)]) + SKETCH_MARGIN
+                    assert array.dtype in (np.float32, np.float16)
+                    assert array.size <= np.prod(parameters[re.sub(r"#\w+", "", name)]) + SKETCH_MARGIN
             case _:
                 raise AssertionError(f"{type(record)} leaves a site")
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from medsaga.federated.options import Federation
 from medsaga.federated.server import factor_shape
-from medsaga.federated.wire import rounded
+from medsaga.federated.wire import from_record, rounded
 from medsaga.memory.meta import on_meta
 from medsaga.methods import build_model, new_optimizer
 from medsaga.optim.projection import project_back, projected_sides, sketch_width
@@ -74,10 +74,11 @@ def test_from_the_second_round_on_no_projected_weight_travels_whole(tmp_path: Pa
     assert len(sent) == 8
     for content in sent:
         assert "weights" not in content
-        for name, array in content.array_records["tensors" if "tensors" in content else "change"].items():
+        record = content.array_records["tensors" if "tensors" in content else "change"]
+        for name, tensor in from_record(record).items():
             if name in ranks:
-                assert min(array.shape) == ranks[name]
-                assert sum(array.shape) <= sum((weights[name].shape[0], weights[name][0].numel()))
+                assert min(tensor.shape) == ranks[name]
+                assert sum(tensor.shape) <= sum((weights[name].shape[0], weights[name][0].numel()))
 
 
 @REPEATS

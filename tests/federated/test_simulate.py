@@ -24,6 +24,8 @@ from medsaga.federated.simulate import simulate
 from medsaga.files import read_json, sha256
 from medsaga.settings.options import Settings
 
+pytestmark = pytest.mark.xdist_group("simulate")
+
 SHORT = ["--rounds", "2", "--local-steps", "1", "--model", "tiny", "--random-weights", "--image-size", "32"]
 SHORT += ["--batch-size", "2", "--rank", "4", "--device", "cpu"]
 

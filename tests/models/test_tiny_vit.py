@@ -266,7 +266,7 @@ def test_a_saved_model_comes_back_with_its_statistics(tmp_path: Path, dtype: tor
     assert loaded.state_dict()["image_encoder.patch_embed.seq.0.bn.running_var"].dtype == torch.float32
 
 
-@pytest.mark.parametrize("method", ["medsaga", "samed"])
+@pytest.mark.parametrize("method", ["medsaga", pytest.param("samed", marks=pytest.mark.exhaustive)])
 def test_a_run_trains_and_predicts(
     toy: Path, tmp_path: Path, quick: Settings, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

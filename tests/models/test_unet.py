@@ -226,6 +226,7 @@ def test_an_impossible_image_size_names_possible_ones(size: int) -> None:
         UNet(classes=2, image_size=size, in_channels=1)
 
 
+@pytest.mark.exhaustive  # that nothing imports it early, test_cli shows of predict
 def test_needs_monai_when_built_only_and_no_torchvision_that_works(tmp_path: Path) -> None:
     # The wheel of torchvision for GPUs fails like this beside a torch for CPUs.
     (tmp_path / "torchvision").mkdir()

@@ -93,7 +93,7 @@ def predict(**given: Any) -> MemoryPrediction:
     ("name", "values"),
     [
         ("micro_batch_size", [1, 2, 4]),
-        ("image_size", [64, 96, 128, 192]),
+        ("image_size", [64, 96, 128]),
         ("rank", [4, 16, 64]),
         ("precision", ["int8", "bf16", "fp32"]),
         ("state_bits", [8, 32]),

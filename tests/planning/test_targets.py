@@ -31,7 +31,7 @@ AIMS = {
     ("vit_h", 1024): 2048,
 }
 """In MiB, of one image."""
-QUICK = {("lite", 512), ("mobile_sam", 1024), ("slimsam_77", 1024), ("sam2.1_hiera_tiny", 1024), ("vit_b", 1024)}
+QUICK = {("lite", 512), ("vit_b", 1024)}
 
 
 def planned(model: str, image_size: int, *, batch_size: int = 1, precision: Precision = "bf16") -> MemoryPrediction:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +15,7 @@ import pytest
 import torch
 from conftest import fit_only, interrupt_in
 from PIL import Image
+from processes import started
 from resolved import resolved
 from torch import Tensor
 
@@ -36,12 +35,6 @@ from medsaga.training import loss, out_of_memory, step, trainer
 from medsaga.training.out_of_memory import next_smaller
 
 pytestmark = pytest.mark.xdist_group("uninterrupted")
-
-
-def _command(data: Path, out: Path, settings: Settings) -> list[str]:
-    given = dataclasses.asdict(settings)
-    flags = [f"--{name.replace('_', '-')}={value}" for name, value in given.items() if value not in (None, False)]
-    return [sys.executable, "-m", "medsaga", "train", str(data), "--out", str(out), *flags]
 
 
 def _steps(run: Path) -> list[dict[str, Any]]:
@@ -113,18 +106,20 @@ def test_micro_batches_train_like_the_whole_batch_at_each_resolution_of_the_loss
     assert losses["image"][0] != pytest.approx(losses["logits"][0], rel=1e-3)
 
 
+@pytest.mark.xdist_group("processes")
 def test_killed_and_resumed_equals_never_interrupted(toy: Path, tmp_path: Path, quick: Settings) -> None:
     settings = dataclasses.replace(quick, steps=10)
     fit_only(toy, tmp_path / "whole", settings)
     killed = tmp_path / "killed"
-    process = subprocess.Popen(_command(toy, killed, settings), stderr=subprocess.DEVNULL)
+    process = started(train, toy, killed, settings)
     deadline = time.monotonic() + 120
     while not (killed / "state.pt").exists():
-        assert process.poll() is None, "the run ended before it could be killed"
+        assert process.exitcode is None, "the run ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.02)
     process.kill()
-    assert process.wait() == -signal.SIGKILL
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     assert not (killed / "result.json").exists()
     train(toy, killed, settings, resume=True)
     assert sha256(killed / "model.safetensors") == sha256(tmp_path / "whole" / "model.safetensors")

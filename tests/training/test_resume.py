@@ -41,12 +41,12 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.exhaustive
 def test_killed_at_random_moments_it_comes_to_the_same_bits(tmp_path: Path) -> None:
     out = tmp_path / "killed.json"
-    command = [sys.executable, "-m", "benchmarks.resume.kill", "--moments", "4", "--out", str(out)]
+    command = [sys.executable, "-m", "benchmarks.resume.kill", "--moments", "2", "--out", str(out)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     killed = read_json(out)
-    assert killed["same"] == 4
-    assert killed["kills"] >= 2, "the others ended before they were killed"
+    assert killed["same"] == 2
+    assert killed["kills"] >= 1, "all ended before they were killed"
 
 
 def test_a_stop_holds_when_the_run_was_killed_in_its_test(

@@ -14,7 +14,7 @@ from medsaga.models.sam import build_sam
 
 @pytest.mark.parametrize(
     ("model", "own_size", "image_size", "projected"),
-    [("tiny", 128, 64, 150_000), pytest.param("vit_b", 1024, 224, 80_000_000, marks=pytest.mark.exhaustive)],
+    [("tiny", 128, 64, 150_000), pytest.param("vit_b", 1024, 112, 80_000_000, marks=pytest.mark.exhaustive)],
 )
 def test_trains_from_an_official_file(
     model: str,

@@ -1,4 +1,4 @@
-"""Taking results along: label maps in the formats that other programs open, or the model."""
+"""Taking results along: label maps in the formats that other programs open, or the model, whole or as a delta."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from medsaga import files, run_folder
 from medsaga.app.project import Project
 from medsaga.app.results import prediction_of
 from medsaga.data.outputs import LabelMapInfo, kind_of, suffix_for, write_labels
-from medsaga.data.types import Series, to_label_values
+from medsaga.data.types import to_label_values
 from medsaga.errors import InputError
 
 EXPORTS = "exports"
@@ -73,8 +73,7 @@ def export_model(project: Project, run: Path) -> Path:
     Raises:
         InputError: the run has no model yet.
     """
-    if not (run / run_folder.MODEL).exists():
-        raise InputError("the model", expected="a trained one", found="none", do="Wait until the training is over.")
+    _require_model(run)
     folder = _new_folder(project)
     for name in (run_folder.MODEL, run_folder.CONFIG, run_folder.MANIFEST, run_folder.RESULT, run_folder.REPORT):
         if (run / name).exists():
@@ -83,9 +82,20 @@ def export_model(project: Project, run: Path) -> Path:
     return folder
 
 
-def is_dicom(project: Project) -> bool:
-    """Whether the images are DICOM series."""
-    return any(isinstance(item.images[0], Series) for item in project.items.values())
+def delta_command(project: Project, run: Path) -> list[str]:
+    """Return the arguments that write what a run has changed in its base weights, into a new folder.
+
+    Raises:
+        InputError: the run has no model yet.
+    """
+    _require_model(run)
+    path = _new_folder(project) / f"{run.name}-delta.safetensors"
+    return ["export", str(run), "--delta", str(path), "--json"]
+
+
+def _require_model(run: Path) -> None:
+    if not (run / run_folder.MODEL).exists():
+        raise InputError("the model", expected="a trained one", found="none", do="Wait until the training is over.")
 
 
 def _new_folder(project: Project) -> Path:

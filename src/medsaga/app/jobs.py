@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal
 
+from medsaga.errors import MedsagaError
+
 JobState = Literal["waiting", "running", "done", "failed", "stopped"]
 _ENDED = ("done", "failed", "stopped")
 _LAST_LINES = 2000
@@ -40,7 +42,7 @@ class Job:
         arguments: of ``medsaga``.
         run: the id of the run that it is about.
         state: where it stands.
-        message: of an error, in the words of the command line; else empty.
+        message: of an error, in the words of the command line, also of what comes ``then``; else empty.
         stdout: what it printed, when it is over.
         then: called after it is done.
     """
@@ -194,7 +196,10 @@ class Jobs:
             job.state = "done" if code == 0 else "stopped" if job.asked_to_stop or code == 130 else "failed"
             (self._folder / "running.json").unlink(missing_ok=True)
         if job.state == "done" and job.then is not None and not self._closed:
-            job.then()
+            try:
+                job.then()
+            except MedsagaError as error:  # such as no cases left to segment: the jobs that wait go on
+                job.message = str(error)
 
 
 def _said(text: str) -> str:

@@ -12,6 +12,7 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from medsaga import run_folder
+from medsaga.app.export import delta_command
 from medsaga.app.jobs import Jobs
 from medsaga.app.project import Project, id_of
 from medsaga.app.requests import document, session_of
@@ -151,6 +152,27 @@ def preview_picture(request: Request) -> Response:
     return Response(session.preview(run).picture(project, run), media_type="image/png")
 
 
+async def delta(request: Request) -> Response:
+    """Write what a run has changed in its base weights as a small file; asked again until it is written."""
+    session = session_of(request)
+    (project, _), jobs = session.need(), session.estimates
+    assert jobs is not None, "an open project has them"
+    key = request.path_params["key"]
+    run = project.runs()[key]
+    known = [job for job in jobs.all() if job.kind == "export" and job.run == key]
+    under_way = bool(known) and known[-1].state in ("waiting", "running")
+    if not known or ((await document(request)).get("again") and not under_way):
+        job = jobs.add("export", await run_in_threadpool(delta_command, project, run), run=key)
+    else:
+        job = known[-1]
+    if job.state in ("failed", "stopped"):
+        return JSONResponse({"state": "failed", "message": job.message or "It was stopped."})
+    if job.state != "done":
+        return JSONResponse({"state": "waiting"})
+    folder = Path(json.loads(job.stdout)["file"]).parent
+    return JSONResponse({"state": "done", "folder": str(folder), "files": 1})
+
+
 def report(request: Request) -> Response:
     """Show the report of a run."""
     project, _ = session_of(request).need()
@@ -190,6 +212,7 @@ ROUTES = [
     _route("/{key}/predict", predict, "POST"),
     _route("/{key}/results", result),
     _route("/{key}/report", report),
+    _route("/{key}/delta", delta, "POST"),
     _route("/{key}/preview", preview, "POST"),
     _route("/{key}/picture", preview_picture),
     Route("/api/jobs/{number:int}/stop", stop, methods=["POST"]),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,8 @@ from medsaga.settings.options import Settings, named
 from medsaga.settings.run_config import RunConfig
 
 _CONNECTION = "federation"
-_DATABASE = "link.db"
+_DATABASE, _REGISTERED = "link.db", "registered.json"
+"""What Flower's server keeps, and the public keys that it has been told."""
 _STARTING = 60
 """Seconds that Flower's server has to begin to listen."""
 _PAUSE = 0.5
@@ -164,10 +165,31 @@ def _link(out: Path, key_folder: Path, host: str, port: int) -> Iterator[None]:
             if process.poll() is not None or time.monotonic() - began > _STARTING:
                 raise RunError(f"Flower's server did not start; {out / processes.LOG} says why")
             time.sleep(_PAUSE)
-        for public in sorted(key_folder.glob(f"*{keys.PUBLIC}")):
-            with contextlib.suppress(RunError):  # it is known already, from before the server was stopped
+
+        def register(public: Path) -> None:
+            with contextlib.suppress(RunError):  # it was told, and stopped before that was written down
                 processes.call(["flwr", "supernode", "register", str(public), _CONNECTION], out, variables)
+
+        let_in(sorted(key_folder.glob(f"*{keys.PUBLIC}")), out / _REGISTERED, register)
         yield
+
+
+def let_in(public_keys: Sequence[Path], record: Path, register: Callable[[Path], None]) -> None:
+    """Tell Flower's server the keys of the sites, each once: its database keeps them, and telling takes seconds.
+
+    Args:
+        public_keys: files.
+        record: file with the keys that the server has been told.
+        register: tells it one.
+    """
+    known = files.read_json(record) if record.exists() else []
+    for public in public_keys:
+        key = public.read_text(encoding="utf-8")
+        if key in known:
+            continue
+        register(public)
+        known.append(key)
+        files.write_json(record, known)
 
 
 def _start_app(out: Path, key_folder: Path, port: int) -> None:

@@ -1,4 +1,4 @@
-"""Running operations on meta tensors once per shape: a prediction repeats the same few thousands of times."""
+"""Running operations on meta tensors once per shape: predictions repeat the same few thousands of times."""
 
 from __future__ import annotations
 
@@ -12,6 +12,12 @@ from torch.utils._pytree import tree_leaves
 NEW = -1
 """In place of an argument's number: the operation makes new tensors and changes none."""
 Layout = tuple[torch.Size, tuple[int, ...], torch.dtype]
+_KINDS: dict[Any, int | None] = {}
+"""What is known of each operation; see `_changed_argument`."""
+_KNOWN: dict[Any, tuple[Layout | None, ...]] = {}
+"""The layouts of results by `_key`, for the whole process: the predictions of a plan differ in a setting or two."""
+_MOST = 100_000
+"""Entries, of about 1 KB, at which all is forgotten."""
 
 
 class OncePerShape(TorchDispatchMode):
@@ -22,28 +28,26 @@ class OncePerShape(TorchDispatchMode):
     with other tensors than plain meta tensors.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._kinds: dict[Any, int | None] = {}
-        self._known: dict[Any, tuple[Layout | None, ...]] = {}
-
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operation, or make results like those of the time before."""
         kwargs = kwargs or {}
-        if func not in self._kinds:
-            self._kinds[func] = _changed_argument(func)
-        changed = self._kinds[func]
-        key = None if changed is None else _key((func, *args, *kwargs.items()))
+        if func not in _KINDS:
+            _KINDS[func] = _changed_argument(func)
+        changed = _KINDS[func]
+        asked = (func, torch.get_default_dtype(), *args, *kwargs.items())
+        key = None if changed is None else _key(asked)
         if key is None:
             return func(*args, **kwargs)
-        known = self._known.get(key)
+        known = _KNOWN.get(key)
         if known is None:
             result = func(*args, **kwargs)
             # An operation in place may change the size of its argument, and a few views do not say that they are.
-            as_declared = _key((func, *args, *kwargs.items())) == key if changed != NEW else _is_new(result, args)
+            as_declared = _key(asked) == key if changed != NEW else _is_new(result, args)
             layouts = _layouts(result if isinstance(result, tuple) else (result,))
             if layouts and as_declared:
-                self._known[key] = layouts
+                if len(_KNOWN) >= _MOST:
+                    _KNOWN.clear()
+                _KNOWN[key] = layouts
             return result
         if changed != NEW:
             return args[changed]

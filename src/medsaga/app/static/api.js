@@ -1,5 +1,9 @@
 // Talking to the server on this machine. Errors carry what the server says: what was expected, found, and what to do.
 
+import { pause } from "./visit.js";
+
+const ASK_AGAIN = 700;
+
 export class ServerError extends Error {
   constructor(document, status) {
     super(document.do ? `${document.found ? `Expected ${document.expected}, found ${document.found}. ` : ""}${document.do}` : document.message);
@@ -36,12 +40,12 @@ export const post = async (path, document = {}) =>
 export const send = async (path, body) =>
   (await answer(fetch(path, { method: "POST", body, headers: { "Content-Type": "application/octet-stream" } }))).json();
 
-/** Ask again until an answer of the server has another state than "waiting". */
-export async function settled(path, document, isWanted = () => true) {
+/** Ask again until an answer of the server has another state than "waiting", for as long as a visit lasts. */
+export async function settled(visit, path, document) {
   for (;;) {
-    const found = await post(path, document);
-    if (found.state !== "waiting" || !isWanted()) return found;
+    const found = await visit.still(post(path, document).catch(({ message }) => ({ state: "failed", message })));
+    if (found.state !== "waiting") return found;
     document = { ...document, again: undefined };
-    await new Promise((resume) => setTimeout(resume, 700));
+    await visit.still(pause(ASK_AGAIN));
   }
 }

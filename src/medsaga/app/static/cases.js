@@ -1,19 +1,17 @@
 // All cases at a glance: how far each is, what is wrong with the data, and which to label next.
 
 import { get, settled } from "./api.js";
-import { h, toast } from "./dom.js";
+import { h, redraw, toast, told } from "./dom.js";
 import { store } from "./store.js";
 
 const WORDS = { none: "not labelled", draft: "begun", done: "finished" };
 
-export async function casesView() {
+export async function casesView(visit) {
   const element = h("div", { class: "cases-view" });
   let suggested = [];
-  let isOpen = true;
 
   async function draw() {
-    if (!isOpen) return;
-    const cases = await get("/api/cases");
+    const cases = await visit.newest("cases").still(get("/api/cases"));
     const { revision, labels } = store.project;
     const done = cases.filter(({ state }) => state === "done").length;
     const next = cases.find(({ name, state }) => suggested.includes(name) && state !== "done") ?? cases.find(({ state }) => state !== "done");
@@ -23,14 +21,15 @@ export async function casesView() {
       done ? h("a", { class: next ? "button" : "button main", href: "#train" }, "Train") : null,
       cases.length - done > 1 && labels.length > 0 ? ask : null,
     ];
-    element.replaceChildren(
+    redraw(
+      element,
       h(
         "div",
         { class: "head" },
         h("div", {}, h("h1", {}, `${cases.length} ${cases.length === 1 ? "image" : "images"}, ${done} finished`), h("p", { class: "soft" }, summary(cases))),
         h("div", { class: "row" }, actions),
       ),
-      ...problems(),
+      problems(),
       h(
         "ul",
         { class: "grid" },
@@ -54,15 +53,14 @@ export async function casesView() {
   async function suggest(button) {
     button.disabled = true;
     button.textContent = "Looking at all cases…";
-    const found = await settled("/api/suggest", { again: true }, () => isOpen).catch((error) => ({ state: "failed", message: error.message }));
-    if (!isOpen) return;
+    const found = await settled(visit, "/api/suggest", { again: true });
     if (found.state === "failed") toast(found.message, "error");
     else suggested = found.cases;
-    await draw();
+    await told(draw());
   }
 
   await draw();
-  return { element, revised: draw, jobsChanged() {}, close: () => (isOpen = false) };
+  return { element, revised: () => told(draw()) };
 }
 
 function summary(cases) {
@@ -80,5 +78,5 @@ function problems() {
   return [
     problems.length ? h("details", { class: "banner bad", open: true }, h("summary", {}, `${problems.length} ${problems.length === 1 ? "problem" : "problems"} with the data`), list(problems)) : null,
     warnings.length ? h("details", { class: "banner" }, h("summary", {}, `${warnings.length} ${warnings.length === 1 ? "remark" : "remarks"} on the data`), list(warnings)) : null,
-  ].filter(Boolean);
+  ];
 }

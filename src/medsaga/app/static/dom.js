@@ -22,6 +22,15 @@ export function svg(tag, properties = {}, ...children) {
   return element;
 }
 
+/** Put other children into an element; what of it has the focus has it again, if there is such a one. */
+export function redraw(element, ...children) {
+  const held = element.contains(document.activeElement) ? document.activeElement : null;
+  element.replaceChildren(...children.flat(Infinity).filter(Boolean));
+  if (!held) return;
+  const name = (each) => each.dataset.act ?? each.getAttribute("href") ?? each.textContent;
+  [...element.querySelectorAll(held.tagName)].find((each) => name(each) === name(held))?.focus({ preventScroll: true });
+}
+
 /** Say something in a corner for a while; errors stay until they are closed. */
 export function toast(text, kind = "info") {
   const place = document.getElementById("toasts");
@@ -31,6 +40,13 @@ export function toast(text, kind = "info") {
   place.append(box);
   if (kind !== "error") setTimeout(() => box.remove(), 5000);
 }
+
+/** Wait for what the user asked for. An error is said, wherever he is by then, and the answer is null. */
+export const told = (promise) =>
+  Promise.resolve(promise).catch((error) => {
+    toast(error.message, "error");
+    return null;
+  });
 
 /** A group of choices of which one is taken. */
 export function segmented(name, legend, choices, chosen, onchange) {

@@ -1,4 +1,4 @@
-// The keys of the page, as the help shows them. What they do is in `label.js` and `results.js`.
+// The keys of the page, as the help shows them. What they do is in `keyboard.js` and `results.js`.
 
 export const KEYS = [
   [

@@ -1,7 +1,7 @@
 // The labels of the folder: names, colours, which one is painted with, and new ones.
 
 import { post } from "./api.js";
-import { h, toast } from "./dom.js";
+import { h, told } from "./dom.js";
 import { store } from "./store.js";
 
 const FRESH = ["#e69f00", "#56b4e9", "#009e73", "#d55e00", "#f0e442", "#0072b2", "#cc79a7", "#8a7bd8", "#c25b8a", "#999933"];
@@ -9,13 +9,8 @@ const FRESH = ["#e69f00", "#56b4e9", "#009e73", "#d55e00", "#f0e442", "#0072b2",
 export function labelList(chosen, onchoose) {
   const labels = store.labels.slice(1);
   const save = async (changed) => {
-    try {
-      await post("/api/labels", { labels: changed.map(({ name, colour }) => ({ name, colour })) });
-      await store.refresh();
-    } catch (error) {
-      toast(error.message, "error");
-      await store.refresh();
-    }
+    await told(post("/api/labels", { labels: changed.map(({ name, colour }) => ({ name, colour })) }));
+    await store.refresh();
   };
   const rows = labels.map((label, index) =>
     h(

@@ -9,17 +9,19 @@ import { resultsView } from "./results.js";
 import { openDialog, startView } from "./start.js";
 import { store } from "./store.js";
 import { trainView } from "./train.js";
+import { pause, Visit } from "./visit.js";
 
 const VIEWS = { cases: casesView, label: labelView, train: trainView, results: resultsView, export: exportView };
 const NAMES = { cases: "Cases", label: "Label", train: "Train", results: "Results", export: "Export" };
+const [ASK, ASK_WHILE_BUSY] = [1600, 800]; // milliseconds
 const place = document.getElementById("view");
+const pages = new Visit();
 let view = null;
-let turn = 0;
 let lost = false;
 let told = 0;
 
 async function show() {
-  const mine = ++turn;
+  const visit = pages.newest("view", location.hash);
   const [name, ...rest] = location.hash.slice(1).split("/");
   const chosen = store.project ? (name in VIEWS ? name : "cases") : "start";
   for (const link of document.querySelectorAll("#nav a"))
@@ -28,22 +30,14 @@ async function show() {
   document.getElementById("nav").hidden = document.getElementById("other").hidden = !store.project;
   document.getElementById("project").textContent = store.project?.name ?? "";
   document.title = store.project ? `${NAMES[chosen]} · medsaga` : "medsaga";
-  let next;
   try {
-    if (chosen === "label") await store.learnPredictions();
-    next = await (chosen === "start" ? startView() : VIEWS[chosen](...rest));
+    if (chosen === "label") await visit.still(store.learnPredictions());
+    view = await visit.still(chosen === "start" ? startView() : VIEWS[chosen](visit, ...rest));
   } catch (error) {
-    next = { element: h("div", { class: "empty" }, h("h1", {}, "This could not be shown"), h("p", {}, error.message)) };
+    view = { element: h("div", { class: "empty" }, h("h1", {}, "This could not be shown"), h("p", {}, error.message)) };
   }
-  if (mine !== turn) {
-    next.close?.();
-    return;
-  }
-  view?.close?.();
-  view = next;
   place.dataset.view = chosen;
   place.replaceChildren(view.element);
-  view.shown?.();
 }
 
 function activity() {
@@ -119,6 +113,6 @@ await store.refresh();
 await show();
 
 for (;;) {
-  await new Promise((resume) => setTimeout(resume, store.active.length ? 800 : 1600));
+  await pause(store.active.length ? ASK_WHILE_BUSY : ASK);
   if (!document.hidden) await store.refresh();
 }

@@ -1,8 +1,9 @@
 // The first thing a newcomer sees: a folder, or the phantom.
 
 import { get, post } from "./api.js";
-import { dialog, h, toast } from "./dom.js";
+import { dialog, h, told } from "./dom.js";
 import { store } from "./store.js";
+import { Visit } from "./visit.js";
 
 export function startView() {
   const phantom = h("button", { type: "button", class: "choice", onclick: () => openPhantom(phantom) },
@@ -26,11 +27,7 @@ export function startView() {
 async function openPhantom(button) {
   button.disabled = true;
   button.querySelector("span").textContent = "Making ten cases…";
-  try {
-    await post("/api/phantom");
-  } catch (error) {
-    toast(error.message, "error");
-  }
+  await told(post("/api/phantom"));
   button.disabled = false;
   await store.refresh();
 }
@@ -42,11 +39,13 @@ export function openDialog() {
   const what = h("p", { class: "note" });
   const open = h("button", { type: "button", class: "main", onclick: () => choose() }, "Open");
   const box = dialog("Open a folder", form, list, h("div", { class: "dialog-foot" }, what, open));
+  const visit = new Visit();
+  box.addEventListener("close", () => visit.close());
   let here = null;
 
   async function go(to) {
     try {
-      here = await get(`/api/folders${to ? `?path=${encodeURIComponent(to)}` : ""}`);
+      here = await visit.newest("folder").still(get(`/api/folders${to ? `?path=${encodeURIComponent(to)}` : ""}`));
     } catch (error) {
       what.textContent = error.message;
       return;

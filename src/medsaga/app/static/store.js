@@ -6,6 +6,8 @@ class Store extends EventTarget {
   state = { project: null, jobs: [], notices: [] };
   predicted = new Map();
   #seen = {};
+  #asked = 0;
+  #taken = 0;
 
   get project() {
     return this.state.project;
@@ -26,6 +28,7 @@ class Store extends EventTarget {
   }
 
   async refresh() {
+    const question = ++this.#asked;
     let state;
     try {
       state = await get("/api/state");
@@ -33,6 +36,8 @@ class Store extends EventTarget {
       this.#tell("lost", error);
       return;
     }
+    if (question < this.#taken) return; // a later question was answered before
+    this.#taken = question;
     this.state = state;
     this.#tell("state");
     const parts = {
@@ -52,11 +57,11 @@ class Store extends EventTarget {
 
   /** Learn which cases the newest run has predictions of. */
   async learnPredictions() {
-    this.predicted = new Map();
-    if (!this.project) return;
-    const { runs } = await get("/api/runs");
+    const predicted = new Map();
+    const { runs } = this.project ? await get("/api/runs") : { runs: [] };
     for (const run of [...runs].reverse())
-      for (const { id } of (await get(`/api/runs/${run.id}/results`)).cases) this.predicted.set(id, run.id);
+      for (const { id } of (await get(`/api/runs/${run.id}/results`)).cases) predicted.set(id, run.id);
+    this.predicted = predicted;
   }
 }
 

@@ -2,8 +2,9 @@
 
 import { get, post, settled } from "./api.js";
 import { curves } from "./curve.js";
-import { duration, h, megabytes, segmented, toast } from "./dom.js";
+import { duration, h, megabytes, redraw, segmented, toast, told } from "./dom.js";
 import { store } from "./store.js";
+import { pause } from "./visit.js";
 
 const TIMES = [
   { value: "quick", text: "Quick", note: "60 steps: a first look" },
@@ -21,19 +22,19 @@ const MODELS = [
   { value: "auto", text: "Best here", note: "of the weights on this computer" },
   { value: "unet", text: "U-Net", note: "from scratch" },
 ];
+const [CHOOSING, FOLLOWING] = [400, 1000]; // milliseconds: until a choice counts as made, between two looks at a run
 const choice = { time: "usual", memory: "", model: "lite", hold_back: true };
 const WORDS = { preparing: "Preparing images", training: "Training", testing: "Testing", done: "Finished", interrupted: "Stopped" };
 
-export async function trainView(chosen) {
-  const { labelled } = await get("/api/runs");
+export async function trainView(visit, chosen) {
+  const { labelled } = await visit.still(get("/api/runs"));
   const element = h("div", { class: "train-view" });
   const expected = h("p", { class: "expected", role: "status" });
   const begin = h("button", { type: "button", class: "main", onclick: () => start() }, "Train");
   const place = h("div", { class: "run-place" });
   const look = h("figure", { class: "look", hidden: true });
-  let isOpen = true;
-  let asked = 0;
   let shown = chosen ?? null;
+  let drawn = null;
 
   const set = (name) => (value) => {
     choice[name] = value;
@@ -57,43 +58,37 @@ export async function trainView(chosen) {
   element.append(form, place);
 
   async function estimate() {
-    const mine = ++asked;
+    const turn = visit.newest("estimate");
     expected.textContent = "Estimating the memory…";
-    await new Promise((resume) => setTimeout(resume, 400));
-    if (mine !== asked || !isOpen) return;
-    const found = await settled("/api/memory", choice, () => isOpen && mine === asked).catch((error) => ({ state: "failed", message: error.message }));
-    if (mine !== asked || !isOpen) return;
+    await turn.still(pause(CHOOSING));
+    const found = await settled(turn, "/api/memory", choice);
     if (found.state === "done") expected.replaceChildren("Expected memory: ", h("strong", {}, megabytes(found.bytes)), " at the peak of a step.");
     else if (found.state === "failed") expected.textContent = found.message;
   }
 
   async function start() {
     begin.disabled = true;
-    try {
-      const { run } = await post("/api/runs", choice);
-      shown = run;
+    const begun = await visit.still(told(post("/api/runs", choice)));
+    if (begun) {
+      shown = begun.run;
       toast(store.active.some(({ kind }) => kind === "train") ? "The training waits for the one under way." : "The training has begun.");
       await store.refresh();
-      await follow();
-    } catch (error) {
-      toast(error.message, "error");
+      await told(follow());
     }
     begin.disabled = false;
   }
 
   async function follow() {
-    const { runs } = await get("/api/runs");
-    if (!isOpen) return;
+    const { runs } = await visit.still(get("/api/runs"));
     const queued = store.active.find(({ kind, run }) => kind === "train" && !runs.some(({ id }) => id === run));
     const run = runs.find(({ id }) => id === shown) ?? (queued ? null : runs[0]);
     if (!run && !queued) {
       place.replaceChildren(h("div", { class: "empty" }, h("h2", {}, "No run yet"), h("p", {}, "Its curves appear here as soon as you train.")));
       return;
     }
+    drawn = run?.id ?? null;
     if (run) watch(run).catch(() => {});
-    const focused = place.contains(document.activeElement) ? document.activeElement.dataset.act : null;
-    place.replaceChildren(...(run ? describe(run, runs) : waiting(queued)));
-    if (focused) place.querySelector(`[data-act="${focused}"]`)?.focus();
+    redraw(place, run ? describe(run, runs) : waiting(queued));
   }
 
   /** While a run trains: what its last weights make of a case that is not trained on. */
@@ -102,8 +97,8 @@ export async function trainView(chosen) {
       look.hidden = run.state !== "training" && run.state !== "testing";
       return;
     }
-    const { case: name, step } = await post(`/api/runs/${run.id}/preview`);
-    if (!step || !isOpen) return;
+    const { case: name, step } = await visit.still(post(`/api/runs/${run.id}/preview`));
+    if (!step || drawn !== run.id) return;
     const address = `/api/runs/${run.id}/picture?step=${step}`;
     if (look.dataset.address === address) return;
     look.dataset.address = address;
@@ -116,8 +111,13 @@ export async function trainView(chosen) {
     return [h("section", { class: "panel-box" }, h("h2", {}, text), h("div", { class: "meter unknown" }, h("span", {})), stopButton(job))];
   }
 
+  async function ask(path) {
+    await told(post(path));
+    await store.refresh();
+  }
+
   function stopButton(job) {
-    return h("button", { type: "button", "data-act": "stop", disabled: job.stopping, onclick: () => post(`/api/jobs/${job.number}/stop`).then(() => store.refresh()) }, job.stopping ? "Stopping after this step…" : "Stop");
+    return h("button", { type: "button", "data-act": "stop", disabled: job.stopping, onclick: () => ask(`/api/jobs/${job.number}/stop`) }, job.stopping ? "Stopping after this step…" : "Stop");
   }
 
   function describe(run, runs) {
@@ -136,9 +136,9 @@ export async function trainView(chosen) {
     if (run.result) facts.push(["Dice in the test", run.result.dice_mean === null ? "not tested: all cases were trained on" : `${run.result.dice_mean.toFixed(3)} on ${run.result.tested_on} held-out`]);
     const actions = [];
     if (job) actions.push(stopButton(job));
-    else if (orphan) actions.push(h("button", { type: "button", "data-act": "stop", onclick: () => post("/api/jobs/0/stop") }, "Stop"));
+    else if (orphan) actions.push(h("button", { type: "button", "data-act": "stop", onclick: () => ask("/api/jobs/0/stop") }, "Stop"));
     else if (run.state === "interrupted")
-      actions.push(h("button", { type: "button", class: "main", "data-act": "resume", onclick: () => post(`/api/runs/${run.id}/resume`).then(() => store.refresh(), (error) => toast(error.message, "error")) }, "Go on"));
+      actions.push(h("button", { type: "button", class: "main", "data-act": "resume", onclick: () => ask(`/api/runs/${run.id}/resume`) }, "Go on"));
     if (run.state === "done") {
       actions.push(h("a", { class: "button main", "data-act": "results", href: `#results/${run.id}` }, "See results"));
       actions.push(h("a", { class: "button", "data-act": "report", href: `/api/runs/${run.id}/report`, target: "_blank", rel: "noopener" }, "Report"));
@@ -155,18 +155,18 @@ export async function trainView(chosen) {
       ),
       runs.length > 1
         ? h("section", { class: "panel-box" }, h("h2", {}, "All runs"), h("ul", { class: "run-list" }, runs.map((each) =>
-            h("li", {}, h("button", { type: "button", "aria-pressed": String(each.id === run.id), onclick: () => ((shown = each.id), follow()) },
+            h("li", {}, h("button", { type: "button", "aria-pressed": String(each.id === run.id), onclick: () => ((shown = each.id), told(follow())) },
               h("span", {}, each.name), h("span", { class: "soft" }, each.result?.dice_mean != null ? `Dice ${each.result.dice_mean.toFixed(3)}` : WORDS[each.state]))))))
         : null,
-    ].filter(Boolean);
+    ];
   }
 
   (async () => {
-    while (isOpen) {
+    for (;;) {
       await follow().catch(() => {});
-      await new Promise((resume) => setTimeout(resume, 1000));
+      await visit.still(pause(FOLLOWING));
     }
   })();
   if (labelled.length) estimate();
-  return { element, close: () => (isOpen = false), jobsChanged: () => follow().catch(() => {}) };
+  return { element, jobsChanged: () => follow().catch(() => {}) };
 }

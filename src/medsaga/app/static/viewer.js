@@ -2,12 +2,14 @@
 
 import { h } from "./dom.js";
 import { Pane, rgb, windowTable } from "./pane.js";
+import { Visit } from "./visit.js";
 
 const CHANNEL_MENU = 2;
 
 export class Viewer {
-  /** run: whose prediction is shown in place of the mask; null shows the mask. */
-  constructor(volume, { labels, run = null, sides = true, name = "Image" }) {
+  /** visit: in which it is seen; run: whose prediction is shown in place of the mask; null shows the mask. */
+  constructor(visit, volume, { labels, run = null, sides = true, name = "Image" }) {
+    this.visit = new Visit(visit);
     this.volume = volume;
     this.run = run;
     this.name = name;
@@ -19,7 +21,6 @@ export class Viewer {
     this.hidden = false;
     this.classes = null;
     this.direction = 1;
-    this.turn = 0;
     this.isHeld = false; // while a stroke is under way
     this.main = new Pane(name);
     this.sides = sides && !volume.isFlat ? [new Pane("Second plane"), new Pane("Third plane")] : [];
@@ -72,22 +73,27 @@ export class Viewer {
   }
 
   async #show() {
-    const turn = ++this.turn;
+    const turn = this.visit.newest("slice");
     const [plane, index] = [this.plane, this.index];
     const [image, classes] = await Promise.all([
       this.volume.image(plane, index, this.channels),
       this.volume.classes(plane, index, this.run),
     ]);
-    if (turn !== this.turn) return;
+    if (!turn.isOpen) return;
     this.values = image;
     this.classes = classes;
     this.shown = `${plane} ${index}`;
     this.redraw();
     this.volume.ahead(plane, index, this.direction, this.channels, [this.run]);
-    await this.showSides(turn);
+    await this.showSides();
   }
 
-  async showSides(turn = this.turn) {
+  /** Show the other planes at the present position; where they cannot be fetched they stay as they are. */
+  showSides() {
+    return this.#showSides(this.visit.newest("sides")).catch(() => {});
+  }
+
+  async #showSides(turn) {
     await Promise.all(
       this.sides.map(async (pane, number) => {
         const plane = this.otherPlanes[number];
@@ -97,7 +103,7 @@ export class Viewer {
           this.volume.image(plane, index, this.channels),
           this.volume.classes(plane, index, this.run),
         ]);
-        if (turn !== this.turn) return;
+        if (!turn.isOpen) return;
         pane.canvas.setAttribute("aria-label", `${plane} plane, slice ${index + 1}`);
         pane.marks = (context, at, across, down) => {
           const [x, y] = at(row, column);
@@ -139,7 +145,7 @@ export class Viewer {
   }
 
   setPlane(plane) {
-    if (plane === this.plane) return;
+    if (plane === this.plane || this.isHeld) return;
     this.plane = plane;
     this.main.reset();
     return this.show();
@@ -210,7 +216,7 @@ export class Viewer {
       };
       pane.canvas.addEventListener("pointerdown", follow);
       pane.canvas.addEventListener("pointermove", follow);
-      pane.canvas.addEventListener("dblclick", () => this.setPlane(this.otherPlanes[number]));
+      pane.canvas.addEventListener("dblclick", () => this.setPlane(this.otherPlanes[number])?.catch(() => {}));
       pane.canvas.title = "Click to go there, double-click to enlarge this plane";
       pane.canvas.addEventListener(
         "wheel",

@@ -1,6 +1,7 @@
 // The slices of one image in the browser: fetched once, kept while they are near, and where each voxel lies in a plane.
 
 import { bytes, get } from "./api.js";
+import { saved } from "./saving.js";
 
 const MOST_KEPT = 400;
 const AHEAD = 4;
@@ -71,6 +72,7 @@ export class Volume {
   classes(plane, index, run = null) {
     return this.#kept(this.labels, `${plane} ${index} ${run}`, async () => {
       const of = run ? `&run=${run}` : "";
+      await saved(); // what was painted in one plane is seen in all
       return new Uint8Array(await bytes(`/api/cases/${this.id}/labels?plane=${plane}&index=${index}${of}`));
     });
   }
@@ -85,9 +87,14 @@ export class Volume {
     }
   }
 
-  /** Forget label maps: what was painted in one plane is seen in all. */
-  forgetLabels(except = null) {
-    for (const key of [...this.labels.keys()]) if (key !== except) this.labels.delete(key);
+  /** Keep what was painted in a slice, which changes those of the other planes. */
+  painted(plane, index, classes) {
+    for (const key of [...this.labels.keys()]) if (!key.startsWith(`${plane} `)) this.labels.delete(key);
+    this.labels.set(`${plane} ${index} null`, Promise.resolve(classes));
+  }
+
+  forgetLabels() {
+    this.labels.clear();
   }
 
   #kept(map, key, load) {
