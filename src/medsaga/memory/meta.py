@@ -26,9 +26,10 @@ class _Undrawn(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        kwargs = kwargs or {}
+        kwargs = dict(kwargs or {})
         if func is torch.randn:
             func = torch.empty
+            kwargs.pop("generator", None)
         # torch.nn.init hands some of its functions over whole: what they call inside does not come here.
         drawing = func in (Tensor.uniform_, Tensor.normal_) or getattr(func, "__module__", None) == "torch.nn.init"
         return (args or (kwargs.get("tensor"),))[0] if drawing else func(*args, **kwargs)
