@@ -162,7 +162,7 @@ def test_gradients_agree_with_finite_differences(monkeypatch: pytest.MonkeyPatch
     mlp = _mlp(torch.float64, channels=3, hidden=4)
     inputs = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
 
-    arguments: Any = (inputs, mlp.lin1.weight, mlp.lin1.bias, mlp.lin2.weight, mlp.lin2.bias, False)
+    arguments: Any = (inputs, mlp.lin1.weight, mlp.lin1.bias, mlp.lin2.weight, mlp.lin2.bias, (None, None), False)
     # The function alone: a block that is computed again goes backward once.
     assert torch.autograd.gradcheck(lean._Mlp.apply, arguments)
 

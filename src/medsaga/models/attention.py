@@ -21,6 +21,7 @@ from torch.backends.cuda import SDPAParams, can_use_efficient_attention
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from medsaga.models.lean import inside_lean_block, recomputed
+from medsaga.models.linear import Linear
 
 HEAD_ALIGNMENT = 8
 """The fused CUDA kernels want head sizes that are multiples of this in half precision."""
@@ -47,8 +48,8 @@ class RelativeAttention(nn.Module):
         assert size == heads * head_size
         self.heads = heads
         self.scale = head_size**-0.5
-        self.qkv = nn.Linear(channels, 3 * size)
-        self.proj = nn.Linear(size, channels)
+        self.qkv = Linear(channels, 3 * size)
+        self.proj = Linear(size, channels)
         self.rel_pos_h = nn.Parameter(torch.zeros(2 * grid - 1, head_size))
         self.rel_pos_w = nn.Parameter(torch.zeros(2 * grid - 1, head_size))
 

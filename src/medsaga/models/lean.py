@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from medsaga.models.int8 import Int8Weight
+from medsaga.models.linear import FactorsTaker, Linear, dense, taker_of
 
 CHUNK_TOKENS = 1024
 """Tokens of which the perceptron's hidden layer exists at a time."""
@@ -60,8 +60,8 @@ class LeanMlp(nn.Module):
 
     def __init__(self, channels: int, hidden: int) -> None:
         super().__init__()
-        self.lin1 = nn.Linear(channels, hidden)
-        self.lin2 = nn.Linear(hidden, channels)
+        self.lin1 = Linear(channels, hidden)
+        self.lin2 = Linear(hidden, channels)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Change ``(..., channels)`` token by token."""
@@ -81,7 +81,8 @@ def gelu_mlp(inputs: Tensor, up: nn.Module, down: nn.Module) -> Tensor:
     if not inside_lean_block():
         result: Tensor = down(F.gelu(up(inputs)))
         return result
-    output: Tensor = _Mlp.apply(inputs.flatten(0, -2), up.weight, up.bias, down.weight, down.bias, _now.again)
+    takers = tuple(taker_of(cast(Tensor, layer.weight)) for layer in (up, down))
+    output: Tensor = _Mlp.apply(inputs.flatten(0, -2), up.weight, up.bias, down.weight, down.bias, takers, _now.again)
     return output.view_as(inputs)
 
 
@@ -90,13 +91,21 @@ class _Mlp(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, tokens: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor, again: bool
+        ctx: Any,
+        tokens: Tensor,
+        weight1: Tensor,
+        bias1: Tensor,
+        weight2: Tensor,
+        bias2: Tensor,
+        takers: tuple[FactorsTaker | None, ...],
+        again: bool,
     ) -> Tensor:
         ctx.save_for_backward(tokens, weight1, bias1, weight2)
+        ctx.takers = takers
         output = torch.empty_like(tokens)
         if again:  # this is the block's end: the second time, nobody reads it
             return output
-        up, down = _dense(weight1, tokens), _dense(weight2, tokens)
+        up, down = dense(weight1, tokens), dense(weight2, tokens)
         for inputs, outputs in zip(tokens.split(CHUNK_TOKENS), output.split(CHUNK_TOKENS), strict=True):
             outputs.copy_(F.linear(F.gelu(F.linear(inputs, up, bias1)), down, bias2))
         return output
@@ -105,29 +114,34 @@ class _Mlp(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         tokens, weight1, bias1, weight2 = ctx.saved_tensors
-        up, down = _dense(weight1, tokens), _dense(weight2, tokens)
+        up, down = dense(weight1, tokens), dense(weight2, tokens)
         grad_tokens = torch.empty_like(tokens)
         needed = ctx.needs_input_grad
+        up_taker, down_taker = (
+            taker if needs and taker is not None and taker.wants(len(tokens)) else None
+            for taker, needs in zip(ctx.takers, (needed[1], needed[3]), strict=True)
+        )
+        needed = (needed[1] and up_taker is None, needed[2], needed[3] and down_taker is None, needed[4])
         grad_up, grad_bias1, grad_down, grad_bias2 = (
             like.new_zeros(like.shape) if needs else None
-            for like, needs in zip((up, bias1, down, bias1.new_empty(len(down))), needed[1:5], strict=True)
+            for like, needs in zip((up, bias1, down, bias1.new_empty(len(down))), needed, strict=True)
         )
         parts = (tensor.split(CHUNK_TOKENS) for tensor in (tokens, grad_output, grad_tokens))
         for inputs, grad, grad_inputs in zip(*parts, strict=True):
             hidden = F.linear(inputs, up, bias1)
-            if grad_down is not None:
+            if down_taker is not None:
+                down_taker.take(grad, F.gelu(hidden))
+            elif grad_down is not None:
                 grad_down.addmm_(grad.T, F.gelu(hidden))
             if grad_bias2 is not None:
                 grad_bias2 += grad.sum(0)
             grad_hidden = torch.ops.aten.gelu_backward(grad @ down, hidden)
             del hidden
-            if grad_up is not None:
+            if up_taker is not None:
+                up_taker.take(grad_hidden, inputs)
+            elif grad_up is not None:
                 grad_up.addmm_(grad_hidden.T, inputs)
             if grad_bias1 is not None:
                 grad_bias1 += grad_hidden.sum(0)
             torch.mm(grad_hidden, up, out=grad_inputs)
-        return grad_tokens, grad_up, grad_bias1, grad_down, grad_bias2, None
-
-
-def _dense(weight: Tensor, like: Tensor) -> Tensor:
-    return weight.dequantise(like.dtype) if isinstance(weight, Int8Weight) else weight
+        return grad_tokens, grad_up, grad_bias1, grad_down, grad_bias2, None, None

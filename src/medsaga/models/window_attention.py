@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from medsaga.models.linear import Linear
+
 CHUNK_SCORES = 2**20
 """Scores that exist at a time in backward."""
 
@@ -35,8 +37,8 @@ class WindowAttention(nn.Module):
         self.window = window
         self.qkv_groups = heads
         self.norm = nn.LayerNorm(channels)
-        self.qkv = nn.Linear(channels, 3 * channels)
-        self.proj = nn.Linear(channels, channels)
+        self.qkv = Linear(channels, 3 * channels)
+        self.proj = Linear(channels, channels)
         self.attention_biases = nn.Parameter(torch.zeros(heads, window * window))
 
     def forward(self, windows: Tensor) -> Tensor:

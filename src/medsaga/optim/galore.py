@@ -1,15 +1,18 @@
 """AdamW whose gradients are projected to a low rank as they arrive (GaLore, arXiv 2403.03507).
 
 A hook on each projected weight runs as soon as backward has made its gradient: it adds the projected gradient to a
-small accumulator and frees the full one. So full gradients live for one layer at a time, and accumulation over
-micro-batches, clipping by the global norm and the test for finite gradients all work on the accumulators.
+small accumulator and frees the full one. Linear layers of many tokens hand the two factors of their gradient over
+instead, and no full one is ever made (`medsaga.models.linear`). So full gradients live for one layer at a time, if at
+all, and accumulation over micro-batches, clipping by the global norm and the test for finite gradients all work on the
+accumulators.
 """
 
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,8 +20,10 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from medsaga.memory.meta import keyed_generator, value_of
+from medsaga.models.linear import give_factors
 from medsaga.optim.accumulation import AccumulatingOptimizer
 from medsaga.optim.adamw import adamw_direction, update_weight
+from medsaga.optim.arrival import Arrived, FactoredGradient, Gradient, WholeGradient, factors_are_shorter
 from medsaga.optim.groups import check_group
 from medsaga.optim.projection import (
     as_matrix,
@@ -29,19 +34,9 @@ from medsaga.optim.projection import (
     projected_sides,
     rotate_moments,
     sketch_basis,
-    sketch_matrix,
     sketch_width,
 )
 from medsaga.optim.storage import Storage, precision_of
-
-
-@dataclass
-class Arrived:
-    """What the hook has kept of a weight's gradients since the last step: sums over micro-batches."""
-
-    low_rank: Tensor | None = None  # (64, 3072), P^T G Q
-    sketch_left: Tensor | None = None  # (768, 136), G Omega
-    sketch_right: Tensor | None = None  # G^T Omega
 
 
 class GaLoreAdamW(AccumulatingOptimizer):
@@ -111,6 +106,7 @@ class GaLoreAdamW(AccumulatingOptimizer):
         refreshing = {"refresh_every": refresh_every, "refresh": refresh, "seed": seed}
         storage = {"state_bits": state_bits, "state_on_host": state_on_host}
         self._arrived: dict[Tensor, Arrived] = {}
+        self._positions: dict[Tensor, int] = {}
         self._hooks: list[RemovableHandle] = []
         super().__init__(params, adamw | subspace | refreshing | storage)
 
@@ -119,9 +115,10 @@ class GaLoreAdamW(AccumulatingOptimizer):
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         check_group(group)
-        position = len(self.param_groups) - 1
         for weight in group["params"] if group["rank"] is not None else []:
-            self._hooks.append(weight.register_post_accumulate_grad_hook(self._hook(position)))
+            self._positions[weight] = len(self.param_groups) - 1
+            self._hooks.append(weight.register_post_accumulate_grad_hook(self._project_on_arrival))
+            give_factors(weight, _Factors(self, weight))
 
     def projected_parameters(self) -> int:
         """Return the number of weights (elements) whose gradients are projected."""
@@ -193,6 +190,8 @@ class GaLoreAdamW(AccumulatingOptimizer):
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
+        for weight in self._positions:
+            give_factors(weight, None)
 
     def _gradients(self) -> Iterator[Tensor]:
         """What has arrived for each weight, in the order of the weights."""
@@ -213,25 +212,42 @@ class GaLoreAdamW(AccumulatingOptimizer):
         shape = (rank if left else m, rank if right else n)
         return torch.empty(shape, dtype=precision_of(weight), device="meta")
 
-    def _hook(self, position: int) -> Any:
-        """Return what runs when backward has made the gradient of a weight in group ``position``."""
+    @torch.no_grad()
+    def _project_on_arrival(self, weight: Tensor) -> None:
+        """Keep what is wanted of a gradient that backward has made, and free it."""
+        if weight.grad is None or _keeps_full(self.state[weight], self._group_of(weight)):
+            return  # it came in factors, or it accumulates: step() takes the basis from it
+        self.take(weight, WholeGradient(as_matrix(weight.grad).to(precision_of(weight))))
+        weight.grad = None
 
-        @torch.no_grad()
-        def project_on_arrival(weight: Tensor) -> None:
-            group, state = self.param_groups[position], self.state[weight]
-            if _keeps_full(state, group):
-                return  # it accumulates: step() takes the basis from it
-            assert weight.grad is not None
-            gradient = as_matrix(weight.grad).to(precision_of(weight))
-            arrived = self._arrived.setdefault(weight, Arrived())
-            if _has_basis(state):
-                low_rank = project(gradient, *self._bases(weight, group))
-                arrived.low_rank = _add(arrived.low_rank, low_rank)
-            if self._sketches_now(state, group):
-                _add_sketches(arrived, gradient, group, (self._places[weight], self._sketch_number(state)))
-            weight.grad = None
+    @torch.no_grad()
+    def take(self, weight: Tensor, gradient: Gradient) -> None:
+        """Keep what is wanted of a projected weight's gradient: its projection, and sketches where they are due."""
+        group, state = self._group_of(weight), self.state[weight]
+        arrived = self._arrived.setdefault(weight, Arrived())
+        if _has_basis(state):
+            arrived.add(gradient, *self._bases(weight, group))
+        if self._sketches_now(state, group):
+            # They depend on the seed, the weight and the step alone, so that every micro-batch meets the same random
+            # columns and a resumed run makes the same basis.
+            key = (weight.device, group["seed"], self._places[weight], self._sketch_number(state))
+            like = torch.empty((), dtype=precision_of(weight), device=weight.device)
+            arrived.add_sketches(gradient, group["rank"], group["projection"], partial(keyed_generator, *key), like)
 
-        return project_on_arrival
+    def _group_of(self, weight: Tensor) -> dict[str, Any]:
+        return self.param_groups[self._positions[weight]]  # not kept: load_state_dict() makes others
+
+    def wants_factors(self, weight: Tensor, tokens: int) -> bool:
+        """Whether what is wanted of a weight's gradient takes less arithmetic from factors with so many rows."""
+        group, state = self._group_of(weight), self.state[weight]
+        if _keeps_full(state, group):
+            return False
+        m, n = matrix_shape(weight.shape)
+        rank = min(group["rank"], m, n)
+        columns = rank if _has_basis(state) else 0
+        if self._sketches_now(state, group):
+            columns += max(sketch_width(rank, size) for size in (m, n))
+        return factors_are_shorter(tokens, m, n, columns)
 
     def _sketches_now(self, state: dict[str, Any], group: dict[str, Any]) -> bool:
         """Whether the gradients of this step are sketched: there is no basis yet, or the next update is its last."""
@@ -321,29 +337,22 @@ class GaLoreAdamW(AccumulatingOptimizer):
         return stored
 
 
-def _add_sketches(arrived: Arrived, gradient: Tensor, group: dict[str, Any], key: tuple[int, int]) -> None:
-    """Add the sketches of an (m, n) gradient for each projected side.
+class _Factors:
+    """Takes the gradient of one weight in factors, for the optimizer."""
 
-    The random columns depend on the seed and the key (weight, step) alone, so that every micro-batch meets the same
-    ones and a resumed run makes the same basis.
-    """
-    m, n = gradient.shape
-    rank = min(group["rank"], m, n)
-    left, right = projected_sides(m, n, group["projection"])
+    def __init__(self, optimizer: GaLoreAdamW, weight: Tensor) -> None:
+        # Weakly: an optimizer that nobody has any more need not be closed for its weights to be free of it.
+        self._optimizer, self._weight = weakref.ref(optimizer), weakref.ref(weight)
 
-    def sketched(matrix: Tensor, side: str) -> Tensor:
-        size = matrix.shape[1]
-        generator = keyed_generator(matrix.device, group["seed"], *key, side)
-        return matrix @ sketch_matrix(size, sketch_width(rank, size), generator, matrix)
+    def wants(self, tokens: int) -> bool:
+        optimizer, weight = self._optimizer(), self._weight()
+        return optimizer is not None and weight is not None and optimizer.wants_factors(weight, tokens)
 
-    if left:
-        arrived.sketch_left = _add(arrived.sketch_left, sketched(gradient, "left"))
-    if right:
-        arrived.sketch_right = _add(arrived.sketch_right, sketched(gradient.T, "right"))
-
-
-def _add(total: Tensor | None, term: Tensor) -> Tensor:
-    return term if total is None else total.add_(term)
+    def take(self, grad_output: Tensor, inputs: Tensor) -> None:
+        optimizer, weight = self._optimizer(), self._weight()
+        assert optimizer is not None
+        assert weight is not None
+        optimizer.take(weight, FactoredGradient(grad_output, inputs, precision_of(weight)))
 
 
 def _storage(group: dict[str, Any]) -> Storage:

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from medsaga.optim.galore import Arrived, GaLoreAdamW
+from medsaga.optim.arrival import Arrived
+from medsaga.optim.galore import GaLoreAdamW
 from medsaga.optim.projection import matrix_shape
 from medsaga.optim.storage import precision_of
 

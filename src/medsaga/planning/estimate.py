@@ -21,7 +21,8 @@ from medsaga.memory.tracker import ELSEWHERE, TensorTracker
 from medsaga.methods import build_model, method_named, new_optimizer
 from medsaga.models.base import SegmentationModel
 from medsaga.models.precision import WEIGHT_TYPES, cast_parameters, set_precision
-from medsaga.optim.galore import Arrived, GaLoreAdamW
+from medsaga.optim.arrival import Arrived
+from medsaga.optim.galore import GaLoreAdamW
 from medsaga.planning.budget import largest_share
 from medsaga.planning.shapes import OncePerShape
 from medsaga.prediction.segmenter import BATCH_SIZE

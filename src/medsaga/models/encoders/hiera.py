@@ -21,6 +21,7 @@ from medsaga.models.decoder import MaskDecoder
 from medsaga.models.encoders.base import EncoderSpec, ImageEncoder, State
 from medsaga.models.encoders.sam_vit import NORM_EPS, count_blocks, draw_weights, from_windows, to_windows
 from medsaga.models.lean import gelu_mlp, inside_lean_block, lean_block, recomputed
+from medsaga.models.linear import Linear
 from medsaga.models.sam2_decoder import Sam2MaskDecoder
 
 STRIDES = (4, 8, 16, 32)
@@ -173,7 +174,7 @@ class Block(nn.Module):
         self.attn = PooledAttention(width_in, width, heads=heads, pool=1 if width == width_in else POOL)
         self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
         self.mlp = Perceptron(width)
-        self.proj = nn.Linear(width_in, width) if width != width_in else None
+        self.proj = Linear(width_in, width) if width != width_in else None
         self.window = window
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -211,8 +212,8 @@ class PooledAttention(nn.Module):
         assert size % heads == 0
         self.heads, self.size, self.pool = heads, size, pool
         self.scale = (size // heads) ** -0.5
-        self.qkv = nn.Linear(channels, 3 * size)
-        self.proj = nn.Linear(size, size)
+        self.qkv = Linear(channels, 3 * size)
+        self.proj = Linear(size, size)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """``(grids, height, width, channels)`` to ``(grids, height / pool, width / pool, size)``."""
@@ -232,7 +233,7 @@ class Perceptron(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.layers = nn.ModuleList((nn.Linear(channels, 4 * channels), nn.Linear(4 * channels, channels)))
+        self.layers = nn.ModuleList((Linear(channels, 4 * channels), Linear(4 * channels, channels)))
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Change ``(..., channels)`` token by token."""

@@ -20,6 +20,7 @@ from medsaga.models.blocks import FrozenBatchNorm2d, folded, normalised_convolut
 from medsaga.models.encoders.base import EncoderSpec, ImageEncoder, State
 from medsaga.models.encoders.sam_vit import draw_weights, from_windows, neck, to_windows
 from medsaga.models.lean import gelu_mlp, inside_lean_block, lean_block, recomputed
+from medsaga.models.linear import Linear
 from medsaga.models.window_attention import WindowAttention
 
 PATCH_STRIDE = 4
@@ -223,8 +224,8 @@ class Mlp(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(channels)
-        self.fc1 = nn.Linear(channels, EXPANSION * channels)
-        self.fc2 = nn.Linear(EXPANSION * channels, channels)
+        self.fc1 = Linear(channels, EXPANSION * channels)
+        self.fc2 = Linear(EXPANSION * channels, channels)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Change ``(..., channels)`` token by token."""
