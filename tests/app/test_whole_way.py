@@ -46,12 +46,16 @@ def keep_small(tab: Any) -> None:
     tab.route("**/picture?*", lambda route: route.fulfill(body=picture, content_type="image/svg+xml"))
 
 
+def is_segmented(jobs: list[dict[str, Any]]) -> bool:
+    """Whether the last training has been followed by what it made of the other cases."""
+    return jobs[-1]["kind"] == "predict" and all(job["state"] == "done" for job in jobs)
+
+
 def wait_for_training(tab: Any, client: Any) -> None:
     """Wait until a training is over, and see its results when the other cases are segmented."""
     tab.wait_for_selector("[data-state=done]", timeout=1000 * SECONDS)
     tab.get_by_role("link", name="See results").click()
-    is_over = lambda state: all(job["state"] == "done" for job in state["jobs"])  # noqa: E731
-    client.until("/api/state", is_over, SECONDS)
+    client.until("/api/state", lambda state: is_segmented(state["jobs"]), SECONDS)
     tab.wait_for_selector(".result")
     so(tab, "[...document.querySelectorAll('.stage .caption')].every(each => each.textContent)")
 
