@@ -129,7 +129,7 @@ def train_and_kill(client: Client, run: Path, random: np.random.Generator, *, wh
         awaited(lambda: written_since(run, begun))
         step = last_step(run) + int(random.integers(0, 12))
         awaited(lambda: last_step(run) >= step)
-        time.sleep(random.uniform(0, 0.05))
+        time.sleep(random.uniform(0, 0.1))
     job.process.kill()
     awaited(lambda: job.state == "failed")
 
@@ -139,7 +139,7 @@ def awaited(is_so: Callable[[], bool]) -> None:
     end = time.monotonic() + SECONDS
     while not is_so():
         assert time.monotonic() < end, "it never came"
-        time.sleep(0.005)
+        time.sleep(0.05)
 
 
 def written_since(run: Path, begun: float) -> bool:
