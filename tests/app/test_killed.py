@@ -35,7 +35,7 @@ KILLS = 10
 HEIGHT, WIDTH = 48, 64
 SIDE = 3
 """Of the square that a stroke fills."""
-STEPS, SECONDS = 100, 300
+STEPS, SECONDS = 100, 600
 SMALL = {"model": "tiny", "image_size": 32, "hold_back": False}
 
 
@@ -90,7 +90,7 @@ def test_a_server_loses_no_stroke_and_its_training_goes_on(tmp_path: Path) -> No
             assert server.wait() == -signal.SIGKILL
     assert painted > KILLS
     with page(root, tmp_path) as client:
-        (about,) = client.until("/api/runs", lambda found: found["runs"])["runs"]
+        (about,) = client.until("/api/runs", lambda found: found["runs"], SECONDS)["runs"]
         assert finished(client, about["id"])["step"] == STEPS
 
 
