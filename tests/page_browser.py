@@ -39,10 +39,11 @@ def picture(tab: Any, name: str) -> None:
 
 def so(tab: Any, expression: str, seconds: float = 60) -> None:
     """Wait until an expression holds on the page, whose policy lets no text be evaluated in it."""
-    end = time.monotonic() + seconds
+    end, pause = time.monotonic() + seconds, 20.0
     while not tab.evaluate(f"() => Boolean({expression})"):
         assert time.monotonic() < end, expression
-        tab.wait_for_timeout(50)
+        tab.wait_for_timeout(pause)
+        pause = min(500, 1.3 * pause)
 
 
 def paint(tab: Any, *points: tuple[float, float]) -> None:

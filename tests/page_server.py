@@ -96,11 +96,12 @@ class Client:
         return self.ask("POST", f"/api/cases/{key}/edit?kind=brush&plane={quote(plane)}&{query}", content)
 
     def until(self, path: str, is_so: Any, seconds: float = 60) -> Any:
-        """Ask again until the JSON is as wanted; return it."""
-        end = time.monotonic() + seconds
+        """Ask again until the JSON is as wanted, less often the longer it takes; return it."""
+        end, pause = time.monotonic() + seconds, 0.02
         while not is_so(found := self.get(path).json):
             assert time.monotonic() < end, found
-            time.sleep(0.1)
+            time.sleep(pause)
+            pause = min(0.5, 1.3 * pause)
         return found
 
 

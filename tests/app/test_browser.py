@@ -130,7 +130,7 @@ def test_names_of_files_and_labels_are_text_and_never_markup(tab: Any, tmp_path:
 def test_the_focus_stays_where_it_is_while_the_cases_are_listed_anew(tab: Any, tmp_path: Path, toy: Path) -> None:
     (toy / "masks" / "img0.png").unlink()
     with page(toy, tmp_path) as client:
-        enter(tab, client, "cases")
+        enter(tab, client)
         tab.get_by_role("link", name="img3").focus()
         client.paint(client.key("img0"), "image", (0, 0, 0), (1, 5, 5), 1)
         client.post(f"/api/cases/{client.key('img0')}/finish")

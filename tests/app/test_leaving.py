@@ -95,6 +95,25 @@ def test_a_view_that_comes_late_does_not_take_the_place_of_the_one_asked_for_sin
         leave(tab, held)
 
 
+def test_what_changes_while_a_view_is_on_its_way_is_seen_in_it(tab: Any, tmp_path: Path, toy: Path) -> None:
+    (toy / "masks" / "img0.png").unlink()
+    with page(toy, tmp_path) as client:
+        enter(tab, client, "train")
+        tab.wait_for_selector(".run-place .empty")
+        before, held = client.get("/api/cases").json, Held(tab, "**/api/cases")
+        tab.locator("#nav").get_by_role("link", name="Cases").click()
+        held.wait()
+        held.pass_on()
+        client.paint(client.key("img0"), "image", (0, 0, 0), (1, 5, 5), 1)
+        client.post(f"/api/cases/{client.key('img0')}/finish")
+        told: list[str] = []
+        tab.on("response", lambda answer: told.append(answer.url))
+        while sum("/api/state" in address for address in told) < 2:  # the page asks for it again and again
+            tab.wait_for_timeout(50)
+        held.let_go(before)
+        tab.get_by_text("6 images, 6 finished").wait_for()
+
+
 def test_a_training_that_begins_late_is_seen_by_those_who_wait_for_it_alone(
     tab: Any, tmp_path: Path, toy: Path
 ) -> None:

@@ -296,6 +296,7 @@ def test_what_is_exported_is_what_is_shown(opened: tuple[Project, Path]) -> None
     assert list(Segmenter.load(model, "cpu").config.labels) == ["background", "disc", "bar"]
 
 
+@pytest.mark.exhaustive
 def test_a_delta_that_is_exported_segments_as_the_run_does(opened: tuple[Project, Path], tmp_path: Path) -> None:
     from medsaga.prediction.files import predict_files
 

@@ -46,12 +46,16 @@ def keep_small(tab: Any) -> None:
     tab.route("**/picture?*", lambda route: route.fulfill(body=picture, content_type="image/svg+xml"))
 
 
-def wait_for_training(tab: Any, client: Any) -> None:
-    """Wait until a training is over, and see its results when the other cases are segmented."""
+def is_segmented(jobs: list[dict[str, Any]]) -> bool:
+    """Whether the last training has been followed by what it made of the other cases."""
+    return jobs[-1]["kind"] == "predict" and all(job["state"] == "done" for job in jobs)
+
+
+def see_results(tab: Any, client: Any) -> None:
+    """Wait until a training is over and the other cases are segmented, and see what came of it."""
     tab.wait_for_selector("[data-state=done]", timeout=1000 * SECONDS)
     tab.get_by_role("link", name="See results").click()
-    is_over = lambda state: all(job["state"] == "done" for job in state["jobs"])  # noqa: E731
-    client.until("/api/state", is_over, SECONDS)
+    client.until("/api/state", lambda state: is_segmented(state["jobs"]), SECONDS)
     tab.wait_for_selector(".result")
     so(tab, "[...document.querySelectorAll('.stage .caption')].every(each => each.textContent)")
 
@@ -91,9 +95,9 @@ def test_the_phantom(tab: Any, tmp_path: Path) -> None:
         line = "document.querySelector('[data-state=training] .loss-line')?.getAttribute('d').split('L').length > 5"
         so(tab, line, SECONDS)
         tab.wait_for_selector(".look img", timeout=1000 * SECONDS)
-        picture(tab, "train-first")
-        wait_for_training(tab, client)
-        picture(tab, "results-first")
+        picture(tab, "train")
+        see_results(tab, client)
+        picture(tab, "results")
         tab.locator(".result", has_text="to review").first.click()
         tab.get_by_role("button", name="Mend", exact=True).click()
         tab.wait_for_selector("canvas.paintable")
@@ -103,8 +107,8 @@ def test_the_phantom(tab: Any, tmp_path: Path) -> None:
         client.until("/api/cases", lambda cases: sum(case["state"] == "done" for case in cases) == LABELLED + 3)
         tab.locator("#nav").get_by_role("link", name="Results").click()
         tab.get_by_role("button", name="Train again with 1 new case").click()
-        wait_for_training(tab, client)
-        picture(tab, "results-second")
+        tab.wait_for_selector("h2:text('run2: Finished')", timeout=1000 * SECONDS)
+        picture(tab, "train-second")
         tab.locator("#nav").get_by_role("link", name="Export").click()
         tab.get_by_role("button", name="Export", exact=True).click()
         tab.wait_for_selector("code.path")
@@ -152,7 +156,7 @@ def test_a_folder_of(write: Callable[[Path], None], kind: str, written: str, tab
         tab.locator("#nav").get_by_role("link", name="Train").click()
         tab.get_by_text("On the 2 finished cases").wait_for()
         tab.get_by_role("button", name="Train", exact=True).click()
-        wait_for_training(tab, client)
+        see_results(tab, client)
         assert tab.locator(".result").count() == 1
         tab.get_by_role("button", name="Accept", exact=True).click()
         tab.get_by_text("accepted", exact=True).wait_for()

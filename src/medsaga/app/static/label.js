@@ -192,7 +192,8 @@ class Editor {
   async finish() {
     if (this.status.state !== "done" && !(await this.#ask("finish"))) return;
     await store.refresh();
-    const cases = await this.visit.still(get("/api/cases"));
+    const cases = await this.visit.still(told(get("/api/cases")));
+    if (!cases) return;
     const rest = [...cases.slice(this.at + 1), ...cases.slice(0, this.at)];
     const next = rest.find((each) => each.state !== "done") ?? rest[0];
     if (rest.every((each) => each.state === "done")) toast("Every case is finished. Train when you like.");

@@ -17,11 +17,13 @@ const [ASK, ASK_WHILE_BUSY] = [1600, 800]; // milliseconds
 const place = document.getElementById("view");
 const pages = new Visit();
 let view = null;
+let changed = new Set(); // what has changed since the newest view was asked for
 let lost = false;
 let told = 0;
 
 async function show() {
   const visit = pages.newest("view", location.hash);
+  changed = new Set();
   const [name, ...rest] = location.hash.slice(1).split("/");
   const chosen = store.project ? (name in VIEWS ? name : "cases") : "start";
   for (const link of document.querySelectorAll("#nav a"))
@@ -38,7 +40,20 @@ async function show() {
   }
   place.dataset.view = chosen;
   place.replaceChildren(view.element);
+  // The view may have asked before it changed, and been told while the one before it was shown.
+  for (const name of changed) HEARD[name]();
 }
+
+const HEARD = {
+  labels: () => view?.update?.(),
+  revision: () => view?.revised?.(),
+  jobs: () => (view?.isStale ? show() : view?.jobsChanged?.()),
+};
+for (const name of Object.keys(HEARD))
+  store.addEventListener(name, () => {
+    changed.add(name);
+    HEARD[name]();
+  });
 
 function activity() {
   const words = { train: "Training", predict: "Segmenting", suggest: "Looking for cases", memory: "Estimating memory" };
@@ -66,16 +81,12 @@ store.addEventListener("project", () => {
   location.hash = "#cases";
   show();
 });
-store.addEventListener("labels", () => view?.update?.());
-store.addEventListener("revision", () => view?.revised?.());
 store.addEventListener("jobs", () => {
   const failed = (store.state.jobs ?? []).filter(({ state }) => state === "failed");
   for (const job of failed.filter(({ number }) => !reported.has(number))) {
     reported.add(job.number);
     if (job.kind !== "memory") toast(job.message || "A command failed.", "error");
   }
-  if (view?.isStale) show();
-  else view?.jobsChanged?.();
 });
 const reported = new Set();
 

@@ -1,7 +1,7 @@
 // What the tools do to the slice that is seen. It is shown at once, and saved; what cannot be saved is taken back.
 
 import { send } from "./api.js";
-import { toast } from "./dom.js";
+import { toast, told } from "./dom.js";
 import { palette, paints } from "./palette.js";
 import { inTurn } from "./saving.js";
 import { copyOver, dab, difference, fill, polygon, stroke } from "./tools.js";
@@ -123,8 +123,9 @@ export class Painting {
     const next = index + step;
     if (next < 0 || next >= slices) return;
     const { visit } = this.editor;
-    const [from, there] = await visit.still(Promise.all([this.volume.classes(plane, index), this.volume.classes(plane, next)]));
-    if (`${plane} ${index}` !== this.viewer.at) return; // the user has scrolled on
+    const both = await visit.still(told(Promise.all([this.volume.classes(plane, index), this.volume.classes(plane, next)])));
+    if (!both || `${plane} ${index}` !== this.viewer.at) return; // the user has scrolled on
+    const [from, there] = both;
     const after = there.slice();
     copyOver(after, from);
     this.commit("copy", there, after, next);
