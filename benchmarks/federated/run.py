@@ -10,10 +10,10 @@ in RUNS; a row that is there is not made again.
 from __future__ import annotations
 
 import json
-import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from rich.console import Console
@@ -28,8 +28,9 @@ from medsaga.settings.options import Settings
 DATASETS = {"hc18_fetal_us": 12, "kvasir_seg_polyp": 12, "spider_lumbar_mr": 5}
 """Dataset to the cases that a site tests on."""
 SITES = 4
+PAPERS_WAY = "medsaga, weights (the paper's way)"
 CONTENDERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "medsaga, weights (the paper's way)": ("medsaga", {"exchange": "weights"}),
+    PAPERS_WAY: ("medsaga", {"exchange": "weights"}),
     "medsaga, shared basis": ("medsaga", {"exchange": "shared-basis"}),
     "samed, FedIT": ("samed", {"exchange": "weights"}),
     "samed, FFA-LoRA": ("samed", {"exchange": "ffa"}),
@@ -79,27 +80,35 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def table(rows: Sequence[dict[str, Any]], seeds: int) -> str:
+def table(rows: Sequence[dict[str, Any]], contenders: Iterable[str]) -> str:
     """Lay the means over the seeds out as Markdown: for each dataset Dice, mean over the sites / worst site."""
     datasets = sorted({row["dataset"] for row in rows})
     lines = ["| contender | " + " | ".join(datasets) + " | mean | MiB a round | peak MiB |"]
     lines.append("|---" * (len(datasets) + 4) + "|")
-    for contender in (*CONTENDERS, *PRIVATE):
+    for contender in contenders:
         own = [row for row in rows if row["contender"] == contender]
-        if not own:
+        of_datasets = [[row for row in own if row["dataset"] == dataset] for dataset in datasets]
+        if not all(of_datasets):
             continue
-        cells = [contender]
-        for dataset in [*datasets, None]:
-            of_both = [
-                [row[f"dice_{kind}"] for row in own if dataset in (None, row["dataset"])] for kind in ("mean", "worst")
-            ]
-            cells.append(" / ".join(f"{100 * math.fsum(v) / len(v):.1f}" if v else "-" for v in of_both))
-        for name in ("bytes_per_round", "peak_memory_bytes"):
-            cells.append(f"{math.fsum(row[name] for row in own) / len(own) / 2**20:.1f}")
-        lines.append("| " + " | ".join(cells) + " |")
-    done = len(rows)
-    note = f"\nDice in points, mean over the {SITES} sites / worst site, means over up to {seeds} seeds; {done} runs.\n"
-    return "\n".join(lines) + "\n" + note
+        means = [
+            [fmean(100 * row[f"dice_{kind}"] for row in of_one) for kind in ("mean", "worst")] for of_one in of_datasets
+        ]
+        means.append([fmean(values) for values in zip(*means, strict=True)])
+        cells = [" / ".join(f"{value:.1f}" for value in values) for values in means]
+        cells += [f"{fmean(row[name] for row in own) / 2**20:.1f}" for name in ("bytes_per_round", "peak_memory_bytes")]
+        lines.append("| " + " | ".join([contender, *cells]) + " |")
+    seeds = len({row["seed"] for row in rows})
+    return (
+        "\n".join(lines)
+        + f"\n\nDice in points, mean over the {SITES} sites / worst site; {len(rows)} runs, {seeds} seed(s).\n"
+    )
+
+
+def both_tables(rows: Sequence[dict[str, Any]]) -> str:
+    """Lay out who is compared, and what privacy costs with the seed of which there is all."""
+    compared = [row for row in rows if row["contender"] in CONTENDERS]
+    private = [row for row in rows if row["contender"] in (PAPERS_WAY, *PRIVATE) and row["seed"] == 0]
+    return table(compared, CONTENDERS) + "\n" + table(private, (PAPERS_WAY, *PRIVATE))
 
 
 def main() -> None:
@@ -131,7 +140,7 @@ def main() -> None:
                 print(f"{dataset}, {contender}, seed {seed}: {row['dice_mean']:.3f}, worst {row['dice_worst']:.3f}")
     wanted = [row for row in rows if row["options"] == options]
     files.write_json(arguments.out / "results.json", {"machine": machine(), "options": options, "runs": wanted})
-    files.write_text(arguments.out / "results.md", table(wanted, arguments.seeds))
+    files.write_text(arguments.out / "results.md", both_tables(wanted))
 
 
 if __name__ == "__main__":
