@@ -51,9 +51,7 @@ def test_info_needs_nothing_that_only_training_needs(toy: Path) -> None:
     assert "cases" in done.stdout
 
 
-def test_a_few_labelled_images_among_many_are_trained_on(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_few_labelled_images_among_many_are_trained_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data, run = write_toy_dataset(tmp_path / "data", images=9), tmp_path / "run"
     for number in range(3, 9):
         (data / f"masks/img{number}.png").unlink()
