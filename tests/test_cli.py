@@ -51,6 +51,23 @@ def test_info_needs_nothing_that_only_training_needs(toy: Path) -> None:
     assert "cases" in done.stdout
 
 
+def test_a_few_labelled_images_among_many_are_trained_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, run = write_toy_dataset(tmp_path / "data", images=9), tmp_path / "run"
+    for number in range(3, 9):
+        (data / f"masks/img{number}.png").unlink()
+    said = "6 of 9 images have no mask and are left out, such as img3"
+    assert main(["info", str(data)]) == 0
+    assert said in " ".join(capsys.readouterr().out.split())
+    assert main(["train", str(data), "--out", str(run), "--shots", "2", *FAST]) == 0
+    assert f"warning: {said}" in " ".join(capsys.readouterr().err.split())
+    assert json.loads((run / "split.json").read_text())["test"] != []
+    # Another is labelled later: the run's own test stays what it is.
+    write_toy_dataset(tmp_path / "all", images=9)
+    shutil.copy(tmp_path / "all/masks/img5.png", data / "masks")
+    assert main(["evaluate", str(run)]) == 0
+    assert "5 of 9 images have no mask" in " ".join(capsys.readouterr().err.split())
+
+
 @pytest.mark.parametrize("argv", [["predict"], ["no-such-verb"], ["train", "x", "--out", "y", "--no-such-flag"]])
 def test_unusable_arguments_exit_with_2(argv: list[str]) -> None:
     with pytest.raises(SystemExit) as stopped:

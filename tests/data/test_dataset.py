@@ -166,6 +166,39 @@ def test_masks_may_be_missing_only_when_they_are_not_required(folder: Path) -> N
     assert "masks: expected a folder with a mask for each image; found no such folder beside" in the_problem_of(folder)
 
 
+def test_images_that_are_not_labelled_yet_are_left_out_and_counted(folder: Path) -> None:
+    write_image(folder / "images" / "c.png", seed=9, shape=(12, 10, 3))  # in colour, which would be another kind
+    (folder / "masks" / "b.png").unlink()
+    (folder / "masks" / "c.png").unlink()
+    dataset = read_dataset(folder)
+    assert dataset.problems == ()
+    assert [item.name for item in dataset.items] == ["a", "d"]
+    assert dataset.warnings == (
+        "2 of 4 images have no mask and are left out, such as b; where there is nothing to label, a mask of zeros says "
+        "so",
+    )
+    # What goes on being labelled outside of the dataset's cases changes nothing of a run.
+    before = fingerprint(dataset)
+    write_image(folder / "images" / "e.png", seed=10)
+    assert fingerprint(read_dataset(folder)) == before
+
+
+def test_a_few_missing_masks_among_many_are_forgotten_ones(folder: Path) -> None:
+    (folder / "cases.csv").unlink()
+    for number in range(16):
+        write_image(folder / "images" / f"n{number:02d}.png", seed=100 + number)
+        write_mask(folder / "masks" / f"n{number:02d}.png")
+    for missing, problems in ((1, 1), (2, 0)):  # of 20: a tenth of those with a mask is 1.8
+        (folder / "masks" / f"n{missing:02d}.png").unlink()
+        assert len(problems_of(folder)) == problems
+
+
+def test_a_mask_without_an_image_is_a_mistake_among_unlabelled_images_too(folder: Path) -> None:
+    for name in "bc":
+        (folder / "masks" / f"{name}.png").rename(folder / "masks" / f"{name}x.png")
+    assert [Path(problem.where).name for problem in read_dataset(folder).problems] == ["bx.png", "cx.png"]
+
+
 def break_masks(root: Path) -> None:
     shutil.rmtree(root / "masks")
     (root / "masks").mkdir()

@@ -208,6 +208,15 @@ def test_the_label_map_of_another_name_in_the_public_release_is_found(brats: Pat
     assert read_dataset(brats, masks_required=False).problems == ()
 
 
+def test_brats_cases_without_a_label_map_are_left_out_where_they_are_many(brats: Path) -> None:
+    for path in sorted(brats.glob("*/*_seg.nii*"))[1:]:
+        path.unlink()
+    dataset = read_dataset(brats)
+    assert dataset.problems == ()
+    assert dataset.cases == ("BraTS20_Training_001",)
+    assert "2 of 3 images have no mask and are left out" in dataset.warnings[0]
+
+
 def test_a_missing_modality_names_the_case(brats: Path) -> None:
     (brats / "BraTS20_Training_002" / "BraTS20_Training_002_t1ce.nii.gz").unlink()
     problem = the_problem_of(brats)

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from medsaga.data.labels import listed
 from medsaga.data.layouts import LAYOUTS, datasets_near, layout_of
-from medsaga.data.layouts.checks import joint_header
+from medsaga.data.layouts.checks import joint_header, with_mismatches
 from medsaga.data.layouts.finding import visible_entries
+from medsaga.data.layouts.pairing import are_unlabelled
 from medsaga.data.names import normal
 from medsaga.data.sources import files_of, place_of
 from medsaga.data.survey import survey
@@ -31,13 +32,16 @@ def read_dataset(root: Path, *, masks_required: bool = True, binary: bool = Fals
 
     Args:
         root: the folder.
-        masks_required: whether an image without a mask is a problem.
+        masks_required: whether the dataset is to be trained on or scored: images that are not labelled yet are left
+            out then, with a warning, and a mask that seems forgotten is a problem; see
+            `medsaga.data.layouts.pairing.are_unlabelled`.
         binary: whether every mask is read as background and `FOREGROUND`, whatever its values are; see
             `medsaga.data.plausibility.foreground_of`.
     """
     layout = layout_of(root)
     if layout is not None:
         dataset = layout.read(root, masks_required=masks_required)
+        dataset = with_mismatches(_labelled_only(dataset) if masks_required else dataset)
         return _as_binary(dataset) if binary else dataset
     return Dataset(root, "folder", {"background": 0}, (), (), (_no_dataset(root),))
 
@@ -54,6 +58,19 @@ def _no_dataset(root: Path) -> InputError:
         found = "a file" if root.exists() else "nothing of this name"
     expected = f"a dataset: {'; '.join(layout.EXPECTED for layout in LAYOUTS)}"
     return InputError(root, expected=expected, found=found, do=do)
+
+
+def _labelled_only(dataset: Dataset) -> Dataset:
+    """Leave out the images without a mask, unless they are a problem that has been found, and say so."""
+    labelled = tuple(item for item in dataset.items if item.masks)
+    without = [item.name for item in dataset.items if not item.masks]
+    if not are_unlabelled(len(without), len(labelled)):
+        return dataset
+    text = (
+        f"{len(without)} of {len(dataset.items)} images have no mask and are left out, such as {without[0]}; where "
+        "there is nothing to label, a mask of zeros says so"
+    )
+    return replace(dataset, items=labelled, warnings=(*dataset.warnings, text))
 
 
 def _as_binary(dataset: Dataset) -> Dataset:

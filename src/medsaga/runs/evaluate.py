@@ -31,6 +31,7 @@ from medsaga.prediction.segmenter import Prediction, Segmenter
 from medsaga.progress import counting
 from medsaga.reports.run import Example, choose_examples, write_report
 from medsaga.run_folder import read_metrics
+from medsaga.runs.loading import warn
 from medsaga.settings.run_config import RunConfig, read_config
 
 
@@ -81,7 +82,7 @@ def evaluate_run(
     segmenter = segmenter or Segmenter.load(run, device, base)
     known_to_be_good = dataset is not None
     if dataset is None:
-        dataset = _labelled(_own_data(config, run) if data is None else data, config)
+        dataset = _labelled(_own_data(config, run) if data is None else data, config, console)
     split = Split.from_json(files.read_json(run / run_folder.SPLIT))
     skipped: tuple[str, ...] = ()
     if data is None:
@@ -118,17 +119,18 @@ def _score_delta(file: Path, data: Path | None, segmenter: Segmenter, console: C
         do = f"Name labelled cases that it was not trained on: medsaga evaluate {file} DATA."
         raise InputError(file, expected="a dataset beside a delta file", found="none", do=do)
     config = segmenter.config
-    dataset = _labelled(data, config)
+    dataset = _labelled(data, config, console)
     _check_images(dataset, dataset.items, config)
     console.print("all cases are scored: a delta file does not say which ones it was trained on")
     scored = _score(segmenter, dataset, dataset.items, console, group)
     return {**summarise(scored, config.settings.protocol), "symmetries": list(segmenter.model.symmetries)}
 
 
-def _labelled(data: Path, config: RunConfig) -> Dataset:
+def _labelled(data: Path, config: RunConfig, console: Console) -> Dataset:
     """Return a dataset that a run can be scored on, as far as the names of its files tell."""
     dataset = read_dataset(data, binary=config.settings.binary)
     raise_problems(dataset.problems)
+    warn(console, dataset.warnings)
     dataset = select_channels(dataset, config.settings.channels)
     _check_labels(config, dataset)
     return dataset

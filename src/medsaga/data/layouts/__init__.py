@@ -26,7 +26,10 @@ class Layout(Protocol):
         """Whether a folder is meant to be of this layout, by the names in it, however much of it is wrong."""
 
     def read(self, root: Path, *, masks_required: bool) -> Dataset:
-        """Find the items; what is wrong goes into the dataset's ``problems``."""
+        """Find the items, those without masks too; what is wrong goes into the dataset's ``problems``.
+
+        Items are compared with each other, and masks with images, by whoever calls this.
+        """
 
 
 LAYOUTS: tuple[Layout, ...] = (decathlon, nnunet, dicom, folder, transunet, brats)

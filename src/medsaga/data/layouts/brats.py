@@ -11,9 +11,10 @@ from pathlib import Path
 
 from medsaga.data.formats import stem
 from medsaga.data.labels import listed
-from medsaga.data.layouts.checks import joint_header, with_mismatches
+from medsaga.data.layouts.checks import joint_header
 from medsaga.data.layouts.finding import by_stem, image_files, subfolders, without_strays
 from medsaga.data.layouts.labelling import labels_or
+from medsaga.data.layouts.pairing import are_unlabelled
 from medsaga.data.names import normal
 from medsaga.data.types import Dataset, Item
 from medsaga.errors import InputError, collecting
@@ -43,17 +44,18 @@ def read(root: Path, *, masks_required: bool) -> Dataset:
     problems: list[InputError] = []
     labels = labels_or(home, LABELS, problems)
     warnings: list[str] = []
+    unlabelled: list[InputError] = []
     items = []
     for folder in _case_folders(home):
         with collecting(problems):
             files = by_stem(without_strays(image_files(folder), warnings), problems)
             images = _modalities(folder, files)
-            masks = _mask(folder, files, problems, required=masks_required)
+            masks = _mask(folder, files, unlabelled)
             name = normal(folder.name)
             items.append(Item(name, name, images, masks, joint_header(images)))
-    return with_mismatches(
-        Dataset(home, "brats", labels, CHANNELS, tuple(items), tuple(problems), warnings=tuple(warnings))
-    )
+    if masks_required and not are_unlabelled(len(unlabelled), sum(bool(item.masks) for item in items)):
+        problems += unlabelled
+    return Dataset(home, "brats", labels, CHANNELS, tuple(items), tuple(problems), warnings=tuple(warnings))
 
 
 def _home(root: Path) -> Path | None:
@@ -78,21 +80,23 @@ def _modalities(folder: Path, files: Mapping[str, Path]) -> tuple[Path, ...]:
     return tuple(files[f"{name}_{channel}"] for channel in CHANNELS)
 
 
-def _mask(folder: Path, files: Mapping[str, Path], problems: list[InputError], *, required: bool) -> tuple[Path, ...]:
-    """Return the label map, which in one case of the public release is called ``W39_1998.09.19_Segm.nii``."""
+def _mask(folder: Path, files: Mapping[str, Path], missing: list[InputError]) -> tuple[Path, ...]:
+    """Return the label map, which in one case of the public release is called ``W39_1998.09.19_Segm.nii``.
+
+    Where there is none, what would be wrong with that goes on the list.
+    """
     named = files.get(f"{normal(folder.name)}_seg")
     astray = [path for path in files.values() if stem(path).lower().endswith("_segm")]
     if named is not None:
         return (named,)
     if len(astray) == 1:
         return (astray[0],)
-    if required:
-        problems.append(
-            InputError(
-                folder / f"{folder.name}_seg.nii.gz",
-                expected="the label map of the case",
-                found="none" if not astray else listed(path.name for path in astray),
-                do="Add the label map under this name, or remove the folder.",
-            )
+    missing.append(
+        InputError(
+            folder / f"{folder.name}_seg.nii.gz",
+            expected="the label map of the case",
+            found="none" if not astray else listed(path.name for path in astray),
+            do="Add the label map under this name, or remove the folder.",
         )
+    )
     return ()

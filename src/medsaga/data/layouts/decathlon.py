@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from medsaga.data.formats import is_image, stem
-from medsaga.data.layouts.checks import joint_header, with_mismatches
+from medsaga.data.layouts.checks import joint_header
 from medsaga.data.layouts.finding import by_stem, image_files, mask_files, without_strays
 from medsaga.data.layouts.labelling import described
 from medsaga.data.layouts.nnunet import CHANNEL_FILE
@@ -43,9 +43,7 @@ def read(root: Path, *, masks_required: bool) -> Dataset:
             mask = (masks[name],) if name in masks else ()
             items.append(Item(name, name, (path,), mask, joint_header((path,))))
     problems += pairing_problems(images, masks, root / "labelsTr", masks_required=masks_required)
-    return with_mismatches(
-        Dataset(root, "decathlon", labels, channels or (), tuple(items), tuple(problems), warnings=tuple(warnings))
-    )
+    return Dataset(root, "decathlon", labels, channels or (), tuple(items), tuple(problems), warnings=tuple(warnings))
 
 
 def _names(folder: Path) -> set[str]:

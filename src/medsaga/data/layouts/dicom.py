@@ -18,7 +18,7 @@ from medsaga.data.dicom.reading import is_dicom
 from medsaga.data.dicom.series import choose_series, find_series
 from medsaga.data.formats import is_image, stem
 from medsaga.data.labels import listed, parse_labels
-from medsaga.data.layouts.checks import joint_header, with_mismatches
+from medsaga.data.layouts.checks import joint_header
 from medsaga.data.layouts.finding import images_folder, masks_folder, missing_masks, visible_entries
 from medsaga.data.layouts.labelling import (
     BACKGROUND,
@@ -76,17 +76,15 @@ def read(root: Path, *, masks_required: bool) -> Dataset:
         with collecting(problems):
             items.append(Item(name, cases[name], sources, mask, joint_header(sources), names=names_for(mask, labels)))
     problems += pairing_problems(images, masks, home, masks_required=masks_required)
-    return with_mismatches(
-        Dataset(
-            root,
-            "dicom",
-            labels,
-            channels or (),
-            tuple(items),
-            tuple(problems),
-            warnings=tuple(warnings),
-            inferred="labels" not in description and not any(item.names for item in items),
-        )
+    return Dataset(
+        root,
+        "dicom",
+        labels,
+        channels or (),
+        tuple(items),
+        tuple(problems),
+        warnings=tuple(warnings),
+        inferred="labels" not in description and not any(item.names for item in items),
     )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from medsaga.data.descriptions import channel_names, read_description
 from medsaga.data.formats import is_image, stem
 from medsaga.data.labels import listed, parse_labels
-from medsaga.data.layouts.checks import joint_header, with_mismatches
+from medsaga.data.layouts.checks import joint_header
 from medsaga.data.layouts.dicom import entries_with_dicom
 from medsaga.data.layouts.finding import (
     by_stem,
@@ -79,17 +79,15 @@ def read(root: Path, *, masks_required: bool) -> Dataset:
     any_mask = {**single, **{name: next(iter(masks.values())) for name, masks in by_structure.items()}}
     problems += pairing_problems(images, any_mask, home, masks_required=masks_required)
     by_value = not structures and not any(item.names for item in items)
-    return with_mismatches(
-        Dataset(
-            root,
-            "folder",
-            labels,
-            channels or (),
-            tuple(items),
-            tuple(problems),
-            warnings=tuple(warnings),
-            inferred=by_value and not (root / DESCRIPTION).exists(),
-        )
+    return Dataset(
+        root,
+        "folder",
+        labels,
+        channels or (),
+        tuple(items),
+        tuple(problems),
+        warnings=tuple(warnings),
+        inferred=by_value and not (root / DESCRIPTION).exists(),
     )
 
 

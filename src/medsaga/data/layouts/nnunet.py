@@ -10,7 +10,7 @@ from pathlib import Path
 from medsaga.data.descriptions import file_ending
 from medsaga.data.formats import stem, suffix_of
 from medsaga.data.labels import listed
-from medsaga.data.layouts.checks import joint_header, with_mismatches
+from medsaga.data.layouts.checks import joint_header
 from medsaga.data.layouts.finding import image_files, mask_files
 from medsaga.data.layouts.labelling import DESCRIPTION, described, names_for
 from medsaga.data.layouts.pairing import pairing_problems
@@ -47,9 +47,7 @@ def read(root: Path, *, masks_required: bool) -> Dataset:
             mask = (masks[name],) if name in masks else ()
             items.append(Item(name, name, paths, mask, joint_header(paths), names=names_for(mask, labels)))
     problems += pairing_problems(groups, masks, root / "labelsTr", masks_required=masks_required)
-    return with_mismatches(
-        Dataset(root, "nnunet", labels, channels or (), tuple(items), tuple(problems), warnings=tuple(warnings))
-    )
+    return Dataset(root, "nnunet", labels, channels or (), tuple(items), tuple(problems), warnings=tuple(warnings))
 
 
 def channel_groups(paths: Sequence[Path]) -> tuple[dict[str, dict[int, Path]], tuple[InputError, ...]]:

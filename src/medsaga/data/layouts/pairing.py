@@ -8,6 +8,18 @@ from pathlib import Path
 from medsaga.errors import InputError
 
 _SEPARATORS = "_-. "
+_FORGOTTEN = 0.1
+"""Of the images with a mask: so many without, or a single one, were forgotten; more are not labelled yet."""
+
+
+def are_unlabelled(without: int, labelled: int) -> bool:
+    """Whether images without a mask are meant to be: somebody has labelled a few of many, or goes on labelling.
+
+    Args:
+        without: how many there are.
+        labelled: images with a mask.
+    """
+    return labelled > 0 and without > max(1, _FORGOTTEN * labelled)
 
 
 def paired(names: Collection[str], masks: Mapping[str, Path], folder: Path, warnings: list[str]) -> dict[str, Path]:
@@ -45,8 +57,9 @@ def pairing_problems(
     *,
     masks_required: bool,
 ) -> Iterator[InputError]:
-    """Yield a problem for each image without a mask, if masks are required, and for each mask without an image.
+    """Yield a problem for each mask without an image and, if masks are required, for each image that lacks one.
 
+    Images that are not labelled yet lack none; see `are_unlabelled`.
     Where no mask has the name of any image there is one problem, not two for each image.
     """
     if names and masks and not set(names) & set(masks):
@@ -58,8 +71,9 @@ def pairing_problems(
         )
         return
     # Without any mask the missing folder has been reported already.
-    if masks_required and masks:
-        for name in sorted(set(names) - set(masks)):
+    missing = sorted(set(names) - set(masks))
+    if masks_required and masks and not are_unlabelled(len(missing), len(names) - len(missing)):
+        for name in missing:
             yield InputError(
                 folder / name,
                 expected="a mask of this name and a lossless suffix",

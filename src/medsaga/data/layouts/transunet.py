@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from medsaga.data.formats import arrays, stem
-from medsaga.data.layouts.checks import joint_header, with_mismatches
+from medsaga.data.layouts.checks import joint_header
 from medsaga.data.layouts.finding import image_files
 from medsaga.data.layouts.labelling import DESCRIPTION, labels_or
 from medsaga.data.sources import place_of
@@ -83,17 +83,15 @@ def read(root: Path, *, masks_required: bool) -> Dataset:
                     do="Remove one of the two.",
                 )
             )
-    return with_mismatches(
-        Dataset(
-            root,
-            "transunet",
-            labels,
-            ("CT",),
-            tuple(sorted((*slices, *volumes), key=lambda item: item.name)),
-            tuple(problems),
-            test=tuple(sorted({item.case for item in volumes})),
-            value_range=VALUE_RANGE,
-        )
+    return Dataset(
+        root,
+        "transunet",
+        labels,
+        ("CT",),
+        tuple(sorted((*slices, *volumes), key=lambda item: item.name)),
+        tuple(problems),
+        test=tuple(sorted({item.case for item in volumes})),
+        value_range=VALUE_RANGE,
     )
 
 
