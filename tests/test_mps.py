@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_leaves
 import medsaga
 from medsaga.data.letterbox import unletterbox
 from medsaga.methods import METHODS
+from medsaga.planning import shapes
 from medsaga.planning.estimate import predict_memory
 
 ABSENT = re.compile(
@@ -72,8 +73,9 @@ class AsOnMps(TorchDispatchMode):
 )
 def test_nothing_that_mps_lacks_is_asked_of_the_device(method: str) -> None:
     settings = resolved(method=method, image_size=64, batch_size=2, micro_batch_size=1, rank=4, augmentation="fewshot")
+    # What is remembered is not gone through again: of shapes, and of a number of classes that no other test has.
+    shapes.KNOWN.clear()
     with AsOnMps() as mps:
-        # Of a number of classes that no other test has: what is remembered is not gone through again.
         predict_memory(settings, classes=11, in_channels=3)
     assert "grid_sampler_2d" in mps.seen
     assert mps.seen & {"convolution", "convolution_backward"}

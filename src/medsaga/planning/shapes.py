@@ -14,7 +14,7 @@ NEW = -1
 Layout = tuple[torch.Size, tuple[int, ...], torch.dtype]
 _KINDS: dict[Any, int | None] = {}
 """What is known of each operation; see `_changed_argument`."""
-_KNOWN: dict[Any, tuple[Layout | None, ...]] = {}
+KNOWN: dict[Any, tuple[Layout | None, ...]] = {}
 """The layouts of results by `_key`, for the whole process: the predictions of a plan differ in a setting or two."""
 _MOST = 100_000
 """Entries, of about 1 KB, at which all is forgotten."""
@@ -38,16 +38,16 @@ class OncePerShape(TorchDispatchMode):
         key = None if changed is None else _key(asked)
         if key is None:
             return func(*args, **kwargs)
-        known = _KNOWN.get(key)
+        known = KNOWN.get(key)
         if known is None:
             result = func(*args, **kwargs)
             # An operation in place may change the size of its argument, and a few views do not say that they are.
             as_declared = _key(asked) == key if changed != NEW else _is_new(result, args)
             layouts = _layouts(result if isinstance(result, tuple) else (result,))
             if layouts and as_declared:
-                if len(_KNOWN) >= _MOST:
-                    _KNOWN.clear()
-                _KNOWN[key] = layouts
+                if len(KNOWN) >= _MOST:
+                    KNOWN.clear()
+                KNOWN[key] = layouts
             return result
         if changed != NEW:
             return args[changed]
