@@ -12,16 +12,12 @@ import torch
 from rich.console import Console
 
 from benchmarks.gpu.place import Place
-from benchmarks.memory.measured import CLASSES, measure
-from medsaga.data.augment import AUGMENTATIONS
+from benchmarks.memory.measured import measure
+from benchmarks.training_steps import CLASSES, TrainingSteps
 from medsaga.data.samples import batch_indices
-from medsaga.methods import build_model, method_named, new_optimizer
-from medsaga.models.precision import set_precision
 from medsaga.planning.resolve import Facts, resolve
 from medsaga.runs.prepare import new_run
 from medsaga.settings.options import ResolvedSettings, Settings
-from medsaga.training.scaling import loss_scale_for
-from medsaga.training.step import Batch, accumulate, update
 
 MODELS = {
     "vit_b": (512, 1024),
@@ -78,10 +74,10 @@ def step_times(place: Place) -> dict[str, Any]:
     medians = {}
     # One at a time: four models of this batch need not fit a card together.
     for name, changes in CONTENDERS.items():
-        step, _ = stepper(place, _resolved(place, {**given, **changes}))
-        times = [_seconds(place, step) for _ in range(place.rounds)]
+        steps = TrainingSteps(_resolved(place, {**given, **changes}), place.device)
+        times = [_seconds(place, steps.step) for _ in range(place.rounds)]
         medians[name] = median(times[2:])
-        del step
+        del steps
         torch.cuda.empty_cache()
     of = {
         other: {name: round(value / medians[other], 3) for name, value in medians.items()}
@@ -95,9 +91,9 @@ def shares(place: Place) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for model, size, batch in (tuple(SMALL.values()),) if place.small else (("vit_b", 512, 12), ("lite", 192, 4)):
         settings = _resolved(place, {"model": model, "image_size": size, "batch_size": batch})
-        step, optimizer_alone = stepper(place, settings)
-        whole = median([_seconds(place, step) for _ in range(place.rounds)][2:])
-        optimizer = median([optimizer_alone() for _ in range(place.rounds)][2:])
+        steps = TrainingSteps(settings, place.device)
+        whole = median([_seconds(place, steps.step) for _ in range(place.rounds)][2:])
+        optimizer = median([_update_seconds(place, steps) for _ in range(place.rounds)][2:])
         loading = _loading_seconds(place, settings)
         found[f"{model}, {size} px, batch {batch}"] = {
             "step_seconds": whole,
@@ -121,44 +117,9 @@ def _loading_seconds(place: Place, settings: ResolvedSettings) -> float:
     return median(_seconds(place, partial(samples.batch, each)) for each in indices)
 
 
-def stepper(place: Place, settings: ResolvedSettings) -> tuple[Callable[[], None], Callable[[], float]]:
-    """Return a function that makes a step, and one that makes a step and returns the seconds of its update alone."""
-    torch.manual_seed(0)
-    model = build_model(settings, classes=CLASSES, in_channels=3)
-    method_named(settings.method).adapt(model, settings)
-    model.checkpoint_blocks = settings.checkpointing == "blocks"
-    set_precision(model, settings.precision)
-    model.to(place.device).train()
-    optimizer = new_optimizer(model, settings)
-    scale = loss_scale_for(settings.precision)
-    side = settings.image_size
-    images = torch.randint(0, 256, (settings.batch_size, 3, side, side), dtype=torch.uint8)
-    labels = torch.randint(0, CLASSES, (settings.batch_size, side, side), dtype=torch.uint8)
-    number = 0
-
-    def gradient() -> None:
-        nonlocal number
-        accumulate(
-            model,
-            optimizer,
-            Batch(images, labels, settings.seed, number, AUGMENTATIONS[settings.augmentation]),
-            micro_batch_size=settings.micro_batch_size,
-            dice_weight=settings.dice_weight,
-            loss_resolution=settings.loss_resolution,
-            dice_form=settings.dice_form,
-            scale=scale,
-        )
-        number += 1
-
-    def step() -> None:
-        gradient()
-        update(optimizer, max_gradient_norm=settings.max_gradient_norm, scale=scale)
-
-    def optimizer_alone() -> float:
-        gradient()
-        return _seconds(place, lambda: update(optimizer, max_gradient_norm=settings.max_gradient_norm, scale=scale))
-
-    return step, optimizer_alone
+def _update_seconds(place: Place, steps: TrainingSteps) -> float:
+    steps.accumulate()
+    return _seconds(place, steps.update)
 
 
 def _settings(place: Place) -> list[dict[str, Any]]:

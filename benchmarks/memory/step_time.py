@@ -14,18 +14,12 @@ from typing import Any
 
 import torch
 
+from benchmarks.training_steps import CLASSES, TrainingSteps
 from medsaga import files
-from medsaga.data.augment import AUGMENTATIONS
-from medsaga.methods import new_optimizer
-from medsaga.models.precision import set_precision
-from medsaga.models.sam import build_sam
 from medsaga.planning.defaults import DeviceDefaults
 from medsaga.planning.resolve import Facts, resolve
 from medsaga.settings.options import Settings
-from medsaga.training.scaling import LossScale
-from medsaga.training.step import Batch, accumulate, update
 
-CLASSES = 9
 PLAIN = "plain: fp32, nothing recomputed, 32-bit state"
 MODES: dict[str, dict[str, Any]] = {
     PLAIN: {},
@@ -49,32 +43,15 @@ WORKLOADS: dict[str, tuple[dict[str, Any], int]] = {
 """Settings and rounds; the first two rounds do not count."""
 
 
-def stepper(given: dict[str, Any], changes: dict[str, Any]) -> Callable[[int], float]:
+def stepper(given: dict[str, Any], changes: dict[str, Any]) -> Callable[[], float]:
     """Return a function that makes one step of a mode and returns its time in seconds."""
     facts = Facts(device=DeviceDefaults("fp32", 32), classes=CLASSES, channels=3)
     settings = resolve(Settings(**{"checkpointing": "none", **given, **changes}), facts)
-    torch.manual_seed(0)
-    model = build_sam(settings.model, classes=CLASSES, image_size=settings.image_size).train()
-    model.checkpoint_blocks = settings.checkpointing == "blocks"
-    set_precision(model, settings.precision)
-    optimizer = new_optimizer(model, settings)
-    images = torch.randint(0, 256, (settings.batch_size, 3, *2 * [settings.image_size]), dtype=torch.uint8)
-    labels = torch.randint(0, CLASSES, (settings.batch_size, *2 * [settings.image_size]), dtype=torch.uint8)
+    steps = TrainingSteps(settings, torch.device("cpu"))
 
-    def step(number: int) -> float:
-        batch = Batch(images, labels, 0, number, AUGMENTATIONS[settings.augmentation])
+    def step() -> float:
         began = time.perf_counter()
-        accumulate(
-            model,
-            optimizer,
-            batch,
-            micro_batch_size=settings.micro_batch_size,
-            dice_weight=settings.dice_weight,
-            loss_resolution=settings.loss_resolution,
-            dice_form=settings.dice_form,
-            scale=LossScale(),
-        )
-        update(optimizer, max_gradient_norm=1.0, scale=LossScale())
+        steps.step()
         return time.perf_counter() - began
 
     return step
@@ -84,9 +61,9 @@ def measure(given: dict[str, Any], rounds: int) -> list[dict[str, Any]]:
     """Return the median time of each mode, and its ratio to the plain one."""
     steppers = {mode: stepper(given, changes) for mode, changes in MODES.items()}
     times: dict[str, list[float]] = {mode: [] for mode in MODES}
-    for number in range(rounds):
+    for _ in range(rounds):
         for mode, step in steppers.items():
-            times[mode].append(step(number))
+            times[mode].append(step())
     medians = {mode: median(values[2:]) for mode, values in times.items()}
     return [
         {"mode": mode, "seconds": seconds, "ratio_to_plain": seconds / medians[PLAIN]}
