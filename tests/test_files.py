@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -30,6 +33,26 @@ def test_the_temporary_name_keeps_the_suffix(tmp_path: Path) -> None:
         assert temporary.name.endswith(".nii.gz")
         temporary.write_bytes(b"1")
     assert (tmp_path / "deep" / "x.nii.gz").read_bytes() == b"1"
+
+
+def test_nothing_stays_of_a_file_whose_writer_was_killed(tmp_path: Path) -> None:
+    """Also not of what safetensors writes under a name of its own."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    write = "import sys, numpy; from safetensors.numpy import save_file\nwhile True: "
+    write += "save_file({'weight': numpy.zeros(10**7)}, sys.argv[1])"
+    deadline = time.monotonic() + 60
+    while not any(path.name.startswith(".tmp") for path in folder.iterdir()):
+        writer = subprocess.Popen([sys.executable, "-c", write, str(folder / "model.safetensors")])
+        while all(path.name == "model.safetensors" for path in folder.iterdir()):
+            assert time.monotonic() < deadline
+            assert writer.poll() is None
+        writer.kill()
+        writer.wait()
+    (folder / ".templates").write_text("the user's")
+    (folder / ".tmp").mkdir()
+    files.remove_temporary(folder)
+    assert {path.name for path in folder.iterdir()} <= {"model.safetensors", ".templates", ".tmp"}
 
 
 def test_json_never_holds_nan(tmp_path: Path) -> None:

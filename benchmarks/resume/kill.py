@@ -11,6 +11,7 @@ content up to times. Exit code 1 if one differs.
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import os
 import random
 import shutil
@@ -30,6 +31,8 @@ from benchmarks.resume.outcome import differences, outcome
 from medsaga.cli import main
 from medsaga.files import write_json
 
+LONGEST = 300
+"""Seconds after which a child hangs: it then says where each of its threads is, and ends with an error."""
 FLAGS = [
     "--shots=3", "--validation-cases=1", "--image-size=64", "--steps=40", "--batch-size=2", "--evaluate-every=2",
     "--refresh-every=3", "--rank=4", "--patience=2", "--device=cpu",
@@ -59,6 +62,7 @@ def start(arguments: list[str], log: Path) -> int:
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
+    faulthandler.dump_traceback_later(LONGEST, exit=True, file=descriptor)
     os._exit(main(arguments))
 
 

@@ -20,7 +20,8 @@ from typing import Any
 
 from medsaga.errors import InputError
 
-_TEMPORARY = re.compile(r"\.[0-9a-f]{8}\.")
+_TEMPORARY = re.compile(r"\.[0-9a-f]{8}\.|\.tmp[0-9A-Za-z]{6}$")
+"""Our own names, and those under which safetensors itself writes, beside the name that it was given."""
 READABLE = "medsaga.readable"
 """An error handler for writing UTF-8: bytes of a name that are no UTF-8 become ``\\xff``, so that the text is valid."""
 _KEPT_OF_A_NAME = 24
