@@ -36,6 +36,7 @@ CASES: tuple[Case, ...] = (
     ("spider_lumbar_mr", 8, 0),
     ("hc18_fetal_us", 4, 0),
 )
+OF_THREE_SEEDS = tuple((dataset, shots, seed) for seed in range(3) for dataset, shots, _ in CASES)
 SUPERVISED = "supervised"
 
 
@@ -45,6 +46,7 @@ class Screen:
 
     Attributes:
         steps: of each run.
+        longer: steps of supervised runs that are compared with it, too.
         cases: what is trained on.
         recipes: by name.
     """
@@ -52,6 +54,7 @@ class Screen:
     steps: int
     cases: Sequence[Case]
     recipes: Mapping[str, Recipe]
+    longer: Sequence[int] = ()
     image_size: int = 96
 
 
@@ -71,10 +74,10 @@ SCREENS = (
     ),
     Screen(
         steps=240,
-        cases=CASES[:2],
+        cases=OF_THREE_SEEDS,
         recipes={"two stages": Recipe(teacher="trained", loss="ce_dice", weight=1.0, flipped=True, start=0.2)},
+        longer=(720,),
     ),
-    Screen(steps=480, cases=CASES[:1], recipes={}),
 )
 
 
@@ -143,25 +146,45 @@ def is_of(row: Row, screen: Screen, case: Case) -> bool:
 
 
 def table(screen: Screen, rows: list[Row]) -> str:
-    """Lay a screen out as Markdown: Dice of the supervised runs, and what the recipes differ from it, in points."""
-    cases = [case for case in screen.cases if any(is_of(row, screen, case) for row in rows)]
+    """Lay a screen out as Markdown: Dice of the supervised runs, and what the recipes differ from it, in points.
+
+    A cell is the mean over the seeds, with the lowest and the highest where there are several.
+    """
+    found = {(row["recipe"], case): row["dice"] for case in screen.cases for row in rows if is_of(row, screen, case)}
+    for steps in screen.longer:
+        found |= {
+            (f"{SUPERVISED}, {steps} steps", case): row["dice"]
+            for case in screen.cases
+            for row in rows
+            if is_of(row, supervised_of(screen, steps), case) and row["recipe"] == SUPERVISED
+        }
+    places = list(dict.fromkeys((dataset, shots) for dataset, shots, _ in screen.cases))
     lines = [
-        "| " + " | ".join(["recipe", *(f"{name}, {shots}" for name, shots, _ in cases), "mean"]) + " |",
-        "|---" * (len(cases) + 2) + "|",
+        "| " + " | ".join(["recipe", *(f"{name}, {shots}" for name, shots in places), "mean"]) + " |",
+        "|---" * (len(places) + 2) + "|",
     ]
-    found = {(row["recipe"], case): row["dice"] for case in cases for row in rows if is_of(row, screen, case)}
-    for name in (SUPERVISED, *screen.recipes):
+    for name in dict.fromkeys(recipe for recipe, _ in found):
         first = name == SUPERVISED
-        values = [
-            None if (name, case) not in found else found[name, case] - (0 if first else found[SUPERVISED, case])
-            for case in cases
-        ]
-        there = [value for value in values if value is not None]
-        if there:
-            cells = [*values, fmean(there) if len(there) == len(cases) else None]
-            shown = ["" if v is None else f"{v:.3f}" if first else f"{100 * v:+.1f}" for v in cells]
-            lines.append("| " + " | ".join([name, *shown]) + " |")
+        cells = []
+        for place in places:
+            seeds = [case for case in screen.cases if case[:2] == place and (name, case) in found]
+            cells.append([found[name, case] - (0 if first else found[SUPERVISED, case]) for case in seeds])
+        shown = [_text(values, first) for values in cells]
+        mean = _text([fmean(values) for values in cells], first, spread=False) if all(cells) else ""
+        lines.append("| " + " | ".join([name, *shown, mean]) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _text(values: Sequence[float], is_dice: bool, spread: bool = True) -> str:
+    if not values:
+        return ""
+    mean, low, high = (f"{v:.3f}" if is_dice else f"{100 * v:+.1f}" for v in (fmean(values), min(values), max(values)))
+    return f"{mean} ({low} to {high})" if spread and len(values) > 1 else mean
+
+
+def supervised_of(screen: Screen, steps: int) -> Screen:
+    """Return the supervised runs of another number of steps on the cases of a screen."""
+    return dataclasses.replace(screen, steps=steps, recipes={}, longer=())
 
 
 def main() -> None:
@@ -171,7 +194,7 @@ def main() -> None:
     arguments.runs.mkdir(parents=True, exist_ok=True)
     record = arguments.runs / "rows.jsonl"
     rows = [json.loads(line) for line in record.read_text().splitlines()] if record.exists() else []
-    for screen in SCREENS:
+    for screen in (each for one in SCREENS for each in (one, *(supervised_of(one, steps) for steps in one.longer))):
         for case in screen.cases:
             measure(screen, case, arguments.datasets, arguments.runs, rows)
     files.write_json(arguments.out / "results.json", {"machine": machine(), "runs": rows})

@@ -28,6 +28,7 @@ from medsaga.evaluation.summary import ItemScores, summarise
 from medsaga.methods import method_named
 from medsaga.models.base import SegmentationModel
 from medsaga.planning.defaults import defaults_for
+from medsaga.planning.detail import Outlined
 from medsaga.planning.resolve import Facts, resolve
 from medsaga.prediction.segmenter import Segmenter
 from medsaga.runs.prepare import new_model
@@ -95,7 +96,7 @@ def scene_of(data: Path, cache: Path, *, shots: int, seed: int, settings: Settin
         device=defaults_for(device),
         classes=len(dataset.labels),
         channels=len(dataset.channels),
-        grids=[item.header.grid for item in items],
+        labelled=[Outlined(each.item.header.grid, each.voxels, each.outlines) for each in found.of(items)],
         memory=None,
         processes=1,
     )

@@ -18,12 +18,14 @@ from medsaga.compare.page import Example, write_pages
 from medsaga.data.labels import listed
 from medsaga.data.splits import Split, pool_and_test
 from medsaga.data.types import Dataset, Item
+from medsaga.device import choose_device
 from medsaga.distributed.group import ALONE, Group
 from medsaga.errors import InputError, Interrupted, RunError
 from medsaga.evaluation.summary import dice_text
 from medsaga.methods import METHODS, method_named
-from medsaga.planning.resolve import choose_model, find_weights
+from medsaga.planning.resolve import choose_model, find_weights, resolve
 from medsaga.runs.loading import LoadedData, load_data, split_of
+from medsaga.runs.prepare import facts_of
 from medsaga.settings.options import Settings, SharedSettings
 
 EXAMPLES = 3
@@ -96,7 +98,7 @@ def compare(
     dataset = loaded.dataset
     test_cases = _test_cases(dataset, shared.fold, max(shots), test_cases)
     grid = {
-        cell: _settings_of(cell, shared, methods, test_cases)
+        cell: _settings_of(cell, shared, methods, test_cases, loaded)
         for seed in range(seeds)
         for count in shots
         for table in ("equal", "published")[: 1 + published]
@@ -210,26 +212,32 @@ def _test_cases(dataset: Dataset, fold: int, most: int, wanted: int | None) -> i
     return wanted or (len(pool) - most if settled_test is None else None)
 
 
-def _settings_of(cell: Cell, shared: SharedSettings, methods: Sequence[str], test_cases: int | None) -> Settings:
+def _settings_of(
+    cell: Cell, shared: SharedSettings, methods: Sequence[str], test_cases: int | None, loaded: LoadedData
+) -> Settings:
     """The settings of one run.
 
     Raises:
         InputError: they do not suit the method.
     """
-    method = METHODS[cell.method]
-    given = dataclasses.asdict(shared)
-    if not method.trains_sam:
-        given |= {"model": None, "random_weights": False}
+    method, given = METHODS[cell.method], _given(shared, cell.method)
+    drawn: dict[str, Any] = {"shots": cell.shots, "seed": cell.seed, "test_cases": test_cases}
     if cell.table == "published":
         kept = (*DATA_SETTINGS, "model", "random_weights", "steps")
         given = {name: value for name, value in given.items() if name in kept} | {"recipe": method.recipe}
     elif shared.image_size is None:
-        sam = METHODS[methods[0]].trains_sam
-        first = choose_model(Settings(method=methods[0], model=shared.model if sam else None))
-        given["image_size"] = first.method.image_sizes(first.model)[-1]
-    settings = Settings(**given, method=cell.method, shots=cell.shots, seed=cell.seed, test_cases=test_cases)
+        first = Settings(**_given(shared, methods[0]) | {"budget": None}, method=methods[0], **drawn)
+        facts = facts_of(loaded, split_of(loaded, first), choose_device(shared.device))
+        given["image_size"] = resolve(first, facts).image_size
+    settings = Settings(**given, method=cell.method, **drawn)
     find_weights(choose_model(settings))
     return settings
+
+
+def _given(shared: SharedSettings, method: str) -> dict[str, Any]:
+    """What the user has said, as far as it is for a method."""
+    given = dataclasses.asdict(shared)
+    return given if METHODS[method].trains_sam else given | {"model": None, "random_weights": False}
 
 
 def _examples(loaded: LoadedData, split: Split) -> tuple[Item, ...]:

@@ -20,6 +20,7 @@ from medsaga.data.items import read_mask
 from medsaga.data.labels import counts_of, listed, unknown_labels
 from medsaga.data.layouts.checks import shown
 from medsaga.data.names import is_named_ct
+from medsaga.data.outlines import outlines_of
 from medsaga.data.plausibility import MaskFacts, doubts, facts_of, remarks
 from medsaga.data.sources import place_of, read_header, read_image
 from medsaga.data.types import Array, Block, Dataset, Item, Labels, Source, outer_pieces
@@ -69,6 +70,7 @@ class ItemSurvey:
         item: the item.
         channels: one each, in the dataset's order; empty where an image cannot be used.
         voxels: label value to the number of its voxels; empty where there is no mask that can be used.
+        outlines: label value to the number of voxels along its outline; see `medsaga.data.outlines`.
         mask: what the values of the mask are like, where nothing else tells the labels; else None.
         constant: the files whose image has one value everywhere, and that value.
         problems: what is wrong.
@@ -77,6 +79,7 @@ class ItemSurvey:
     item: Item
     channels: tuple[ChannelFacts, ...]
     voxels: dict[int, int]
+    outlines: dict[int, tuple[int, ...]]
     mask: MaskFacts | None
     constant: tuple[tuple[Path, np.generic], ...]
     problems: tuple[InputError, ...]
@@ -151,12 +154,13 @@ def _survey_item(item: Item, dataset: Dataset, passed_over: set[str]) -> ItemSur
     constant: list[tuple[Path, np.generic]] = []
     labels: Labels | None = None
     voxels: dict[int, int] = {}
+    outlines: dict[int, tuple[int, ...]] = {}
     mask: MaskFacts | None = None
     mask_problems: list[InputError] = []
     if item.masks and passed_over.isdisjoint(map(str, item.masks)):
         with collecting(mask_problems):
             labels = read_mask(item)
-            voxels = counts_of(labels)
+            voxels, outlines = counts_of(labels), outlines_of(labels)
             if dataset.inferred:
                 mask = facts_of(item.masks[0], labels)
             if voxels.keys() != {0}:  # a black image and its empty mask are equal, too
@@ -191,7 +195,7 @@ def _survey_item(item: Item, dataset: Dataset, passed_over: set[str]) -> ItemSur
     # A file that holds image and label map is damaged only once.
     wrong = {problem.where for problem in problems}
     problems += [problem for problem in mask_problems if problem.where not in wrong]
-    return ItemSurvey(item, kept, voxels, mask, tuple(constant), tuple(problems))
+    return ItemSurvey(item, kept, voxels, outlines, mask, tuple(constant), tuple(problems))
 
 
 def _chosen(labels: Labels) -> npt.NDArray[np.intp]:

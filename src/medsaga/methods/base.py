@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from medsaga.models.base import SegmentationModel, weight_matrices
-from medsaga.models.encoders import ENCODERS, useful_image_sizes
+from medsaga.models.encoders import ENCODERS, finer_image_sizes, useful_image_sizes
 from medsaga.models.sam import build_sam
 from medsaga.settings.options import ResolvedSettings
 
@@ -34,6 +34,7 @@ class Method:
         build: makes a model with random weights from one of them, ``classes``, ``image_size`` and ``in_channels``.
         adapt: changes a model that was just built, in place, after pre-trained weights have been loaded into it.
         image_sizes: sides in pixels that suit an architecture, ascending; the last is the default.
+        finer_sizes: larger sides, ascending, for data whose structures are too fine for the default.
         trained_part: of a method that never changes the encoder: makes the model that is trained on its embeddings
             alone, which are computed once. None: the whole model is trained on images.
     """
@@ -46,6 +47,7 @@ class Method:
     build: Callable[..., SegmentationModel] = build_sam
     adapt: Callable[[Any, ResolvedSettings], None] = unchanged
     image_sizes: Callable[[str], list[int]] = useful_image_sizes
+    finer_sizes: Callable[[str], Sequence[int]] = finer_image_sizes
     trained_part: Callable[[Any], SegmentationModel] | None = None
 
     @property

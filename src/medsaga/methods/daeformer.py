@@ -16,6 +16,7 @@ METHOD = Method(
     architectures=("daeformer",),
     build=lambda _, **sizes: DAEFormer(**sizes),
     image_sizes=lambda _: [64, 96, 128, 160, 192, 224],
+    finer_sizes=lambda _: (),
     defaults={"optimizer": "sgd", "encoder_lr": 0.05, "decoder_lr": 0.05, "weight_decay": 1e-4},
     recipe="daeformer-paper",
 )

@@ -16,5 +16,6 @@ METHOD = Method(
     architectures=("unet",),
     build=lambda _, **sizes: UNet(**sizes),
     image_sizes=lambda _: [64, 96, 128, 160, 192],
+    finer_sizes=lambda _: (256, 320),
     defaults={"encoder_lr": 1e-3, "decoder_lr": 1e-3},
 )

@@ -22,6 +22,7 @@ from medsaga.models.weights.sources import locate
 from medsaga.planning.at_hand import AUTO, candidates
 from medsaga.planning.budget import plan
 from medsaga.planning.defaults import DEFAULTS, METHOD, MODEL_DEFAULTS, DeviceDefaults, derived
+from medsaga.planning.detail import Outlined, side_for
 from medsaga.planning.estimate import predict_memory
 from medsaga.settings.options import ResolvedSettings, Settings, named
 from medsaga.settings.recipes import read_recipe
@@ -35,7 +36,7 @@ class Facts:
         device: what suits the device.
         classes: number of classes, background included.
         channels: of the images.
-        grids: of the images that are trained on; none where there are no data, as for a prediction of memory.
+        labelled: the images that are trained on; none where there are no data, as for a prediction of memory.
         memory: free bytes of the accelerator; None on a CPU.
         processes: that share each batch, each in a memory of its own.
     """
@@ -43,7 +44,7 @@ class Facts:
     device: DeviceDefaults
     classes: int
     channels: int
-    grids: Sequence[Grid] = ()
+    labelled: Sequence[Outlined] = ()
     memory: int | None = None
     processes: int = 1
 
@@ -131,15 +132,18 @@ def resolve(settings: Settings, facts: Facts) -> ResolvedSettings:
         return _best_at_hand(settings, facts)
     choice = choose_model(settings)
     settings = choice.settings
-    sizes = choice.method.image_sizes(choice.model)
-    if facts.grids:
+    grids = [image.grid for image in facts.labelled]
+    if grids:
         # One axis for the whole run: a volume with other spacing must not be cut another way at prediction.
-        axis: Any = common_axis(facts.grids, settings.axis)
+        axis: Any = common_axis(grids, settings.axis)
         settings = dataclasses.replace(settings, axis=axis)
+    sizes, finer = choice.method.image_sizes(choice.model), choice.method.finer_sizes(choice.model)
+    largest = side_for([sizes[-1], *finer], facts.labelled, settings.axis, settings.tile)
+    sizes = [size for size in (*sizes, *finer) if size <= largest]
     complete = Completion(choice, settings, facts.device)
     if settings.budget is None:
         return complete(image_size=sizes[-1])
-    side = max((_side(grid, settings) for grid in facts.grids), default=None)
+    side = max((_side(grid, settings) for grid in grids), default=None)
     in_channels = facts.channels * (2 * settings.neighbours + 1)
 
     def peak(candidate: ResolvedSettings) -> int:

@@ -30,6 +30,7 @@ from medsaga.models.weights.loading import load_model
 from medsaga.models.weights.registry import RANDOM
 from medsaga.planning.at_hand import AUTO, advice
 from medsaga.planning.defaults import defaults_for
+from medsaga.planning.detail import Outlined
 from medsaga.planning.resolve import Facts, choose_model, find_weights, resolve
 from medsaga.progress import counting
 from medsaga.runs.continuing import inherited, joined_data
@@ -222,25 +223,31 @@ def resumed_run(
     return _with_samples(Prepared(out, config, split, dataset, model, model_info, device), console)
 
 
+def facts_of(loaded: LoadedData, split: Split, device: torch.device, processes: int = 1) -> Facts:
+    """Return what the settings of a run that trains on some cases of a dataset depend on."""
+    surveyed = loaded.survey.of(loaded.dataset.items_of(split.train))
+    return Facts(
+        device=defaults_for(device),
+        classes=len(loaded.dataset.labels),
+        channels=len(loaded.dataset.channels),
+        labelled=[Outlined(each.item.header.grid, each.voxels, each.outlines) for each in surveyed],
+        memory=free_memory(device),
+        processes=processes,
+    )
+
+
 def new_config(
     settings: Settings, loaded: LoadedData, split: Split, device: torch.device, processes: int = 1
 ) -> RunConfig:
     """Return the configuration of a new run, in which nothing is left open."""
-    dataset, items = loaded.dataset, loaded.dataset.items_of(split.train)
-    facts = Facts(
-        device=defaults_for(device),
-        classes=len(dataset.labels),
-        channels=len(dataset.channels),
-        grids=[item.header.grid for item in items],
-        memory=free_memory(device),
-        processes=processes,
-    )
-    resolved = resolve(settings, facts)
+    dataset = loaded.dataset
+    resolved = resolve(settings, facts_of(loaded, split, device, processes))
+    surveyed = loaded.survey.of(dataset.items_of(split.train))
     return RunConfig(
         data=str(dataset.root.resolve()),
         labels=dataset.labels,
         channels=dataset.channels,
-        intensities=choose_intensity(dataset, loaded.survey.of(items), resolved.intensity, resolved.window),
+        intensities=choose_intensity(dataset, surveyed, resolved.intensity, resolved.window),
         settings=resolved,
     )
 

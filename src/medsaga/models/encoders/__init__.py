@@ -11,7 +11,7 @@ from medsaga.models.encoders.sam_vit import SamVitSpec
 from medsaga.models.encoders.tiny_vit import TinyVitSpec
 
 ENCODERS: dict[str, EncoderSpec] = {
-    "lite": LiteSpec(width=1.0, depth=1.1, out_channels=128, image_size=192),
+    "lite": LiteSpec(width=1.0, depth=1.1, out_channels=128, image_size=192, finer_image_sizes=(256, 320)),
     "vit_b": SamVitSpec(hidden_size=768, layers=12, heads=12, global_layers=(2, 5, 8, 11)),
     "vit_l": SamVitSpec(hidden_size=1024, layers=24, heads=16, global_layers=(5, 11, 17, 23)),
     "vit_h": SamVitSpec(hidden_size=1280, layers=32, heads=16, global_layers=(7, 15, 23, 31)),
@@ -45,7 +45,15 @@ ENCODERS: dict[str, EncoderSpec] = {
 They are ``lite``, the published sizes of SAM and its variants, and ``tiny``: all parts of SAM in a size for tests and
 quick looks, which no weights are published for."""
 
-__all__ = ["ENCODERS", "EncoderSpec", "ImageEncoder", "encoder_spec", "is_architecture", "useful_image_sizes"]
+__all__ = [
+    "ENCODERS",
+    "EncoderSpec",
+    "ImageEncoder",
+    "encoder_spec",
+    "finer_image_sizes",
+    "is_architecture",
+    "useful_image_sizes",
+]
 
 
 def encoder_spec(architecture: str) -> EncoderSpec:
@@ -78,3 +86,8 @@ def is_architecture(name: str) -> bool:
 def useful_image_sizes(architecture: str) -> list[int]:
     """Return sides in pixels, ascending, that waste nothing; the last is the architecture's own."""
     return encoder_spec(architecture).useful_image_sizes()
+
+
+def finer_image_sizes(architecture: str) -> tuple[int, ...]:
+    """Return larger sides in pixels, ascending, for structures that are too fine for the architecture's own."""
+    return encoder_spec(architecture).finer_image_sizes

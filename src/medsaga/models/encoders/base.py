@@ -76,6 +76,7 @@ class EncoderSpec(ABC):
 
     Attributes:
         image_size: side in pixels that suits the encoder, and that its published weights were trained at.
+        finer_image_sizes: larger sides, ascending, for structures that are too fine for ``image_size``.
         side_multiple: what the side of an image must be a multiple of, in pixels.
         decoder_mlp_dim: hidden size of the perceptrons of the mask decoder's transformer.
         recomputed: whether the activations of its blocks outweigh all else, so that they are better computed again.
@@ -85,6 +86,7 @@ class EncoderSpec(ABC):
     """
 
     image_size: int = 1024
+    finer_image_sizes: tuple[int, ...] = ()
     side_multiple: int = SIDE_MULTIPLE
     decoder_mlp_dim: int = 2048
     recomputed: bool = True
