@@ -18,11 +18,11 @@ from medsaga.planning.resolve import Facts, resolve
 from medsaga.settings.options import Settings
 
 HERE = Path(__file__).parent
-CLASSES = 9
+CLASSES, BATCH = 9, 4
 PLACES: dict[str, tuple[str, DeviceDefaults, dict[str, Any]]] = {
     "SAM ViT-B, 512 px, GPU": ("vit_b", GPU, {"image_size": 512, "micro_batch_size": 1, "checkpointing": "blocks"}),
     "SAM ViT-B, 1024 px, GPU": ("vit_b", GPU, {"image_size": 1024, "micro_batch_size": 1, "checkpointing": "blocks"}),
-    "SAM tiny, 256 px, CPU": ("tiny", DeviceDefaults("fp32", 32), {"image_size": 256}),
+    "lite, 192 px, CPU": ("lite", DeviceDefaults("fp32", 32), {"image_size": 192}),
 }
 """Architecture of the SAM methods, defaults of the device, and settings that are equal for all methods."""
 
@@ -34,10 +34,10 @@ def main() -> None:
         for name, method in METHODS.items():
             model = architecture if method.trains_sam else None
             facts = Facts(device=defaults, classes=CLASSES, channels=1)
-            settings = resolve(Settings(method=name, model=model, batch_size=8, **given), facts)
+            settings = resolve(Settings(method=name, model=model, batch_size=BATCH, **given), facts)
             prediction = predict_memory(settings, classes=CLASSES, in_channels=1)
             rows[name][place] = round(prediction.peak_bytes / 2**20)
-    files.write_json(HERE / "memory.json", {"classes": CLASSES, "batch_size": 8, "peak_mib": rows})
+    files.write_json(HERE / "memory.json", {"classes": CLASSES, "batch_size": BATCH, "peak_mib": rows})
     print("| method | " + " | ".join(PLACES) + " |\n|---|" + "---:|" * len(PLACES))
     for name, peaks in rows.items():
         print(f"| {name} | " + " | ".join(f"{peaks[place]:,.0f}" for place in PLACES) + " |")

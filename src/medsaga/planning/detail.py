@@ -15,7 +15,7 @@ from medsaga.data.slices import slice_view
 from medsaga.data.tiles import tile_shape
 from medsaga.data.types import Grid
 
-ENOUGH = 2.5
+ENOUGH = 2.0
 """Pixels of area for each pixel of outline above which more pixels were not worth their time
 (``benchmarks/starter``)."""
 
