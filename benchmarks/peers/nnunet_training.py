@@ -18,7 +18,7 @@ import resource
 from pathlib import Path
 
 import torch
-from nnunetv2.run.run_training import get_trainer_from_args
+from nnunetv2.run.run_training import get_trainer_from_args  # type: ignore[import-not-found]
 
 _EXPONENT = 0.9
 """Of nnU-Net's polynomial schedule."""
