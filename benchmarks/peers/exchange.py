@@ -110,7 +110,8 @@ def score(task: Task, predictions: Path) -> dict[str, Any]:
 def _picture(image: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:
     """Return (height, width) or (height, width, 3) of an image of one or three channels, channels first."""
     assert image.dtype == np.uint8, f"images of 8 bits, not {image.dtype}"
-    return image[0] if len(image) == 1 else np.moveaxis(image, 0, -1)
+    pixels = image.astype(np.uint8, copy=False)
+    return pixels[0] if len(pixels) == 1 else np.moveaxis(pixels, 0, -1)
 
 
 def _save(path: Path, pixels: npt.NDArray[np.uint8]) -> None:
