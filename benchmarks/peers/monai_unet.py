@@ -57,7 +57,7 @@ def train(raw: Path, model_file: Path, allowed: float, seed: int) -> int:
     loss_function = DiceLoss(to_onehot_y=True, softmax=True)
     optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE)
     dataset = CacheDataset(pairs, _training_transforms(), num_workers=0, progress=False)
-    batches, steps = _forever(DataLoader(dataset, BATCH_SIZE, shuffle=True, collate_fn=list_data_collate)), 0
+    batches, steps = _forever(DataLoader(dataset, batch_size=BATCH_SIZE, shuffle=True, collate_fn=list_data_collate)), 0
     model.train()
     while steps == 0 or costs.cpu_seconds() < allowed:
         batch = next(batches)
