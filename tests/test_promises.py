@@ -90,11 +90,12 @@ def what_is_wrong(sentence: str, evidence: str) -> str | None:
     if value := VALUE.fullmatch(evidence):
         name, keys, sign, factor, shown = value.groups()
         number = read(ROOT / name, keys) * (Decimal(factor) if sign == "*" else 1 / Decimal(factor or 1))
-        said = Decimal(shown.replace(",", ""))
+        digits = shown.replace(",", "")
+        place = Decimal(1).scaleb(-len(digits.partition(".")[2]))
         if not re.search(rf"(?<![\d.,]){re.escape(shown)}(?![.,]?\d)", sentence):
             return f"the sentence does not say {shown}"
         # A number is said well if it is the file's, rounded to the digits that are said.
-        return None if abs(number - said) * 2 <= Decimal(1).scaleb(said.as_tuple().exponent) else f"it says {number}"
+        return None if abs(number - Decimal(digits)) * 2 <= place else f"the record says {number}"
     return None if FILE.fullmatch(evidence) and (ROOT / evidence).is_file() else "no such file"
 
 
@@ -119,7 +120,7 @@ def test_every_promise_has_its_row_and_every_row_its_promise() -> None:
 
 
 def test_what_shows_it_is_there_and_says_the_same() -> None:
-    wrong = {}
+    wrong: dict[str, str] = {}
     for row in table(PAGE.read_text("utf-8"), "the README says"):
         assert evidence_of(row), row[0]
         wrong |= {each: why for each in evidence_of(row) if (why := what_is_wrong(row[0], each)) is not None}

@@ -28,7 +28,9 @@ def positionals_first(words: Sequence[str], verb: type) -> list[str]:
         the words as they are if an option among them is not known, so that the parser names it.
     """
     takes = _options_of(verb)
-    positionals, options, rest = [], [], list(words)
+    positionals: list[str] = []
+    options: list[str] = []
+    rest = list(words)
     while rest:
         word = rest.pop(0)
         if word == "--":  # by custom everything behind it is positional
