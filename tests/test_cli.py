@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -84,6 +85,27 @@ def test_predict_imports_nothing_that_a_picture_does_not_need(run: Path, toy: Pa
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.stderr.strip().splitlines()[-1] == "set()"
     assert (tmp_path / "p.png").exists()
+
+
+def test_the_confidence_in_one_image_is_that_of_the_folder(
+    run: Path, toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Named alone it is said, in a folder of its own it has a table: the numbers are the same."""
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    shutil.copy(toy / "images/img3.png", alone)
+    assert main(["predict", str(run), str(alone), "--out", str(tmp_path / "out")]) == 0
+    header, row = (tmp_path / "out/confidence.csv").read_text().splitlines()
+    assert header == "case,confidence,disc,bar"
+    mean, disc, bar = (float(value) for value in row.split(",")[1:])
+    capsys.readouterr()
+    for out in (tmp_path / "file.png", tmp_path / "folder"):
+        assert main(["predict", str(run), str(toy / "images/img3.png"), "--out", str(out)]) == 0
+        said = capsys.readouterr().err.splitlines()[-1]
+        found = [float(number) for number in re.findall(r"\d\.\d\d", said)]
+        assert found == pytest.approx([mean, disc, bar], abs=0.006)
+        assert said.startswith("img3: confidence ")
+    assert not any(path.name == "confidence.csv" for path in (tmp_path, *(tmp_path / "folder").iterdir()))
 
 
 def test_train_evaluate_predict(run: Path, toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

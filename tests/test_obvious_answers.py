@@ -14,6 +14,8 @@ from dicom_phantoms import AFFINES, write_ct_series
 from PIL import Image
 
 from medsaga.cli import main
+from medsaga.cli.entry import VERBS
+from medsaga.cli.order import positionals_first
 from medsaga.data.inputs import find_all_inputs, images_folder
 from medsaga.errors import InputError
 
@@ -132,6 +134,43 @@ def test_files_that_a_shell_has_made_of_a_star(
     assert "no such file" in said(["predict", run, some[0], "nowhere.png", "--out", str(tmp_path / "x")], capsys)
     assert "RUN alone" in said(["predict", run, "--out", str(tmp_path / "x")], capsys)
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("suggest RUN --n 1 FOLDER", "suggest RUN FOLDER --n 1"),
+        ("suggest --json RUN --model=x FOLDER --n 1", "suggest RUN FOLDER --json --model=x --n 1"),
+        ("predict RUN a.png --min_size 5 b.png --out o c.png", "predict RUN a.png b.png c.png --min_size 5 --out o"),
+        ("train DATA --resume RUN --seed 3", "train DATA RUN --resume --seed 3"),
+        # What follows an option of several values is its own, and what follows `--` is no option.
+        ("train DATA --channels CT MR --binary RUN", "train DATA RUN --channels CT MR --binary"),
+        ("predict RUN --out o -- -a.png", "predict RUN --out o -- -a.png"),
+        # The parser says which option it does not know, and of several verbs in one it knows the options itself.
+        ("predict RUN --outt o a.png", "predict RUN --outt o a.png"),
+        ("federate simulate --out o DATA", "federate simulate --out o DATA"),
+    ],
+)
+def test_options_may_stand_anywhere(typed: str, meant: str) -> None:
+    verb, *words = typed.split()
+    assert [verb, *positionals_first(words, VERBS[verb])] == meant.split()
+
+
+def test_options_between_folders_and_images(
+    trained_toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, images = str(trained_toy / "run"), [str(trained_toy / f"data/images/img{n}.png") for n in (0, 1)]
+    other = str(write_toy_dataset(tmp_path / "other", images=2, seed=5) / "images")
+    for number in (0, 1):  # `suggest` leaves out what bears the name of a case of the run
+        (Path(other) / f"img{number}.png").rename(Path(other) / f"new{number}.png")
+    found = []
+    for argv in ([run, other, "--n", "1"], [run, "--n", "1", other], ["--n", "1", run, other]):
+        assert main(["suggest", *argv, "--json"]) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    assert len(found[0]["suggestions"]) == 1
+    assert found[0] == found[1] == found[2]
+    assert main(["predict", run, images[0], "--out", str(tmp_path / "out"), images[1]]) == 0
+    assert {path.name for path in (tmp_path / "out").glob("*.png")} == {"img0.png", "img1.png"}
 
 
 def test_several_inputs_are_what_they_would_be_in_a_folder(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from medsaga.data.dataset import (
     read_dataset,
 )
 from medsaga.data.inputs import find_inputs
-from medsaga.data.labels import values_in
+from medsaga.data.labels import MOST_LABELS, parse_labels, values_in
 from medsaga.data.layouts import LAYOUTS
 from medsaga.data.sources import place_of
 from medsaga.data.survey import survey
@@ -148,6 +148,14 @@ def test_smoothed_masks_are_not_taken_for_labels(folder: Path) -> None:
     (folder / "dataset.json").unlink()
     write_image(folder / "masks" / "a.png", seed=77)
     assert "grey values between black and white in 1 of 4 masks, such as a.png" in the_problem_of(folder)
+
+
+def test_as_many_classes_are_read_as_a_byte_can_count(tmp_path: Path) -> None:
+    labels = {"background": 0} | {f"organ {value}": value for value in range(1, 255)}
+    assert parse_labels(tmp_path, {"labels": labels}) == labels
+    assert len(labels) == MOST_LABELS
+    with pytest.raises(InputError, match="found 256 labels"):
+        parse_labels(tmp_path, {"labels": labels | {"one more": 255}})
 
 
 def test_images_without_cases_csv_are_cases_of_their_own(folder: Path) -> None:

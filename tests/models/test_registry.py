@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import tomllib
 from importlib import resources
 from pathlib import Path
 
@@ -77,14 +76,6 @@ def test_what_the_data_licences_ask_for_is_in_the_record_and_the_pages(page: str
             continue
         for said in (source.name, source.authors, source.reference, source.licence, source.licence_url, source.source):
             assert said in text, said
-
-
-def test_the_wheel_takes_the_notice_along() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    assert project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"] == ["src/medsaga"]
-    assert project["project"]["license-files"] == ["LICENSE", "NOTICE"]
-    ignored = (ROOT / ".gitignore").read_text(encoding="utf-8")
-    assert "safetensors" not in ignored, "hatchling leaves out what git ignores"
 
 
 def test_a_name_means_the_same_whatever_lies_in_the_current_folder(

@@ -14,6 +14,7 @@ from medsaga import run_folder
 from medsaga.errors import InputError
 from medsaga.models.sam import build_sam
 from medsaga.models.weights.loading import DESCRIPTION, detect_architecture, load_model
+from medsaga.settings.run_config import read_config
 from medsaga.training.checkpoint import load_state
 
 
@@ -42,3 +43,14 @@ def test_a_small_model_of_an_earlier_version_is_refused_in_a_sentence(tmp_path: 
     ):
         with pytest.raises(InputError, match=r"a small model of an earlier version of medsaga.*Train again, or"):
             use()
+
+
+def test_a_run_of_the_first_version_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    """Its settings, as 0.1.0 wrote them, have other names and lack what a prediction asks for today."""
+    (tmp_path / run_folder.CONFIG).write_text(
+        'data = "data"\nchannels = ["0"]\nintensities = [{ kind = "identity", low = 0.0, high = 255.0 }]\n'
+        '[settings]\nmodel = "vit_b"\npreset = "default"\ncheckpoint_blocks = false\n'
+        "[labels]\nbackground = 0\ndisc = 1\n"
+    )
+    with pytest.raises(InputError, match=r"found a run of an earlier version\. Train again, or use the version"):
+        read_config(tmp_path / run_folder.CONFIG)

@@ -18,6 +18,7 @@ from medsaga.cli.evaluate import Evaluate, Info
 from medsaga.cli.export import Export
 from medsaga.cli.federate import Federate
 from medsaga.cli.memory import Memory
+from medsaga.cli.order import positionals_first
 from medsaga.cli.predict import Predict
 from medsaga.cli.printing import print_whatever_comes, say
 from medsaga.cli.suggest import Suggest
@@ -93,7 +94,7 @@ def _starts_others(verb: Any) -> bool:
 
 
 def _meant(arguments: list[str]) -> list[str]:
-    """Return the arguments in the words of the parser: help and version are asked for in several ways.
+    """Return the arguments as the parser wants them: help and version in its words, positional arguments together.
 
     Raises:
         SystemExit: there is no such verb.
@@ -104,7 +105,9 @@ def _meant(arguments: list[str]) -> list[str]:
         return [*arguments[1:], "--help"]
     if arguments in ([], ["federate"], ["weights"]):
         return [*arguments, "--help"]
-    if arguments[0].startswith("-") or arguments[0] in VERBS:
+    if arguments[0] in VERBS:
+        return [arguments[0], *positionals_first(arguments[1:], VERBS[arguments[0]])]
+    if arguments[0].startswith("-"):
         return arguments
     close = difflib.get_close_matches(arguments[0].lower(), VERBS, n=1)
     do = f"Did you mean `medsaga {close[0]}`?" if close else "See `medsaga --help`."

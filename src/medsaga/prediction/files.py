@@ -27,7 +27,7 @@ from medsaga.prediction.measure import Measurement, measure, write_csv
 from medsaga.prediction.postprocess import PostProcessing
 from medsaga.prediction.record import Written
 from medsaga.prediction.segmenter import Augmented, Prediction, Segmenter
-from medsaga.prediction.targets import Target, is_one_file, require_free, targets_of
+from medsaga.prediction.targets import Target, is_one_file, is_one_image, require_free, targets_of
 from medsaga.progress import counting
 
 MEASUREMENTS = "measurements.csv"
@@ -77,8 +77,8 @@ def predict_files(
 ) -> list[Path]:
     """Segment files or folders and write a label map for each image, on the input's own grid.
 
-    Of several images the least confident ones are named, and all are listed in `CONFIDENCE`. An image that cannot be
-    segmented does not keep the others from it.
+    Of one image the confidence is said. Of several, or of a folder, the least confident ones are named, and all are
+    listed in `CONFIDENCE`. An image that cannot be segmented does not keep the others from it.
 
     What an earlier call wrote into the folder is replaced, as long as nobody has changed it; other files are not.
 
@@ -120,7 +120,8 @@ def predict_files(
     if not items:
         raise problems[0]
     total = len(items) + len(problems)
-    one_file = is_one_file(items, sources, out, total)
+    one_image = is_one_image(items, sources, total)
+    one_file = is_one_file(out, total, one_image=one_image)
     folder = out.parent if one_file else out
     files.require_writable(folder)
     record = Written(folder)
@@ -132,7 +133,7 @@ def predict_files(
         overlay=wanted.overlay,
         probabilities=wanted.probabilities,
     )
-    tables = [folder / MEASUREMENTS] * wanted.measure + [folder / CONFIDENCE] * (len(items) > 1)
+    tables = [folder / MEASUREMENTS] * wanted.measure + [folder / CONFIDENCE] * (not one_image)
     require_free(targets, tables, record, overwrite=overwrite, classes=len(segmenter.config.labels))
     group.wait()  # until all have seen what lies there
     record.share(group)
@@ -148,7 +149,7 @@ def predict_files(
         failed = work.join(failed)
     finally:
         # What was done before somebody pressed Ctrl-C is worth a look, too.
-        work.say_confidence()
+        work.say_confidence(one_image=one_image)
     problems += [problem for each in failed for problem in each]
     done = [target.labels for target, each in zip(targets, failed, strict=True) if not each]
     if written is not None and group.size > 1 and group.is_first:
@@ -243,21 +244,29 @@ class _Work:
             with self._record.replacing(self._folder / MEASUREMENTS) as path:
                 write_csv(path, self._rows)
 
-    def say_confidence(self) -> None:
-        """Write `CONFIDENCE` and name the images to look at first, if there are several."""
-        if len(self._scores) < 2 or not self._group.is_first:
+    def say_confidence(self, *, one_image: bool) -> None:
+        """Say the confidence in one image; of several, write `CONFIDENCE` and name those to look at first.
+
+        One image has no table: whoever segments case after case into a folder would be left with that of the last.
+        """
+        if not self._scores or not self._group.is_first:
             return
         means = {name: score["mean"] for name, score in self._scores.items()}
-        order = look_first(means)
         classes = [name for name, value in self._segmenter.config.labels.items() if value != 0]
-        rows = [[name, *(f"{each:.4f}" for each in (means[name], *self._scores[name]["classes"]))] for name in order]
-        with self._record.replacing(self._folder / CONFIDENCE) as path:
-            files.write_csv(path, [["case", "confidence", *classes], *rows])
-        first = ", ".join(f"{name} ({means[name]:.2f})" for name in order[:_LOOK_AT])
-        place = self._folder / CONFIDENCE
-        self._console.print(
-            f"look at these first: {first}; all in {place}", markup=False, highlight=False, soft_wrap=True
-        )
+        order = look_first(means)
+        by_class = [self._scores[name]["classes"] for name in order]
+        if len(order) == 1:
+            each = ", ".join(f"{label} {value:.2f}" for label, value in zip(classes, by_class[0], strict=True))
+            said = f"{order[0]}: confidence {means[order[0]]:.2f} ({each})"
+        else:
+            first = ", ".join(f"{name} ({means[name]:.2f})" for name in order[:_LOOK_AT])
+            said = f"look at these first: {first}; all in {self._folder / CONFIDENCE}"
+        if not one_image:
+            numbers = ((means[name], *scores) for name, scores in zip(order, by_class, strict=True))
+            rows = [[name, *(f"{value:.4f}" for value in row)] for name, row in zip(order, numbers, strict=True)]
+            with self._record.replacing(self._folder / CONFIDENCE) as path:
+                files.write_csv(path, [["case", "confidence", *classes], *rows])
+        self._console.print(said, markup=False, highlight=False, soft_wrap=True)
 
 
 def _cleaned(labels: Labels, item: Item, post: PostProcessing, segmenter: Segmenter) -> Labels:

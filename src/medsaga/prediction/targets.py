@@ -49,29 +49,38 @@ class Target:
         return [path for path in (self.labels, self.overlay, self.probabilities) if path is not None]
 
 
-def is_one_file(items: Sequence[Item], sources: Sequence[Path], out: Path, total: int) -> bool:
-    """Return whether ``out`` names the label map of a single image, rather than a folder for label maps.
+def is_one_image(items: Sequence[Item], sources: Sequence[Path], total: int) -> bool:
+    """Return whether the user named a single image or series, rather than several or a folder.
 
     Args:
         items: the images that can be read.
         sources: what the user named.
-        out: likewise.
         total: number of images, with those that cannot be read.
-
-    Raises:
-        InputError: it names a file, and there are several images.
     """
     # The folder of a DICOM series is one image, a folder with one file is still a folder.
     one = total == len(items) == len(sources) == 1
-    one = one and (not sources[0].is_dir() or isinstance(items[0].images[0], Series))
-    if not one and not out.is_dir() and (is_image(out) or out.name.lower().endswith(SUFFIXES["seg"])):
+    return one and (not sources[0].is_dir() or isinstance(items[0].images[0], Series))
+
+
+def is_one_file(out: Path, total: int, *, one_image: bool) -> bool:
+    """Return whether ``out`` names the label map of a single image, rather than a folder for label maps.
+
+    Args:
+        out: what the user named.
+        total: number of images, with those that cannot be read.
+        one_image: see `is_one_image`.
+
+    Raises:
+        InputError: it names a file, and a folder is needed.
+    """
+    if not one_image and not out.is_dir() and (is_image(out) or out.name.lower().endswith(SUFFIXES["seg"])):
         raise InputError(
             "--out",
             expected=f"a folder for the label maps of {total} images" if total > 1 else "a folder",
             found=f"{out}, which names a file",
             do="Name a folder; or name one image, not the folder that it lies in.",
         )
-    return one and out.suffix != "" and not out.is_dir()
+    return one_image and out.suffix != "" and not out.is_dir()
 
 
 def targets_of(

@@ -88,11 +88,18 @@ def parse_config(path: Path, text: str) -> RunConfig:
         text: in TOML.
 
     Raises:
-        InputError: it is no TOML, or holds unknown or contradictory settings.
+        InputError: it is no TOML, holds unknown or contradictory settings, or is of 0.1.0.
     """
     try:
         document: dict[str, Any] = tomllib.loads(text)
         settings = dict(document["settings"])
+        if "preset" in settings:  # which 0.1.0 alone has had
+            raise InputError(
+                path,
+                expected="the settings of a run of medsaga 0.2.0 or later",
+                found="a run of an earlier version",
+                do="Train again, or use the version that made it.",
+            )
         for name in ("window", "channels"):
             if name in settings:
                 settings[name] = tuple(settings[name])
