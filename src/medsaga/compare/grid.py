@@ -24,8 +24,8 @@ from medsaga.errors import InputError, Interrupted, RunError
 from medsaga.evaluation.summary import dice_text
 from medsaga.methods import METHODS, method_named
 from medsaga.planning.resolve import choose_model, find_weights, resolve
+from medsaga.runs.configuration import facts_of
 from medsaga.runs.loading import LoadedData, load_data, split_of
-from medsaga.runs.prepare import facts_of
 from medsaga.settings.options import Settings, SharedSettings
 
 EXAMPLES = 3

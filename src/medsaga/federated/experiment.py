@@ -19,8 +19,9 @@ from medsaga.federated.options import Federation
 from medsaga.federated.partition import Partition
 from medsaga.models.base import SegmentationModel
 from medsaga.models.precision import set_precision
+from medsaga.runs.configuration import new_config
 from medsaga.runs.plan import Plan, Run
-from medsaga.runs.prepare import begun_run, joined_run, manifest_of, new_config, new_model
+from medsaga.runs.prepare import begun_run, joined_run, manifest_of, new_model
 from medsaga.settings.options import Settings
 from medsaga.settings.run_config import RunConfig
 

@@ -15,7 +15,6 @@ from rich.console import Console
 
 from medsaga import files, run_folder
 from medsaga.data.augment import AUGMENTATIONS
-from medsaga.data.intensity import choose_intensity
 from medsaga.data.known import Digests, digests_of_cases, images_on_both_sides
 from medsaga.data.samples import Samples, build_samples
 from medsaga.data.splits import Split
@@ -27,12 +26,10 @@ from medsaga.methods import build_model, loading, method_named, starting_model
 from medsaga.models.base import SegmentationModel
 from medsaga.models.precision import set_precision
 from medsaga.models.weights.loading import load_model
-from medsaga.models.weights.registry import RANDOM
 from medsaga.planning.at_hand import AUTO, advice
-from medsaga.planning.defaults import defaults_for
-from medsaga.planning.detail import Outlined
-from medsaga.planning.resolve import Facts, choose_model, find_weights, resolve
+from medsaga.planning.resolve import choose_model, find_weights
 from medsaga.progress import counting
+from medsaga.runs.configuration import new_config
 from medsaga.runs.continuing import inherited, joined_data
 from medsaga.runs.loading import LoadedData, load_data, split_of, unseen_labels, warn
 from medsaga.runs.plan import Plan, Prepared, Run, require_images_for_all
@@ -128,7 +125,7 @@ def continued_run(before: Path, data: Path, out: Path, settings: Settings, conso
         InputError: the run, its data, the new data or the settings cannot be used; nothing has been written.
     """
     files.require_new(out, "a run folder", _OR_RESUME)
-    config = _with_named_weights(read_config(before / run_folder.CONFIG))
+    config = read_config(before / run_folder.CONFIG)
     config = dataclasses.replace(
         config, settings=inherited(config.settings, settings), added=(*config.added, str(data.resolve()))
     )
@@ -159,7 +156,7 @@ def require_same(out: Path, settings: Settings, before: Path | None = None) -> N
         settings: none, or those that the run began with.
         before: the run that it continues, if it does.
     """
-    config = _with_named_weights(read_config(out / run_folder.CONFIG))
+    config = read_config(out / run_folder.CONFIG)
     manifest = files.read_json(out / run_folder.MANIFEST)
     continued = manifest.get("continues", {}).get("run")
     if continued != (None if before is None else str(before.resolve())):
@@ -191,7 +188,7 @@ def resumed_run(
     require_same(out, settings, before)
     files.require_writable(out)
     files.remove_temporary(out)
-    config = _with_named_weights(read_config(out / run_folder.CONFIG))
+    config = read_config(out / run_folder.CONFIG)
     config = dataclasses.replace(config, settings=dataclasses.replace(config.settings, device=settings.device))
     require_images_for_all(config.settings, processes)
     manifest = files.read_json(out / run_folder.MANIFEST)
@@ -221,44 +218,6 @@ def resumed_run(
             do="Restore the file, or start a new run.",
         )
     return _with_samples(Prepared(out, config, split, dataset, model, model_info, device), console)
-
-
-def facts_of(loaded: LoadedData, split: Split, device: torch.device, processes: int = 1) -> Facts:
-    """Return what the settings of a run that trains on some cases of a dataset depend on."""
-    surveyed = loaded.survey.of(loaded.dataset.items_of(split.train))
-    return Facts(
-        device=defaults_for(device),
-        classes=len(loaded.dataset.labels),
-        channels=len(loaded.dataset.channels),
-        labelled=[Outlined(each.item.header.grid, each.voxels, each.outlines) for each in surveyed],
-        memory=free_memory(device),
-        processes=processes,
-    )
-
-
-def new_config(
-    settings: Settings, loaded: LoadedData, split: Split, device: torch.device, processes: int = 1
-) -> RunConfig:
-    """Return the configuration of a new run, in which nothing is left open."""
-    dataset = loaded.dataset
-    resolved = resolve(settings, facts_of(loaded, split, device, processes))
-    surveyed = loaded.survey.of(dataset.items_of(split.train))
-    return RunConfig(
-        data=str(dataset.root.resolve()),
-        labels=dataset.labels,
-        channels=dataset.channels,
-        intensities=choose_intensity(dataset, surveyed, resolved.intensity, resolved.window),
-        settings=resolved,
-    )
-
-
-def _with_named_weights(config: RunConfig) -> RunConfig:
-    """Say what a run without weights starts from: before ``starter`` existed, no name meant random ones."""
-    settings = config.settings
-    if settings.weights is not None or not method_named(settings.method).trains_sam:
-        return config
-    settings = dataclasses.replace(settings, weights=RANDOM, random_weights=True)
-    return dataclasses.replace(config, settings=settings)
 
 
 def _check_same(asked: dict[str, Any], before: dict[str, Any], kept: ResolvedSettings) -> None:

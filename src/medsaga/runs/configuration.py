@@ -1,0 +1,44 @@
+"""From the user's settings and what a dataset is like to the configuration of a run, in which nothing is left open."""
+
+from __future__ import annotations
+
+import torch
+
+from medsaga.data.intensity import choose_intensity
+from medsaga.data.splits import Split
+from medsaga.device import free_memory
+from medsaga.planning.defaults import defaults_for
+from medsaga.planning.detail import Outlined
+from medsaga.planning.resolve import Facts, resolve
+from medsaga.runs.loading import LoadedData
+from medsaga.settings.options import Settings
+from medsaga.settings.run_config import RunConfig
+
+
+def facts_of(loaded: LoadedData, split: Split, device: torch.device, processes: int = 1) -> Facts:
+    """Return what the settings of a run that trains on some cases of a dataset depend on."""
+    surveyed = loaded.survey.of(loaded.dataset.items_of(split.train))
+    return Facts(
+        device=defaults_for(device),
+        classes=len(loaded.dataset.labels),
+        channels=len(loaded.dataset.channels),
+        labelled=[Outlined(each.item.header.grid, each.voxels, each.outlines) for each in surveyed],
+        memory=free_memory(device),
+        processes=processes,
+    )
+
+
+def new_config(
+    settings: Settings, loaded: LoadedData, split: Split, device: torch.device, processes: int = 1
+) -> RunConfig:
+    """Return the configuration of a new run, in which nothing is left open."""
+    dataset = loaded.dataset
+    resolved = resolve(settings, facts_of(loaded, split, device, processes))
+    surveyed = loaded.survey.of(dataset.items_of(split.train))
+    return RunConfig(
+        data=str(dataset.root.resolve()),
+        labels=dataset.labels,
+        channels=dataset.channels,
+        intensities=choose_intensity(dataset, surveyed, resolved.intensity, resolved.window),
+        settings=resolved,
+    )
