@@ -54,6 +54,8 @@ def is_segmented(jobs: list[dict[str, Any]]) -> bool:
 def see_results(tab: Any, client: Any) -> None:
     """Wait until a training is over and the other cases are segmented, and see what came of it."""
     tab.wait_for_selector("[data-state=done]", timeout=1000 * SECONDS)
+    # Its process may still be about to end; nothing is left to be stopped.
+    assert tab.query_selector("[data-act=stop]") is None
     tab.get_by_role("link", name="See results").click()
     client.until("/api/state", lambda state: is_segmented(state["jobs"]), SECONDS)
     tab.wait_for_selector(".result")

@@ -135,14 +135,13 @@ export async function trainView(visit, chosen) {
     ];
     if (run.result) facts.push(["Dice in the test", run.result.dice_mean === null ? "not tested: all cases were trained on" : `${run.result.dice_mean.toFixed(3)} on ${run.result.tested_on} held-out`]);
     const actions = [];
-    if (job) actions.push(stopButton(job));
-    else if (orphan) actions.push(h("button", { type: "button", "data-act": "stop", onclick: () => ask("/api/jobs/0/stop") }, "Stop"));
-    else if (run.state === "interrupted")
-      actions.push(h("button", { type: "button", class: "main", "data-act": "resume", onclick: () => ask(`/api/runs/${run.id}/resume`) }, "Go on"));
     if (run.state === "done") {
       actions.push(h("a", { class: "button main", "data-act": "results", href: `#results/${run.id}` }, "See results"));
       actions.push(h("a", { class: "button", "data-act": "report", href: `/api/runs/${run.id}/report`, target: "_blank", rel: "noopener" }, "Report"));
-    }
+    } else if (job) actions.push(stopButton(job));
+    else if (orphan) actions.push(h("button", { type: "button", "data-act": "stop", onclick: () => ask("/api/jobs/0/stop") }, "Stop"));
+    else if (run.state === "interrupted")
+      actions.push(h("button", { type: "button", class: "main", "data-act": "resume", onclick: () => ask(`/api/runs/${run.id}/resume`) }, "Go on"));
     return [
       h(
         "section",
