@@ -98,7 +98,7 @@ def compare(
     dataset = loaded.dataset
     test_cases = _test_cases(dataset, shared.fold, max(shots), test_cases)
     grid = {
-        cell: _settings_of(cell, shared, methods, test_cases, loaded)
+        cell: settings_of(cell, shared, methods, test_cases, loaded)
         for seed in range(seeds)
         for count in shots
         for table in ("equal", "published")[: 1 + published]
@@ -212,7 +212,7 @@ def _test_cases(dataset: Dataset, fold: int, most: int, wanted: int | None) -> i
     return wanted or (len(pool) - most if settled_test is None else None)
 
 
-def _settings_of(
+def settings_of(
     cell: Cell, shared: SharedSettings, methods: Sequence[str], test_cases: int | None, loaded: LoadedData
 ) -> Settings:
     """The settings of one run.

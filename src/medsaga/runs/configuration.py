@@ -7,11 +7,12 @@ import torch
 from medsaga.data.intensity import choose_intensity
 from medsaga.data.splits import Split
 from medsaga.device import free_memory
+from medsaga.methods import method_named
 from medsaga.planning.defaults import defaults_for
 from medsaga.planning.detail import Outlined
 from medsaga.planning.resolve import Facts, resolve
 from medsaga.runs.loading import LoadedData
-from medsaga.settings.options import Settings
+from medsaga.settings.options import ResolvedSettings, Settings
 from medsaga.settings.run_config import RunConfig
 
 
@@ -41,4 +42,15 @@ def new_config(
         channels=dataset.channels,
         intensities=choose_intensity(dataset, surveyed, resolved.intensity, resolved.window),
         settings=resolved,
+    )
+
+
+def note_on_size(asked: Settings, used: ResolvedSettings) -> str | None:
+    """Say why a run sees more pixels, and takes more time, than its method does by default; None where it does not."""
+    usual = method_named(used.method).image_sizes(used.model)[-1]
+    if asked.image_size is not None or used.image_size <= usual:
+        return None
+    return (
+        f"the labels mark fine structures: images are seen at {used.image_size} px instead of {usual}, which takes "
+        f"more time. --image-size {usual} is the quick way."
     )

@@ -29,7 +29,7 @@ from medsaga.models.weights.loading import load_model
 from medsaga.planning.at_hand import AUTO, advice
 from medsaga.planning.resolve import choose_model, find_weights
 from medsaga.progress import counting
-from medsaga.runs.configuration import new_config
+from medsaga.runs.configuration import new_config, note_on_size
 from medsaga.runs.continuing import inherited, joined_data
 from medsaga.runs.loading import LoadedData, load_data, split_of, unseen_labels, warn
 from medsaga.runs.plan import Plan, Prepared, Run, require_images_for_all
@@ -78,6 +78,8 @@ def new_run(
     on_accelerator = free_memory(device) is not None
     if settings.model == AUTO and on_accelerator and (line := advice(str(config.settings.weights))):
         console.print(line, markup=False, highlight=False)
+    if line := note_on_size(settings, config.settings):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     require_images_for_all(config.settings, processes)
     return begun_run(config, split, loaded, out, console, requested=named(settings))
 
