@@ -26,6 +26,17 @@ def test_json_is_one_document_and_nothing_else(capsys: pytest.CaptureFixture[str
     assert shown.items() <= document["settings"].items()
 
 
+def test_where_the_data_choose_the_image_size_the_largest_is_shown_too(capsys: pytest.CaptureFixture[str]) -> None:
+    lite = ["memory", "--device", "cpu", "--classes", "3", "--json"]
+    found = []
+    for options in ([], ["--image-size", "320"], ["--image-size", "192"]):
+        assert main([*lite, *options]) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    assert found[0]["finest"] == {"image_size": 320, "peak_bytes": found[1]["peak_bytes"]}
+    assert found[0]["peak_bytes"] == found[2]["peak_bytes"] < found[1]["peak_bytes"]
+    assert "finest" not in found[1] | found[2]
+
+
 def test_json_with_a_budget_names_it_and_settings_that_fit(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*SMALL, "--budget", "80MB", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)

@@ -109,7 +109,9 @@ async def memory(request: Request) -> Response:
         return JSONResponse({"state": "failed", "message": job.message})
     if job.state != "done":
         return JSONResponse({"state": "waiting"})
-    return JSONResponse({"state": "done", "bytes": json.loads(job.stdout)["peak_bytes"]})
+    found = json.loads(job.stdout)
+    finest = found.get("finest", {}).get("peak_bytes")
+    return JSONResponse({"state": "done", "bytes": found["peak_bytes"], "finest": finest})
 
 
 async def suggest(request: Request) -> Response:

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from medsaga.device import kind_of_device
 from medsaga.errors import InputError
+from medsaga.methods import method_named
 from medsaga.planning.defaults import planned_defaults
 from medsaga.planning.estimate import predict_memory
 from medsaga.planning.resolve import Facts, resolve
@@ -40,6 +41,8 @@ def memory_document(settings: Settings, *, classes: int, in_channels: int) -> di
 
     Returns:
         ``peak_bytes``, ``breakdown`` and ``inference_bytes``, ``settings``, and ``budget_bytes`` where there is one.
+        Where the image size is left to the data, ``finest`` has the largest that they can ask for and its
+        ``peak_bytes``.
 
     Raises:
         InputError: the settings cannot be used, or nothing fits the budget.
@@ -56,8 +59,13 @@ def memory_document(settings: Settings, *, classes: int, in_channels: int) -> di
     )
     resolved = resolve(settings, facts)
     prediction = predict_memory(resolved, classes=classes, in_channels=in_channels)
-    document = {} if resolved.budget is None else {"budget_bytes": parse_bytes(resolved.budget)}
+    document: dict[str, Any] = {} if resolved.budget is None else {"budget_bytes": parse_bytes(resolved.budget)}
     shown = {name: getattr(resolved, name) for name in SHOWN}
+    finer = method_named(resolved.method).finer_sizes(resolved.model)
+    if finer and settings.image_size is None and settings.budget is None:
+        largest = dataclasses.replace(resolved, image_size=finer[-1])
+        peak = predict_memory(largest, classes=classes, in_channels=in_channels).peak_bytes
+        document["finest"] = {"image_size": finer[-1], "peak_bytes": peak}
     return {**dataclasses.asdict(prediction), **document, "settings": shown}
 
 
@@ -70,6 +78,8 @@ def memory_tables(document: dict[str, Any]) -> list[Table]:
         memory.add_row(name, _mib(size))
     memory.add_section()
     memory.add_row("peak of a training step", _mib(document["peak_bytes"]), style="bold")
+    if finest := document.get("finest"):
+        memory.add_row(f"where structures are fine: {finest['image_size']} px", _mib(finest["peak_bytes"]))
     memory.add_row("peak of inference", _mib(document["inference_bytes"]))
     if "budget_bytes" in document:
         memory.add_row("budget", _mib(document["budget_bytes"]))

@@ -62,7 +62,8 @@ export async function trainView(visit, chosen) {
     expected.textContent = "Estimating the memory…";
     await turn.still(pause(CHOOSING));
     const found = await settled(turn, "/api/memory", choice);
-    if (found.state === "done") expected.replaceChildren("Expected memory: ", h("strong", {}, megabytes(found.bytes)), " at the peak of a step.");
+    const finest = found.finest ? `, up to ${megabytes(found.finest)} where structures are fine` : "";
+    if (found.state === "done") expected.replaceChildren("Expected memory: ", h("strong", {}, megabytes(found.bytes)), ` at the peak of a step${finest}.`);
     else if (found.state === "failed") expected.textContent = found.message;
   }
 
