@@ -117,24 +117,6 @@ def test_what_may_be_said_on_resuming(toy: Path, tmp_path: Path, quick: Settings
         resumed_run(toy, tmp_path / "run", dataclasses.replace(settings, random_weights=True), silent)
 
 
-def test_a_run_from_before_the_starter_keeps_its_random_weights(toy: Path, tmp_path: Path, quick: Settings) -> None:
-    silent = Console(file=io.StringIO())
-    settings = dataclasses.replace(quick, random_weights=True)
-    expected = new_run(toy, tmp_path / "run", settings, silent).model.state_dict()
-    config = tmp_path / "run" / run_folder.CONFIG
-    older = config.read_text().replace('weights = "random"\n', "").replace("random_weights = true\n", "")
-    config.write_text(older)
-    manifest = tmp_path / "run" / run_folder.MANIFEST
-    document = files.read_json(manifest)
-    del document["requested"]["random_weights"]
-    files.write_json(manifest, document)
-    for named in (False, True):
-        run = resumed_run(toy, tmp_path / "run", dataclasses.replace(quick, random_weights=named), silent)
-        assert all(torch.equal(tensor, expected[name]) for name, tensor in run.model.state_dict().items())
-    with pytest.raises(InputError, match=r"--model: expected the run's own setting, tiny"):
-        resumed_run(toy, tmp_path / "run", dataclasses.replace(quick, model=STARTER), silent)
-
-
 def test_a_run_does_not_begin_anew_from_other_weights_than_its_first_ones(
     toy: Path, tmp_path: Path, quick: Settings
 ) -> None:

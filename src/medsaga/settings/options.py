@@ -51,7 +51,7 @@ class SharedSettings:
         "Side in pixels of the square that the model sees; a multiple of 16.",
         group="memory",
         metavar="N",
-        shown="192 to 320 for lite and unet, by how fine the structures are; 224 for daeformer, else 1024",
+        shown="192 for lite and unet, more for fine structures, 224 for daeformer, else 1024",
     )
     micro_batch_size: int | None = option(
         "Images per backward pass: fewer need less memory and more time, for the same result.",
