@@ -33,14 +33,18 @@ def agreed_intensities(proposed: Mapping[str, Sequence[Intensity]]) -> tuple[Int
 
 
 def agreed_config(configs: Mapping[str, RunConfig]) -> RunConfig:
-    """Return the configuration that all sites train with; they differ in intensities at most.
+    """Return the configuration that all sites train with; they differ in intensities and image sizes at most.
+
+    All see as many pixels as the site with the finest structures asks for.
 
     Raises:
         InputError: the kinds of images differ.
     """
     first = next(iter(configs.values()))
     intensities = agreed_intensities({site: config.intensities for site, config in configs.items()})
-    return dataclasses.replace(first, intensities=intensities)
+    size = max(config.settings.image_size for config in configs.values())
+    settings = dataclasses.replace(first.settings, image_size=size)
+    return dataclasses.replace(first, intensities=intensities, settings=settings)
 
 
 def agreed_symmetries(found: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
