@@ -42,6 +42,8 @@ def arguments_for(doc: str | None, out: Path, methods: Sequence[str]) -> argpars
     parser.add_argument("--methods", default=",".join(methods), help=f"of medsaga train, and {RANDOM}")
     parser.add_argument("--seeds", type=int, default=SEEDS, help="how many")
     parser.add_argument("--sets", default=",".join(SHOTS))
+    most_cases = ",".join(map(str, next(iter(SHOTS.values()))))
+    parser.add_argument("--shots", default=most_cases, help=f"some of {most_cases}, which stand for 1,4,6 of the axons")
     return parser.parse_args()
 
 
@@ -54,14 +56,20 @@ def measure(given: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
     found: dict[str, list[dict[str, Any]]] = {}
     for seeds in range(1, given.seeds + 1):
         for name in given.sets.split(","):
-            found[name] = _of_one(given.datasets / name, given.runs, chosen, seeds)
+            found[name] = _of_one(given.datasets / name, given.runs, chosen, shots_of(name, given.shots), seeds)
     return found
 
 
-def _of_one(data: Path, runs: Path, chosen: Sequence[str], seeds: int) -> list[dict[str, Any]]:
+def shots_of(dataset: str, asked: str) -> list[int]:
+    """Return the numbers of cases of a dataset for numbers of cases of the first one, comma-separated."""
+    usual = next(iter(SHOTS.values()))
+    return [SHOTS[dataset][usual.index(int(shots))] for shots in asked.split(",")]
+
+
+def _of_one(data: Path, runs: Path, chosen: Sequence[str], shots: Sequence[int], seeds: int) -> list[dict[str, Any]]:
     console = Console(stderr=True)
     common: dict[str, Any] = {
-        "shots": SHOTS[data.name],
+        "shots": shots,
         "seeds": seeds,
         "test_cases": TEST_CASES.get(data.name, MOST_TEST_CASES),
         "pictures": False,

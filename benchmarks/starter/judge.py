@@ -3,7 +3,8 @@
     python -m benchmarks.starter.judge FOLDER_OF_DATASETS --runs RUNS
 
 All settings are the defaults. The runs are those of ``benchmarks.compare.run``, with the same RUNS: what is there is
-not repeated, and several can work side by side on other ``--sets``.
+not repeated, and several can work side by side on other ``--sets``. What the last record has of the same version, and
+this command has not made, stays in it.
 """
 
 from __future__ import annotations
@@ -36,6 +37,19 @@ def record_of(dataset: str, cell: Mapping[str, Any]) -> dict[str, Any]:
         "settings": {name: value for name, value in cell["settings"].items() if value is not None},
         **{name: cell["result"][name] for name in KEPT},
     }
+
+
+def with_earlier(records: list[dict[str, Any]], path: Path) -> list[dict[str, Any]]:
+    """Return records and, before them, those of a file of the same version that are of other runs."""
+    earlier = files.read_json(path) if path.exists() else {"machine": {}, "runs": []}
+    if earlier["machine"].get("medsaga") != machine()["medsaga"]:
+        return records
+    made = {_run_of(record) for record in records}
+    return [record for record in earlier["runs"] if _run_of(record) not in made] + records
+
+
+def _run_of(record: Record) -> tuple[Any, ...]:
+    return tuple(record[name] for name in ("dataset", "contender", "shots", "seed"))
 
 
 def table(records: Sequence[Record]) -> str:
@@ -80,6 +94,7 @@ def main() -> None:
     given = arguments_for(__doc__, Path(__file__).parent, list(CONTENDERS))
     cells = measure(given)
     records = [record_of(name, cell) for name, of_set in cells.items() for cell in of_set if cell["status"] == "done"]
+    records = with_earlier(records, given.out / "judgement.json")
     files.write_json(given.out / "judgement.json", {"machine": machine(), "runs": records})
     files.write_text(given.out / "judgement.md", table(records))
 
