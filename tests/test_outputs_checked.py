@@ -180,6 +180,19 @@ def test_relatives_of_label_maps_are_not_overwritten_either(trained_toy: Path, t
     assert main([*predict, *options, "--overwrite"]) == 2
 
 
+def test_case_after_case_keeps_the_measurements_of_all(trained_toy: Path, tmp_path: Path) -> None:
+    for name in ("img0", "img1", "img0"):
+        image = trained_toy / f"data/images/{name}.png"
+        assert main(["predict", str(trained_toy / "run"), str(image), "--out", str(tmp_path), "--measure"]) == 0
+    together = tmp_path / "together"
+    images = [str(trained_toy / f"data/images/{name}.png") for name in ("img0", "img1")]
+    assert main(["predict", str(trained_toy / "run"), *images, "--out", str(together), "--measure"]) == 0
+    one_by_one, at_once = (
+        sorted((folder / "measurements.csv").read_text().splitlines()) for folder in (tmp_path, together)
+    )
+    assert one_by_one == at_once
+
+
 def test_one_file_again_and_a_file_of_somebody_else(trained_toy: Path, tmp_path: Path) -> None:
     predict = ["predict", str(trained_toy / "run"), str(trained_toy / "data/images/img0.png")]
     assert main([*predict, "--out", str(tmp_path / "x.tif")]) == 0

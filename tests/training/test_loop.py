@@ -181,6 +181,28 @@ def test_resume_refuses_changed_data(
         train(toy, tmp_path / "run", quick, resume=True)
 
 
+def test_resume_goes_on_without_cases_that_came_later(
+    toy: Path,
+    tmp_path: Path,
+    quick: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    uninterrupted: Callable[[Settings], Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    whole = uninterrupted(quick)
+    interrupt_in(monkeypatch, 3)
+    with pytest.raises(Interrupted):
+        train(toy, tmp_path / "run", quick)
+    monkeypatch.undo()
+    for folder in ("images", "masks"):
+        (toy / folder / "new.png").write_bytes((toy / folder / "img0.png").read_bytes())
+    train(toy, tmp_path / "run", quick, resume=True)
+    assert "new came after the run began" in capsys.readouterr().err
+    assert sha256(tmp_path / "run" / "model.safetensors") == sha256(whole / "model.safetensors")
+    result, expected = (json.loads((run / "result.json").read_text()) for run in (tmp_path / "run", whole))
+    assert result["dice"] == expected["dice"]
+
+
 def _spoil(monkeypatch: pytest.MonkeyPatch, calls: set[int] | None) -> None:
     """Make the loss NaN at these calls of it; at all of them for None."""
     original, count = loss.segmentation_loss, 0

@@ -23,7 +23,7 @@ from medsaga.errors import InputError, RunError, collecting
 from medsaga.prediction import overlay as pictures
 from medsaga.prediction import postprocess
 from medsaga.prediction.confidence import ConfidenceScores, look_first
-from medsaga.prediction.measure import Measurement, measure, write_csv
+from medsaga.prediction.measure import Measurement, measure, read_csv, write_csv
 from medsaga.prediction.postprocess import PostProcessing
 from medsaga.prediction.record import Written
 from medsaga.prediction.segmenter import Augmented, Prediction, Segmenter
@@ -80,7 +80,8 @@ def predict_files(
     Of one image the confidence is said. Of several, or of a folder, the least confident ones are named, and all are
     listed in `CONFIDENCE`. An image that cannot be segmented does not keep the others from it.
 
-    What an earlier call wrote into the folder is replaced, as long as nobody has changed it; other files are not.
+    What an earlier call wrote into the folder is replaced, as long as nobody has changed it; other files are not. The
+    measurements of cases that this call does not segment stay in the table.
 
     Args:
         run: run folder, or a delta file.
@@ -194,6 +195,9 @@ class _Work:
         self._meaning = LabelMapInfo(config.labels, f"{config.settings.model}, {_version()}", wanted.codes)
         self._scores: dict[str, ConfidenceScores] = {}
         self._rows: list[tuple[str, Measurement]] = []
+        # Whoever segments case after case into a folder keeps the measurements of all.
+        table = folder / MEASUREMENTS
+        self._measured_before = read_csv(table) if wanted.measure and record.has(table) else []
         self._said: list[str] = []
 
     def segment(self, target: Target) -> None:
@@ -242,7 +246,7 @@ class _Work:
     def _write_rows(self) -> None:
         if self._rows and self._group.is_first:
             with self._record.replacing(self._folder / MEASUREMENTS) as path:
-                write_csv(path, self._rows)
+                write_csv(path, self._rows, self._measured_before)
 
     def say_confidence(self, *, one_image: bool) -> None:
         """Say the confidence in one image; of several, write `CONFIDENCE` and name those to look at first.

@@ -7,8 +7,9 @@ count of voxels (pixels, in 2-D) is all there is to say.
 
 from __future__ import annotations
 
+import csv
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,18 +65,27 @@ def measure(labels: Labels, grid: Grid, names: Mapping[str, int]) -> list[Measur
     return [_measured(name, labels == value, grid) for name, value in names.items() if value != 0]
 
 
-def write_csv(path: Path, rows: Iterable[tuple[str, Measurement]]) -> None:
+def write_csv(path: Path, rows: Sequence[tuple[str, Measurement]], earlier: Sequence[Sequence[str]] = ()) -> None:
     """Write one line per case and class, with `COLUMNS`; what is None is empty.
 
     Args:
         path: the file, written whole or not at all.
         rows: name of the case and measurement.
+        earlier: lines of an earlier table, `read_csv`; those of cases that are among ``rows`` are left out.
     """
-    table: list[Iterable[object]] = [COLUMNS]
+    measured = {case for case, _ in rows}
+    table: list[Iterable[object]] = [COLUMNS, *(line for line in earlier if line[0] not in measured)]
     for case, row in rows:
         sizes = (row.volume_ml, row.area_mm2, row.largest_diameter_mm)
         table.append([case, row.label, row.voxels, *map(_number, sizes), row.components])
     files.write_csv(path, table)
+
+
+def read_csv(path: Path) -> list[list[str]]:
+    """Return the lines of a table that `write_csv` wrote, without its header."""
+    with path.open(newline="", encoding="utf-8") as file:
+        header, *lines = csv.reader(file)
+    return lines if tuple(header) == COLUMNS else []
 
 
 def voxel_size(grid: Grid) -> float | None:

@@ -15,7 +15,9 @@ from rich.console import Console
 
 from medsaga import files, run_folder
 from medsaga.data.augment import AUGMENTATIONS
+from medsaga.data.dataset import fingerprint
 from medsaga.data.known import Digests, digests_of_cases, images_on_both_sides
+from medsaga.data.labels import listed
 from medsaga.data.samples import Samples, build_samples
 from medsaga.data.splits import Split
 from medsaga.data.symmetries import symmetries_of
@@ -196,8 +198,8 @@ def resumed_run(
     manifest = files.read_json(out / run_folder.MANIFEST)
     device = choose_device(settings.device)
     split = Split.from_json(files.read_json(out / run_folder.SPLIT))
-    dataset, fingerprint = _data_again(data, config, split, console)
-    if manifest.get("data_fingerprint") != fingerprint:
+    dataset = _data_again(data, config, split, out, manifest.get("data_fingerprint"), console)
+    if dataset is None:
         raise InputError(
             data,
             expected="the images and masks that the run began with",
@@ -234,14 +236,34 @@ def _check_same(asked: dict[str, Any], before: dict[str, Any], kept: ResolvedSet
             )
 
 
-def _data_again(data: Path, config: RunConfig, split: Split, console: Console) -> tuple[Dataset, str]:
-    """Return the data of a run that has begun, and their fingerprint now."""
-    if not config.added:
-        loaded = load_data(data, config.settings, console)
-        return loaded.dataset, loaded.fingerprint
-    config = dataclasses.replace(config, added=(*config.added[:-1], str(data.resolve())))
-    joined = joined_data(config, split, console)
-    return joined.dataset, joined.fingerprint
+def _data_again(
+    data: Path, config: RunConfig, split: Split, out: Path, begun_with: str | None, console: Console
+) -> Dataset | None:
+    """Return the data of a run that has begun, without cases that came later; None where others have changed.
+
+    Args:
+        data: the dataset; of a run that continues another, the new cases.
+        config: of the run.
+        split: of the run.
+        out: the run folder.
+        begun_with: the fingerprint of the data at the beginning.
+        console: where progress is shown, and which cases are left out.
+    """
+    if config.added:
+        config = dataclasses.replace(config, added=(*config.added[:-1], str(data.resolve())))
+        joined = joined_data(config, split, console)
+        return joined.dataset if joined.fingerprint == begun_with else None
+    loaded = load_data(data, config.settings, console)
+    if loaded.fingerprint == begun_with:
+        return loaded.dataset
+    known: Digests = files.read_json(out / run_folder.DIGESTS) if (out / run_folder.DIGESTS).exists() else {}
+    earlier = dataclasses.replace(loaded.dataset, items=loaded.dataset.items_of(tuple(known)))
+    if earlier.labels != config.labels or fingerprint(earlier) != begun_with:
+        return None
+    new = [case for case in loaded.dataset.cases if case not in known]
+    said = f"{listed(new)} came after the run began, which goes on without: `medsaga continue` takes them in"
+    console.print(said, markup=False, highlight=False, soft_wrap=True)
+    return earlier
 
 
 def _empty_model(config: RunConfig) -> SegmentationModel:
