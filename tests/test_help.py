@@ -78,8 +78,8 @@ def test_every_setting_is_an_option_of_one_group() -> None:
         assert settings_of(Settings, get_args(made)[0]()) == Settings()
 
 
-SHARES = {"a tenth of the steps": 40, "a twentieth of the steps": 20, "the batch size": 4}
-"""Defaults in words, and what they are in a run of 400 steps of 4 images."""
+SHARES = {"a tenth of the steps": 80, "a twentieth of the steps": 40, "the batch size": 4}
+"""Defaults in words, and what they are in a run of 800 steps of 4 images."""
 IN_WORDS = {
     *("axis", "intensity", "window", "channels", "tile", "device", "shots", "test_cases", "validation_cases"),
     *("budget", "patience", "recipe"),

@@ -24,8 +24,8 @@ from medsaga.run_folder import read_metrics
 from medsaga.settings.amounts import parse_bytes
 from medsaga.settings.run_config import read_config
 
-STEPS = {"quick": 60, "usual": 400, "long": 1500}
-"""Of the three lengths of a run that the page offers."""
+STEPS = {"quick": 60, "usual": None, "long": 2400}
+"""Of the three lengths of a run that the page offers; None for what a run has by itself."""
 MODELS = ("lite", "auto", "unet")
 _LEAST_TO_TEST = 5
 """Labelled cases from which on a fifth is held back, if the user does not say otherwise."""
@@ -38,14 +38,14 @@ class Choice:
     """What the page asks before a training.
 
     Attributes:
-        steps: of the optimizer.
+        steps: of the optimizer; None for as many as a run has by itself.
         memory: that it may take, such as ``4GB``; None for no limit.
         model: ``lite``, ``auto``, ``unet``, or any other that ``--model`` takes.
         hold_back: whether a part of the cases is kept for the test.
         image_size: side of the model's square; None for the model's own.
     """
 
-    steps: int
+    steps: int | None
     memory: str | None
     model: str
     hold_back: bool
@@ -65,7 +65,7 @@ class Choice:
             image_size = None if size is None else int(size)
         except (KeyError, TypeError, ValueError) as error:
             raise InputError("the choices", expected="time, memory and model", found=str(error), do="Choose.") from None
-        if not 1 <= steps <= 100_000:
+        if steps is not None and not 1 <= steps <= 100_000:
             raise InputError("the time", expected="1 to 100,000 steps", found=str(steps), do="Choose fewer steps.")
         if memory is not None:
             memory = str(memory)
@@ -79,7 +79,11 @@ class Choice:
         model = ["--method", "unet"] if self.model == "unet" else ["--model", self.model]
         budget = ["--budget", self.memory] if self.memory else []
         size = ["--image-size", str(self.image_size)] if self.image_size else []
-        return ["--steps", str(self.steps), *model, *budget, *size]
+        return [*_steps(self.steps), *model, *budget, *size]
+
+
+def _steps(steps: int | None) -> list[str]:
+    return [] if steps is None else ["--steps", str(steps)]
 
 
 def labelled_cases(project: Project) -> list[str]:
@@ -108,7 +112,7 @@ def train_command(project: Project, choice: Choice) -> tuple[list[str], Path]:
     return ["train", str(data), "--out", str(out), *shots, *choice.arguments(), "--json"], out
 
 
-def continue_command(project: Project, run: Path, steps: int) -> tuple[list[str], Path]:
+def continue_command(project: Project, run: Path, steps: int | None) -> tuple[list[str], Path]:
     """Return the arguments of a training that goes on from a run with what was labelled since, and its run folder.
 
     Raises:
@@ -131,7 +135,7 @@ def continue_command(project: Project, run: Path, steps: int) -> tuple[list[str]
             do="Accept or mend a prediction first.",
         )
     data = _linked(project, cases, project.own / "sets" / out.name)
-    return ["continue", str(run), str(data), "--out", str(out), "--steps", str(steps), "--json"], out
+    return ["continue", str(run), str(data), "--out", str(out), *_steps(steps), "--json"], out
 
 
 def labelled_since(project: Project, run: Path) -> list[str]:

@@ -17,7 +17,6 @@ from medsaga.settings.options import Precision
 
 METHOD = "medsaga"
 DEFAULTS: dict[str, Any] = {
-    "steps": 400,
     "batch_size": 4,
     "encoder_lr": 5e-4,
     "decoder_lr": 5e-4,
@@ -35,6 +34,9 @@ DEFAULTS: dict[str, Any] = {
 """For every model and method that has no value of its own."""
 MODEL_DEFAULTS: dict[str, dict[str, Any]] = {"lite": {"encoder_lr": 1e-3, "decoder_lr": 2e-3}}
 """For models that have values of their own: small ones learn faster at higher rates."""
+STEPS = {192: 800, 256: 600}
+"""Optimizer steps of a run up to some side of its images in pixels, ascending: more where a step is quicker."""
+STEPS_OF_LARGER = 400
 REFRESHES_PER_RUN = 20
 EVALUATIONS_PER_RUN = 10
 WARMUP_SHARE = 0.1
@@ -84,10 +86,12 @@ def derived(merged: dict[str, Any]) -> dict[str, Any]:
     """Return the values that follow from others of a run, where nothing else gives them.
 
     Args:
-        merged: has ``model``, ``steps`` and ``batch_size``.
+        merged: has ``model``, ``image_size`` and ``batch_size``, and ``steps`` if something gives them.
     """
-    steps = merged["steps"]
+    usual = next((steps for side, steps in STEPS.items() if merged["image_size"] <= side), STEPS_OF_LARGER)
+    steps = merged.get("steps", usual)
     return {
+        "steps": steps,
         "refresh_every": max(1, steps // REFRESHES_PER_RUN),
         "warmup": max(1, round(WARMUP_SHARE * steps)),
         "evaluate_every": max(1, steps // EVALUATIONS_PER_RUN),

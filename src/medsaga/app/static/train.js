@@ -8,8 +8,8 @@ import { pause } from "./visit.js";
 
 const TIMES = [
   { value: "quick", text: "Quick", note: "60 steps: a first look" },
-  { value: "usual", text: "Usual", note: "400 steps" },
-  { value: "long", text: "Long", note: "1,500 steps: the last points" },
+  { value: "usual", text: "Usual", note: "400 to 800 steps" },
+  { value: "long", text: "Long", note: "2,400 steps: the last points" },
 ];
 const MEMORIES = [
   { value: "", text: "No limit" },
