@@ -40,16 +40,16 @@ def record_of(dataset: str, cell: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_earlier(records: list[dict[str, Any]], path: Path) -> list[dict[str, Any]]:
-    """Return records and, before them, those of a file of the same version that are of other runs."""
+    """Return records and those of a file of the same version that are of other runs, by dataset and contender."""
     earlier = files.read_json(path) if path.exists() else {"machine": {}, "runs": []}
-    if earlier["machine"].get("medsaga") != machine()["medsaga"]:
-        return records
-    made = {_run_of(record) for record in records}
-    return [record for record in earlier["runs"] if _run_of(record) not in made] + records
+    kept = earlier["runs"] if earlier["machine"].get("medsaga") == machine()["medsaga"] else []
+    by_place = {_place(record): record for record in (*kept, *records)}
+    return [by_place[place] for place in sorted(by_place)]
 
 
-def _run_of(record: Record) -> tuple[Any, ...]:
-    return tuple(record[name] for name in ("dataset", "contender", "shots", "seed"))
+def _place(record: Record) -> tuple[int, ...]:
+    which = (list(SHOTS).index(record["dataset"]), list(CONTENDERS.values()).index(record["contender"]))
+    return (*which, record["shots"], record["seed"])
 
 
 def table(records: Sequence[Record]) -> str:
