@@ -182,8 +182,6 @@ def _logging(run: Run, trainer: Trainer) -> Iterator[Any]:
     """Yield a listener that writes ``metrics.jsonl``."""
     counters = trainer.counters
     log = MetricsLog(run.folder, step=counters.step, evaluated_step=counters.evaluated_step)
-    if counters.step == 0:
-        log.write("start", 0, **_facts_before(run, trainer))
 
     def write(event: Event) -> None:
         match event:
@@ -203,6 +201,8 @@ def _logging(run: Run, trainer: Trainer) -> Iterator[Any]:
                 log.write("stopped", event.step, reason=event.reason)
 
     with contextlib.closing(log):
+        if counters.step == 0:
+            log.write("start", 0, **_facts_before(run, trainer))
         yield write
 
 
