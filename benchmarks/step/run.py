@@ -27,7 +27,7 @@ from medsaga.training.scaling import LossScale
 from medsaga.training.step import Batch, backward, update
 
 ROUNDS = 12
-MICRO_BATCHES = (8, 4, 2, 1)
+MICRO_BATCHES = (4, 2, 1)
 
 
 def seconds(work: Callable[[], Any]) -> float:
