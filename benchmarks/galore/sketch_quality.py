@@ -4,7 +4,7 @@ Trains a k-class SAM from random weights on phantom CT slices with GaLoreAdamW, 
 measures the captured energy ||P^T G|| / ||G|| of several bases: on the gradient G they were made from, and on the
 gradient of another batch, which is what the basis is for. Run from the repository's root:
 
-    python -m benchmarks.galore.sketch_quality --out benchmarks/galore/sketch_quality_tiny.json
+    python -m benchmarks.galore.sketch_quality --out benchmarks/galore/sketch_quality_lite.json
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from medsaga.data.phantom import phantom_ct
 from medsaga.files import write_json
+from medsaga.models.linear import give_factors, taker_of
 from medsaga.models.sam import KClassSam, build_sam
 from medsaga.optim import GaLoreAdamW
 from medsaga.optim.projection import as_matrix, exact_bases, sketch_basis, sketch_matrix, sketch_width
@@ -124,8 +125,13 @@ def batches(side: int, size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
 
 def gradients(model: KClassSam, weights: list[nn.Parameter], batch: tuple[Tensor, Tensor]) -> list[Tensor]:
     """The full gradients of some weights, (shorter side, longer side), past the optimizer's hooks."""
+    takers = [taker_of(weight) for weight in weights]
+    for weight in weights:
+        give_factors(weight, None)
     loss = segmentation_loss(model(batch[0]), batch[1], dice_weight=0.8, resolution="logits").sum()
     found = [as_matrix(gradient) for gradient in torch.autograd.grad(loss, weights)]
+    for weight, taker in zip(weights, takers, strict=True):
+        give_factors(weight, taker)
     return [gradient if gradient.shape[0] < gradient.shape[1] else gradient.T for gradient in found]
 
 
@@ -175,7 +181,7 @@ def measure(args: argparse.Namespace, rank: int) -> dict[str, object]:
 def main() -> None:
     """Measure every rank and write one JSON file."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="tiny")
+    parser.add_argument("--model", default="lite")
     parser.add_argument("--side", type=int, default=128)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--steps", type=int, default=60)
