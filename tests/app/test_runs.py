@@ -205,6 +205,12 @@ def test_choices_that_make_no_sense_are_refused(document: dict[str, object]) -> 
         Choice.of(document)
 
 
+def test_the_usual_length_is_left_to_the_run() -> None:
+    asked = {"memory": "", "model": "lite"}
+    assert Choice.of({**asked, "time": "usual"}).arguments() == ["--model", "lite"]
+    assert Choice.of({**asked, "time": "quick"}).arguments()[:2] == ["--steps", "60"]
+
+
 def test_results_are_accepted_and_mended_and_trained_on_again(opened: tuple[Project, Path], tmp_path: Path) -> None:
     from medsaga.prediction.files import CONFIDENCE as WRITTEN
     from medsaga.prediction.files import predict_files
