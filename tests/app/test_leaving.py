@@ -106,11 +106,28 @@ def test_what_changes_while_a_view_is_on_its_way_is_seen_in_it(tab: Any, tmp_pat
         held.pass_on()
         client.paint(client.key("img0"), "image", (0, 0, 0), (1, 5, 5), 1)
         client.post(f"/api/cases/{client.key('img0')}/finish")
-        told: list[str] = []
-        tab.on("response", lambda answer: told.append(answer.url))
-        while sum("/api/state" in address for address in told) < 2:  # the page asks for it again and again
-            tab.wait_for_timeout(50)
+        for _ in range(2):  # the page asks for it again and again
+            tab.wait_for_event("response", lambda answer: answer.url.endswith("/api/state"))
         held.let_go(before)
+        tab.get_by_text("6 images, 6 finished").wait_for()
+
+
+def test_who_goes_elsewhere_before_the_first_view_is_there_still_hears_of_what_changes(
+    tab: Any, tmp_path: Path, toy: Path
+) -> None:
+    (toy / "masks" / "img0.png").unlink()
+    with page(toy, tmp_path) as client:
+        held = Held(tab, "**/api/cases")
+        enter(tab, client)
+        held.wait()
+        held.pass_on()
+        tab.locator("#nav").get_by_role("link", name="Train").click()
+        tab.get_by_text("On the 5 finished cases").wait_for()
+        held.let_go()
+        client.paint(client.key("img0"), "image", (0, 0, 0), (1, 5, 5), 1)
+        tab.locator("#nav").get_by_role("link", name="Cases").click()
+        tab.get_by_text("6 images, 5 finished").wait_for()
+        client.post(f"/api/cases/{client.key('img0')}/finish")
         tab.get_by_text("6 images, 6 finished").wait_for()
 
 

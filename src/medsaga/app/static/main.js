@@ -121,7 +121,7 @@ document.addEventListener("keydown", (event) => {
 
 addEventListener("hashchange", show);
 await store.refresh();
-await show();
+show(); // not awaited: it never settles where the user goes elsewhere before the view is there
 
 for (;;) {
   await pause(store.active.length ? ASK_WHILE_BUSY : ASK);
