@@ -8,7 +8,7 @@ import sys
 LIGHT = (
     "cli",
     "data.dicom.pixels",
-    "prediction.confidence",
+    "prediction.confidence_table",
     "prediction.measure",
     "prediction.postprocess",
     "reports.run",

@@ -193,6 +193,27 @@ def test_case_after_case_keeps_the_measurements_of_all(trained_toy: Path, tmp_pa
     assert one_by_one == at_once
 
 
+def test_the_table_of_confidence_keeps_the_cases_of_earlier_commands(trained_toy: Path, tmp_path: Path) -> None:
+    """Also where a case is segmented again, alone or with others: the table tells of the label maps that are there."""
+    predict, images = ["predict", str(trained_toy / "run")], trained_toy / "data/images"
+
+    def segment(out: str, *names: str, tta: str = "none") -> list[str]:
+        paths = [str(images / f"{name}.png") for name in names]
+        assert main([*predict, *paths, "--out", str(tmp_path / out), "--tta", tta]) == 0
+        return (tmp_path / out / "confidence.csv").read_text().splitlines()
+
+    at_once = segment("at once", "img0", "img1", "img2", "img3")
+    segment("in parts", "img0", "img1")
+    assert segment("in parts", "img2", "img3") == at_once
+    mirrored = segment("in parts", "img2", tta="all")
+    assert [line for line in mirrored if "img2" not in line] == [line for line in at_once if "img2" not in line]
+    assert mirrored != at_once
+    assert segment("in parts", "img1", "img2") == at_once
+    (tmp_path / "in parts/confidence.csv").write_text("mine")
+    assert main([*predict, str(images / "img0.png"), "--out", str(tmp_path / "in parts")]) == 0
+    assert (tmp_path / "in parts/confidence.csv").read_text() == "mine"
+
+
 def test_one_file_again_and_a_file_of_somebody_else(trained_toy: Path, tmp_path: Path) -> None:
     predict = ["predict", str(trained_toy / "run"), str(trained_toy / "data/images/img0.png")]
     assert main([*predict, "--out", str(tmp_path / "x.tif")]) == 0

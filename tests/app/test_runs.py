@@ -25,7 +25,7 @@ from medsaga.app.export import export_labels, export_model, formats_of
 from medsaga.app.jobs import Jobs
 from medsaga.app.opening import make_dataset, open_folder
 from medsaga.app.project import Project
-from medsaga.app.results import CONFIDENCE, PREDICTIONS
+from medsaga.app.results import PREDICTIONS
 from medsaga.app.training import Choice, continue_command, labelled_cases, labelled_since, progress, train_command
 from medsaga.data.dataset import read_dataset
 from medsaga.errors import InputError
@@ -212,10 +212,8 @@ def test_the_usual_length_is_left_to_the_run() -> None:
 
 
 def test_results_are_accepted_and_mended_and_trained_on_again(opened: tuple[Project, Path], tmp_path: Path) -> None:
-    from medsaga.prediction.files import CONFIDENCE as WRITTEN
     from medsaga.prediction.files import predict_files
 
-    assert WRITTEN == CONFIDENCE
     project, run = opened
     predict_files(run, project.root / "images", run / PREDICTIONS, console=Console(quiet=True), device="cpu")
     with page(project.root, tmp_path) as client:

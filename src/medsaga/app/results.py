@@ -19,11 +19,10 @@ from medsaga.data.items import read_mask
 from medsaga.data.sources import place_of
 from medsaga.data.types import Item, Series, to_class_indices
 from medsaga.errors import InputError
+from medsaga.prediction.confidence_table import CONFIDENCE
 from medsaga.settings.run_config import read_config
 
 PREDICTIONS = "predictions"
-CONFIDENCE = "confidence.csv"
-"""As `medsaga.prediction.files` names it, which needs torch; the page does not."""
 
 
 def predict_command(project: Project, run: Path) -> list[str]:

@@ -20,9 +20,10 @@ from medsaga.data.slices import most_labelled
 from medsaga.data.types import Item, Labels, to_class_indices
 from medsaga.distributed.group import ALONE, Group
 from medsaga.errors import InputError, RunError, collecting
+from medsaga.prediction import confidence_table, postprocess
 from medsaga.prediction import overlay as pictures
-from medsaga.prediction import postprocess
 from medsaga.prediction.confidence import ConfidenceScores, look_first
+from medsaga.prediction.confidence_table import CONFIDENCE
 from medsaga.prediction.measure import Measurement, measure, read_csv, write_csv
 from medsaga.prediction.postprocess import PostProcessing
 from medsaga.prediction.record import Written
@@ -32,8 +33,6 @@ from medsaga.progress import counting
 
 MEASUREMENTS = "measurements.csv"
 """Volume or area, largest diameter and components of every class and case."""
-CONFIDENCE = "confidence.csv"
-"""Every case with the confidence of the model in it, the least confident first: the order to correct them in."""
 _LOOK_AT = 5
 _MOST_PROBLEMS = 10
 
@@ -80,8 +79,8 @@ def predict_files(
     Of one image the confidence is said. Of several, or of a folder, the least confident ones are named, and all are
     listed in `CONFIDENCE`. An image that cannot be segmented does not keep the others from it.
 
-    What an earlier call wrote into the folder is replaced, as long as nobody has changed it; other files are not. The
-    measurements of cases that this call does not segment stay in the table.
+    What an earlier call wrote into the folder is replaced, as long as nobody has changed it; other files are not. In
+    the tables stay the cases of earlier calls that this one does not segment.
 
     Args:
         run: run folder, or a delta file.
@@ -193,11 +192,15 @@ class _Work:
         self._folder, self._record, self._group = folder, record, group
         config = segmenter.config
         self._meaning = LabelMapInfo(config.labels, f"{config.settings.model}, {_version()}", wanted.codes)
+        self._classes = [name for name, value in config.labels.items() if value != 0]
         self._scores: dict[str, ConfidenceScores] = {}
         self._rows: list[tuple[str, Measurement]] = []
-        # Whoever segments case after case into a folder keeps the measurements of all.
+        # Whoever segments case after case into a folder keeps what the tables say of all.
         table = folder / MEASUREMENTS
         self._measured_before = read_csv(table) if wanted.measure and record.has(table) else []
+        table = folder / CONFIDENCE
+        self._has_table = record.has(table)
+        self._scored_before = confidence_table.read_csv(table, self._classes) if self._has_table else {}
         self._said: list[str] = []
 
     def segment(self, target: Target) -> None:
@@ -251,25 +254,22 @@ class _Work:
     def say_confidence(self, *, one_image: bool) -> None:
         """Say the confidence in one image; of several, write `CONFIDENCE` and name those to look at first.
 
-        One image has no table: whoever segments case after case into a folder would be left with that of the last.
+        One image has a line where there is a table already, so that this tells of the label maps as they are.
         """
         if not self._scores or not self._group.is_first:
             return
         means = {name: score["mean"] for name, score in self._scores.items()}
-        classes = [name for name, value in self._segmenter.config.labels.items() if value != 0]
         order = look_first(means)
-        by_class = [self._scores[name]["classes"] for name in order]
         if len(order) == 1:
-            each = ", ".join(f"{label} {value:.2f}" for label, value in zip(classes, by_class[0], strict=True))
+            scores = self._scores[order[0]]["classes"]
+            each = ", ".join(f"{label} {value:.2f}" for label, value in zip(self._classes, scores, strict=True))
             said = f"{order[0]}: confidence {means[order[0]]:.2f} ({each})"
         else:
             first = ", ".join(f"{name} ({means[name]:.2f})" for name in order[:_LOOK_AT])
             said = f"look at these first: {first}; all in {self._folder / CONFIDENCE}"
-        if not one_image:
-            numbers = ((means[name], *scores) for name, scores in zip(order, by_class, strict=True))
-            rows = [[name, *(f"{value:.4f}" for value in row)] for name, row in zip(order, numbers, strict=True)]
+        if self._has_table or not one_image:
             with self._record.replacing(self._folder / CONFIDENCE) as path:
-                files.write_csv(path, [["case", "confidence", *classes], *rows])
+                confidence_table.write_csv(path, self._scores, self._classes, self._scored_before)
         self._console.print(said, markup=False, highlight=False, soft_wrap=True)
 
 
