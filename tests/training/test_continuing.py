@@ -118,6 +118,7 @@ def test_it_says_what_it_continues(first: Path, tmp_path: Path) -> None:
     assert manifest["continues"] == {
         "run": str((first / "run").resolve()),
         "data_fingerprint": earlier["data_fingerprint"],
+        "cases": [sorted(files.read_json(first / "run" / run_folder.DIGESTS)), ["extra"]],
     }
     assert manifest["model"]["sha256"] == files.sha256(first / "run" / run_folder.MODEL)
     assert manifest["data_fingerprint"] != earlier["data_fingerprint"]
@@ -315,6 +316,28 @@ def test_before_its_first_checkpoint_it_goes_on_from_the_same_weights_only(first
     extra.write_bytes(original)
     save_changed(before, run.model)
     with pytest.raises(InputError, match="as the run began with"):
+        resumed_run(data, tmp_path / "run", Settings(), SILENT, before)
+
+
+def test_resumed_it_leaves_out_what_came_later_into_any_of_its_folders(first: Path, tmp_path: Path) -> None:
+    copied, before = shutil.copytree(first / "data", tmp_path / "data"), shutil.copytree(first / "run", tmp_path / "1")
+    config = before / run_folder.CONFIG
+    config.write_text(config.read_text().replace(str((first / "data").resolve()), str(copied)))
+    data, said = new_cases(tmp_path / "new", "extra"), io.StringIO()
+    run = continued_run(before, data, tmp_path / "run", Settings(), SILENT)
+    corrected, tested = run.split.train[1], run.split.test[0]  # the first is the new one
+    for folder, names in ((copied, ["more"]), (data, ["other", corrected, tested])):
+        for kind in ("images", "masks"):
+            for name in names:
+                shutil.copy(first / "data" / kind / f"{run.split.train[-1]}.png", folder / kind / f"{name}.png")
+    again = resumed_run(data, tmp_path / "run", Settings(), Console(file=said, width=300), before)
+    assert again.split == run.split
+    assert [item.masks for item in again.dataset.items] == [item.masks for item in run.dataset.items]
+    assert "more came after the run began" in said.getvalue()
+    assert all(name in said.getvalue().splitlines()[-1] for name in ("other", corrected, tested))
+    (data / "images" / "extra.png").unlink()
+    (data / "masks" / "extra.png").unlink()
+    with pytest.raises(InputError, match="that the run began with"):
         resumed_run(data, tmp_path / "run", Settings(), SILENT, before)
 
 

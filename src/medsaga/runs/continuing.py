@@ -31,7 +31,7 @@ from medsaga.methods.base import unchanged
 from medsaga.planning.defaults import DeviceDefaults
 from medsaga.planning.resolve import Facts, resolve
 from medsaga.progress import counting
-from medsaga.runs.loading import warn
+from medsaga.runs.loading import warn, without_later_cases
 from medsaga.settings.options import DERIVED, MAY_CHANGE, ResolvedSettings, Settings, flag, named
 from medsaga.settings.run_config import RunConfig
 
@@ -45,12 +45,14 @@ class JoinedData:
         split: its training cases, old and new; the validation and test cases are those of the run before.
         fingerprint: of all folders.
         fingerprint_before: of all folders but the last.
+        cases: of each folder, in the order in which they were added.
     """
 
     dataset: Dataset
     split: Split
     fingerprint: str
     fingerprint_before: str
+    cases: list[list[str]]
 
 
 def inherited(before: ResolvedSettings, settings: Settings) -> ResolvedSettings:
@@ -121,18 +123,24 @@ def joined(first: Dataset, added: Iterable[Dataset], cases: Iterable[str]) -> Da
     return dataclasses.replace(first, items=tuple(items))
 
 
-def joined_data(config: RunConfig, split: Split, console: Console) -> JoinedData:
+def joined_data(
+    config: RunConfig, split: Split, console: Console, begun_with: Sequence[Sequence[str]] | None = None
+) -> JoinedData:
     """Read and check the data of a run that continues another, and choose its cases.
 
     Args:
         config: with the folder of new cases as the last that was added.
         split: of the run before, or of this one: its training cases may be among the new ones already.
-        console: where progress is shown.
+        console: where progress is shown, and which cases are left out.
+        begun_with: where the run has begun, the cases that each folder had then: others are left out.
 
     Raises:
         InputError: a folder cannot be used, or a new case is among those that the run is validated or tested on.
     """
-    first, *added = datasets_of(config)
+    first, *added = datasets = datasets_of(config)
+    if begun_with is not None:
+        pairs = zip(datasets, begun_with, strict=True)
+        first, *added = datasets = [without_later_cases(dataset, cases, console) for dataset, cases in pairs]
     held_out = {"validation": split.validation, "test": split.test}
     for dataset in added:
         _check_not_held_out(dataset, first, held_out)
@@ -140,14 +148,15 @@ def joined_data(config: RunConfig, split: Split, console: Console) -> JoinedData
     found = survey(dataset, counting(console, "checking images"))
     raise_problems(found.problems)
     require_mappable(config.intensities, dataset.items)
-    warn(console, (*(text for each in (first, *added) for text in each.warnings), *found.warnings))
-    prints = [fingerprint(each) for each in (first, *added)]
+    warn(console, (*(text for each in datasets for text in each.warnings), *found.warnings))
+    prints = [fingerprint(each) for each in datasets]
     train = {*split.train, *(case for each in added for case in each.cases)}
     return JoinedData(
         dataset,
         dataclasses.replace(split, train=tuple(sorted(train))),
         fingerprint=_joint(prints),
         fingerprint_before=_joint(prints[:-1]),
+        cases=[list(each.cases) for each in datasets],
     )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,6 +51,16 @@ def load_data(data: Path, settings: Settings, console: Console) -> LoadedData:
     raise_problems(found.problems)
     warn(console, (*dataset.warnings, *found.warnings))
     return LoadedData(dataset, found, fingerprint(dataset))
+
+
+def without_later_cases(dataset: Dataset, begun_with: Collection[str], console: Console) -> Dataset:
+    """Leave out the cases that came after a run began, which goes on as it would have done, and say so."""
+    later = [case for case in dataset.cases if case not in begun_with]
+    if not later:
+        return dataset
+    said = f"{listed(later)} came after the run began, which goes on without: `medsaga continue` takes them in"
+    console.print(said, markup=False, highlight=False, soft_wrap=True)
+    return dataclasses.replace(dataset, items=dataset.items_of(tuple(begun_with)))
 
 
 def unseen_labels(loaded: LoadedData, split: Split) -> tuple[str, ...]:

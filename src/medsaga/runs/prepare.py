@@ -17,7 +17,6 @@ from medsaga import files, run_folder
 from medsaga.data.augment import AUGMENTATIONS
 from medsaga.data.dataset import fingerprint
 from medsaga.data.known import Digests, digests_of_cases, images_on_both_sides
-from medsaga.data.labels import listed
 from medsaga.data.samples import Samples, build_samples
 from medsaga.data.splits import Split
 from medsaga.data.symmetries import symmetries_of
@@ -33,7 +32,7 @@ from medsaga.planning.resolve import choose_model, find_weights
 from medsaga.progress import counting
 from medsaga.runs.configuration import new_config, note_on_size
 from medsaga.runs.continuing import inherited, joined_data
-from medsaga.runs.loading import LoadedData, load_data, split_of, unseen_labels, warn
+from medsaga.runs.loading import LoadedData, load_data, split_of, unseen_labels, warn, without_later_cases
 from medsaga.runs.plan import Plan, Prepared, Run, require_images_for_all
 from medsaga.settings.options import ResolvedSettings, Settings, flag, named
 from medsaga.settings.run_config import RunConfig, read_config
@@ -145,7 +144,7 @@ def continued_run(before: Path, data: Path, out: Path, settings: Settings, conso
             markup=False,
         )
     model, model_info = _model_of(before, config)
-    continues = {"run": str(before.resolve()), "data_fingerprint": earlier}
+    continues = {"run": str(before.resolve()), "data_fingerprint": earlier, "cases": joined.cases}
     manifest = manifest_of(joined.fingerprint, config, device, model_info)
     manifest |= {"requested": named(settings), "continues": continues}
     prepared = Prepared(out, config, joined.split, joined.dataset, model, model_info, device)
@@ -198,7 +197,7 @@ def resumed_run(
     manifest = files.read_json(out / run_folder.MANIFEST)
     device = choose_device(settings.device)
     split = Split.from_json(files.read_json(out / run_folder.SPLIT))
-    dataset = _data_again(data, config, split, out, manifest.get("data_fingerprint"), console)
+    dataset = _data_again(data, config, split, out, manifest, console)
     if dataset is None:
         raise InputError(
             data,
@@ -237,7 +236,7 @@ def _check_same(asked: dict[str, Any], before: dict[str, Any], kept: ResolvedSet
 
 
 def _data_again(
-    data: Path, config: RunConfig, split: Split, out: Path, begun_with: str | None, console: Console
+    data: Path, config: RunConfig, split: Split, out: Path, manifest: dict[str, Any], console: Console
 ) -> Dataset | None:
     """Return the data of a run that has begun, without cases that came later; None where others have changed.
 
@@ -246,24 +245,20 @@ def _data_again(
         config: of the run.
         split: of the run.
         out: the run folder.
-        begun_with: the fingerprint of the data at the beginning.
+        manifest: of the run, with the fingerprint of its data at the beginning.
         console: where progress is shown, and which cases are left out.
     """
+    begun_with = manifest.get("data_fingerprint")
     if config.added:
         config = dataclasses.replace(config, added=(*config.added[:-1], str(data.resolve())))
-        joined = joined_data(config, split, console)
+        joined = joined_data(config, split, console, manifest.get("continues", {}).get("cases"))
         return joined.dataset if joined.fingerprint == begun_with else None
     loaded = load_data(data, config.settings, console)
     if loaded.fingerprint == begun_with:
         return loaded.dataset
     known: Digests = files.read_json(out / run_folder.DIGESTS) if (out / run_folder.DIGESTS).exists() else {}
-    earlier = dataclasses.replace(loaded.dataset, items=loaded.dataset.items_of(tuple(known)))
-    if earlier.labels != config.labels or fingerprint(earlier) != begun_with:
-        return None
-    new = [case for case in loaded.dataset.cases if case not in known]
-    said = f"{listed(new)} came after the run began, which goes on without: `medsaga continue` takes them in"
-    console.print(said, markup=False, highlight=False, soft_wrap=True)
-    return earlier
+    earlier = without_later_cases(loaded.dataset, known, console)
+    return earlier if earlier.labels == config.labels and fingerprint(earlier) == begun_with else None
 
 
 def _empty_model(config: RunConfig) -> SegmentationModel:
