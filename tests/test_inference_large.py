@@ -147,7 +147,7 @@ def test_slices_of_volumes_are_tiled_too_and_smaller_ones_are_not(tmp_path: Path
     np.testing.assert_array_equal(whole.labels, loose.labels)
     assert (whole.labels != tiled.labels).any()
     one = segmenter(tile=32, intensity=Intensity("identity", 0, 255))
-    shown = tiled.view.view(tiled.labels[np.newaxis])[:, 0]
+    shown = tiled.view.of_labels(tiled.labels)
     for index in range(4):
         np.testing.assert_array_equal(shown[index], one.predict(tiled.picture[index][0]).labels)
 

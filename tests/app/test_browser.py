@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -112,12 +113,26 @@ def test_all_of_labelling_by_keys_alone(tab: Any, tmp_path: Path) -> None:
 
 
 @needs_chromium
+def test_open_takes_the_path_that_was_typed(tab: Any, tmp_path: Path, toy: Path) -> None:
+    other = shutil.copytree(toy, tmp_path / "typed")
+    with page(toy, tmp_path) as client:
+        enter(tab, client)
+        tab.locator("#other").click()
+        tab.get_by_role("button", name="Open", exact=True).wait_for()
+        tab.get_by_label("Folder", exact=True).fill(str(other))
+        tab.locator("dialog").get_by_role("button", name="Open", exact=True).click()
+        tab.get_by_text("6 images, 6 finished").wait_for()
+        so(tab, "document.querySelector('dialog') === null")
+        assert client.get("/api/state").json["project"]["path"] == str(other)
+
+
+@needs_chromium
 def test_names_of_files_and_labels_are_text_and_never_markup(tab: Any, tmp_path: Path, toy: Path) -> None:
     name = "<img src=x onerror=alert(1)>"
     for kind in ("images", "masks"):
         (toy / kind / "img0.png").rename(toy / kind / f"{name}.png")
     with page(toy, tmp_path) as client:
-        client.post("/api/labels", {"labels": [{"name": "<b>disc</b>"}, {"name": "bar"}]})
+        client.post("/api/labels", {"value": 1, "name": "<b>disc</b>"})
         enter(tab, client, f"label/{client.key(name)}")
         tab.wait_for_selector("canvas.paintable")
         assert tab.locator(".case-head h1").inner_text() == name

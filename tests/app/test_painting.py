@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -247,6 +248,34 @@ def test_damaged_journals_and_boxes_that_lie_outside_are_refused(toy: Path, tmp_
         assert journal.with_suffix(".damaged").exists()
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="files have no limit of size there")
+def test_a_stroke_that_the_disk_has_no_room_for_leaves_the_journal_as_it_was(tmp_path: Path) -> None:
+    import resource
+
+    path, rng = tmp_path / "1.jsonl", np.random.default_rng(0)
+
+    def stroke(label: int) -> Edit:
+        values = rng.integers(0, 9, (1, 40, 40)) + label
+        return Edit("brush", Box("axial", label, 0, 0, (1, 40, 40)), packed(0 * values), packed(values))
+
+    journal = Journal(path)
+    journal.add(stroke(1))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 100, limits[1]))
+        with pytest.raises(OSError, match=r"large|space"):
+            journal.add(stroke(2))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert journal.changes == 1
+    for label in (3, 4):
+        journal.add(stroke(label))
+    again = Journal(path)
+    assert [edit.box.start for edit in again.done] == [1, 3, 4]
+    assert again.done == journal.done
+    assert not path.with_suffix(".damaged").exists()
+
+
 def test_labels_are_named_and_added_and_the_folder_says_so(tmp_path: Path) -> None:
     toy = write_toy_dataset(tmp_path / "toy", images=2)
     (toy / "dataset.json").unlink()
@@ -254,15 +283,20 @@ def test_labels_are_named_and_added_and_the_folder_says_so(tmp_path: Path) -> No
     with page(toy, tmp_path) as client:
         key = client.key("img0")
         assert client.post(f"/api/cases/{key}/finish").status == 422
-        wanted = [{"name": "disc", "colour": "#112233"}, {"name": "bar", "colour": "no"}]
-        assert [each["value"] for each in client.post("/api/labels", {"labels": wanted}).json] == [0, 1, 2]
+        client.post("/api/labels", {"add": "disc", "colour": "#112233"})
+        found = client.post("/api/labels", {"add": "bar", "colour": "no"}).json
+        assert [(each["name"], each["value"]) for each in found] == [("background", 0), ("disc", 1), ("bar", 2)]
+        usual = found[2]["colour"]
         for wrong in ("", "bar", "background", "x" * 61, " "):
-            assert client.post("/api/labels", {"labels": [*wanted, {"name": wrong}]}).status == 422
-        assert client.post("/api/labels", {"labels": wanted[:1]}).status == 422
+            assert client.post("/api/labels", {"add": wrong}).status == 422
+            assert client.post("/api/labels", {"value": 1, "name": wrong}).status == 422
+        for value in (0, 3, None):
+            assert client.post("/api/labels", {"value": value, "name": "other"}).status == 422
         client.paint(key, "image", (0, 0, 0), (1, 9, 9), 2)
-        renamed = [{"name": "ring"}, {"name": "bar"}, {"name": "<b>third</b>"}]
-        colours = {each["name"]: each["colour"] for each in client.post("/api/labels", {"labels": renamed}).json}
-        assert set(colours) == {"background", "ring", "bar", "<b>third</b>"}
+        client.post("/api/labels", {"value": 1, "name": "ring"})
+        client.post("/api/labels", {"add": "<b>third</b>", "colour": "#445566"})
+        colours = {each["name"]: each["colour"] for each in client.post("/api/labels", {"value": 2}).json}
+        assert colours == {"background": "#000000", "ring": "#112233", "bar": usual, "<b>third</b>": "#445566"}
         assert client.post(f"/api/cases/{key}/finish").status == 200
     assert json.loads((toy / "dataset.json").read_text())["labels"] == {
         "background": 0,

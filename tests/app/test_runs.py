@@ -249,7 +249,7 @@ def test_results_are_accepted_and_mended_and_trained_on_again(opened: tuple[Proj
     dataset = read_dataset(Path(arguments[2]))
     assert dataset.problems == ()
     assert set(dataset.cases) == {accepted["name"], mended["name"]}
-    again.set_labels([{"name": "disc"}, {"name": "bar"}, {"name": "third"}])
+    again.add_label("third")
     with pytest.raises(InputError, match="labels"):
         continue_command(again, run, 5)
 

@@ -189,7 +189,7 @@ def assert_in_view(grid: Grid, marker: npt.NDArray[Any]) -> None:
     right_column = {"axial": True, "coronal": True, "sagittal": False}
     for plane in last_slice:
         view = slice_view(grid, plane)
-        stack = view.view(marker[np.newaxis])[:, 0]
+        stack = view.of_labels(marker)
         where = np.argwhere(stack).mean(axis=0) / (np.array(stack.shape) - 1)
         assert (where[0] > 0.5) == last_slice[plane]
         assert where[1] < 0.5, "anterior of an axial slice and superior of the others is its first row"

@@ -81,6 +81,7 @@ class Jobs:
     def __init__(self, folder: Path, command: tuple[str, ...] = (sys.executable, "-m", "medsaga")) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._command = folder, command
+        self._lock = folder / "lock"
         self._numbers = itertools.count(1)
         self._all: list[Job] = []
         self._changed = threading.Condition()
@@ -122,11 +123,11 @@ class Jobs:
         with self._changed:
             if any(job.state == "running" for job in self._all):
                 return None
-            lock = locked(self._folder / "lock")
-            if lock is not None:
-                lock.close()
-                return None
             with contextlib.suppress(OSError, ValueError):
+                lock = locked(self._lock)
+                if lock is not None:
+                    lock.close()
+                    return None
                 found: dict[str, Any] = json.loads((self._folder / "running.json").read_text(encoding="utf-8"))
                 return found
             return None
@@ -158,12 +159,18 @@ class Jobs:
                 if self._closed:
                     return
             assert job is not None
-            lock = locked(self._folder / "lock")
-            if lock is None:  # a job of an earlier server
-                time.sleep(1.0)
-                continue
-            with lock:
-                self._run(job, lock)
+            try:
+                self._folder.mkdir(parents=True, exist_ok=True)  # the user may have cleared it away
+                lock = locked(self._lock)
+                if lock is None:  # a job of an earlier server
+                    time.sleep(1.0)
+                    continue
+                with lock:
+                    self._run(job, lock)
+            except OSError as error:  # such as of a full disk: the jobs that wait go on
+                with self._changed:
+                    if job.state not in _ENDED:
+                        job.state, job.message = "failed", f"The command could not be run: {error.strerror or error}."
 
     def _next(self) -> Job | None:
         return next((job for job in self._all if job.state == "waiting"), None)
@@ -187,18 +194,20 @@ class Jobs:
             with contextlib.suppress(OSError, AttributeError):
                 os.setpriority(os.PRIO_PROCESS, job.process.pid, _NICENESS)
             about = {"pid": job.process.pid, "kind": job.kind, "run": job.run}
-            (self._folder / "running.json").write_text(json.dumps(about), encoding="utf-8")
+            with contextlib.suppress(OSError):  # only a server that starts after this one would miss it
+                (self._folder / "running.json").write_text(json.dumps(about), encoding="utf-8")
             code = job.process.wait()
         with self._changed:
             job.stdout = output.read_text(encoding="utf-8", errors="replace")
             if code != 0:
                 job.message = _said(errors.read_text(encoding="utf-8", errors="replace"))
             job.state = "done" if code == 0 else "stopped" if job.asked_to_stop or code == 130 else "failed"
-            (self._folder / "running.json").unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                (self._folder / "running.json").unlink()
         if job.state == "done" and job.then is not None and not self._closed:
             try:
                 job.then()
-            except MedsagaError as error:  # such as no cases left to segment: the jobs that wait go on
+            except (MedsagaError, OSError) as error:  # such as no cases left to segment: the jobs that wait go on
                 job.message = str(error)
 
 

@@ -7,6 +7,8 @@ doing again are lines of their own: nothing that was written is changed.
 from __future__ import annotations
 
 import base64
+import contextlib
+import errno
 import json
 import os
 import zlib
@@ -78,13 +80,18 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._whole = 0  # bytes of the file that are whole lines
         self.done: list[Edit] = []
         self.undone: list[Edit] = []
         self.changes = 0
         self._read()
 
     def add(self, edit: Edit) -> None:
-        """Write an edit; it is on the disk when this returns."""
+        """Write an edit; it is on the disk when this returns.
+
+        Raises:
+            OSError: it cannot be written, and the journal is as it was. The other changes raise it, too.
+        """
         box = edit.box
         self._write(
             {
@@ -131,10 +138,20 @@ class Journal:
 
     def _write(self, line: dict[str, Any]) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("a", encoding="ascii") as file:
-            file.write(json.dumps(line) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        content = (json.dumps(line) + "\n").encode("ascii")
+        with self._path.open("ab", buffering=0) as file:
+            # Half a line, of a full disk, with another one behind it would be taken for damage.
+            file.truncate(self._whole)
+            try:
+                written = file.write(content)
+                if written != len(content):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
+                os.fsync(file.fileno())
+            except OSError:
+                with contextlib.suppress(OSError):  # else before the next line
+                    file.truncate(self._whole)
+                raise
+        self._whole += len(content)
 
     def _read(self) -> None:
         if not self._path.exists():
@@ -146,6 +163,7 @@ class Journal:
             if not line.endswith(b"\n") or not self._take(line):
                 break
             whole += len(line)
+        self._whole = whole
         if whole < len(content):
             if content.find(b"\n", whole) != -1:  # no crash of ours does that: somebody may want to look at it
                 self._path.with_suffix(".damaged").write_bytes(content)

@@ -57,6 +57,7 @@ class PaintedMask:
 
     Attributes:
         lock: held by whoever changes or reads it.
+        place: where the finished mask is written.
         classes: (*shape) uint8 class indices.
         changed: when it was edited last, in seconds of `time.monotonic`, and not written since; None else.
 
@@ -66,12 +67,13 @@ class PaintedMask:
 
     def __init__(self, item: Item, home: Path, place: Place, values: npt.NDArray[np.int64]) -> None:
         self.lock = threading.RLock()
-        self._item, self._home, self._place, self._values = item, home, place, values
+        self._item, self._home, self.place, self._values = item, home, place, values
         self._views = views_of(item.header.grid)
         self._versions: list[dict[str, Any]] = _read(home / _VERSIONS, [])
         self._saved: dict[str, Any] = _read(home / _SAVED, {})
         self.changed: float | None = None
         self._journal = Journal(home / "none")
+        self._written = 0  # when the file was, in nanoseconds, whose content this is, where there is no version
         self._open()
 
     @property
@@ -90,6 +92,13 @@ class PaintedMask:
     def can_redo(self) -> bool:
         """Whether there is an edit to do again."""
         return bool(self._journal.undone)
+
+    @property
+    def stamp(self) -> str:
+        """What its content is known by: another after every change, here or by another program."""
+        if self._version is not None:
+            return f"{self._version}.{self._journal.changes}"
+        return f"file.{self._written}"
 
     @property
     def history(self) -> list[dict[str, Any]]:
@@ -199,10 +208,11 @@ class PaintedMask:
                 if self._item.masks:
                     return self._item.masks[0]
                 self._begin("empty", ())
-            path = self._place.path
+            path = self.place.path
             before = self._item.masks[0] if self._item.masks else None
             labels = to_label_values(self.classes, self._values)
-            self._keep_foreign(before)
+            for mask in {path, before or path}:
+                self._keep_foreign(mask)
             write_mask(path, labels, self._item)
             if before is not None and before != path:
                 before.unlink()  # it is kept as the version that this one began from
@@ -213,9 +223,9 @@ class PaintedMask:
 
     def require_editable(self) -> None:
         """Raise InputError where the image's mask cannot be changed here."""
-        if self._place.why_not:
+        if self.place.why_not:
             raise InputError(
-                self._item.name, expected="a mask that can be painted", found=self._place.why_not, do="Look only."
+                self._item.name, expected="a mask that can be painted", found=self.place.why_not, do="Look only."
             )
 
     def set_values(self, values: npt.NDArray[np.int64]) -> None:
@@ -239,6 +249,7 @@ class PaintedMask:
     def _load(self) -> None:
         if self._version is None:
             self._journal = Journal(self._home / "none")
+            self._written = max((mask.stat().st_mtime_ns for mask in self._item.masks), default=0)
             self.classes = self._decoded(self._item)
         else:
             self._journal = Journal(self._home / f"{self._version}.jsonl")
@@ -289,9 +300,9 @@ class PaintedMask:
         if own and len(masks) == 1:
             self._note_saved(files.sha256(masks[0]))
 
-    def _keep_foreign(self, mask: Path | None) -> None:
+    def _keep_foreign(self, mask: Path) -> None:
         """Keep a mask that another program has saved while the same one was painted here, where ours counts."""
-        if mask is None or not mask.is_file() or not self._saved or files.sha256(mask) == self._saved["sha256"]:
+        if not mask.is_file() or files.sha256(mask) == self._saved.get("sha256"):
             return
         with files.replacing(self._home / f"other.{time.time_ns()}.{mask.name[-40:]}") as temporary:
             shutil.copyfile(mask, temporary)
@@ -332,7 +343,7 @@ class PaintedMask:
     def _of(self, classes: npt.NDArray[np.uint8], plane: str) -> npt.NDArray[np.uint8]:
         if plane not in self._views:
             raise IndexError(plane)
-        return self._views[plane].view(classes[np.newaxis])[:, 0]
+        return self._views[plane].of_labels(classes)
 
 
 def write_mask(path: Path, labels: npt.NDArray[np.integer], item: Item) -> None:

@@ -23,7 +23,7 @@ def picture_of(image: OpenImage, classes: npt.NDArray[np.uint8], size: int) -> b
     """
     plane = next(iter(image.views))
     view = image.views[plane]
-    stack = view.view(classes[np.newaxis])[:, 0]
+    stack = view.of_labels(classes)
     index = most_labelled(stack) if classes.any() else view.slices // 2
     shown = np.stack([_grey(image, plane, index, channel) for channel in range(min(3, len(image.voxels)))])
     drawn = Image.fromarray(overlay(shown if len(shown) == 3 else shown[:1], stack[index]))

@@ -8,25 +8,22 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import re
 import shutil
 import threading
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from medsaga import files, run_folder
+from medsaga.app.labels import Colours, added, name_of, renamed
 from medsaga.app.masks import PaintedMask, Place, State
 from medsaga.app.slices import Images, OpenImage
-from medsaga.colours import label_colours
 from medsaga.data.dataset import read_dataset
 from medsaga.data.descriptions import file_ending, read_description
 from medsaga.data.formats import format_of, itk, labels_suffix, stem, suffix_of
 from medsaga.data.labels import parse_labels
 from medsaga.data.layouts.finding import masks_folder, subfolders
 from medsaga.data.layouts.labelling import DESCRIPTION
-from medsaga.data.names import normal
 from medsaga.data.sources import files_of
 from medsaga.data.types import Dataset, Item
 from medsaga.errors import InputError
@@ -38,8 +35,6 @@ _EDITABLE = ("folder", "nnunet", "decathlon", "dicom")
 _OPEN_MASKS = 4
 _SAVE_AFTER = 1.0
 """Seconds after the last stroke in which a finished mask is written again."""
-_COLOUR = re.compile(r"#[0-9a-f]{6}")
-_LONGEST_LABEL = 60
 
 
 class Project:
@@ -64,8 +59,12 @@ class Project:
         self.images = Images()
         self.revision = 1
         self._run = run
+        self._colours = Colours(self.own / "page.json")
         self._lock = threading.RLock()
         self._masks: dict[str, PaintedMask] = {}
+        self._promised: set[str] = set()
+        self._seen: dict[str, tuple[int, int]]
+        self._glimpsed: dict[str, tuple[int, int]]
         self._items: dict[str, Item] = {}
         self.dataset: Dataset
         self._read()
@@ -101,7 +100,7 @@ class Project:
         """
         item = self.item(key)
         if not self.images.has(key):
-            self._require_within(item)
+            self._require_files_within(item)
         return self.images.of(key, item)
 
     def mask(self, key: str) -> PaintedMask:
@@ -113,7 +112,7 @@ class Project:
         with self._lock:
             item = self.item(key)
             if key not in self._masks:
-                self._require_within(item)
+                self._require_files_within(item)
                 painted = PaintedMask(item, self._home(key), self.place(item), self.dataset.label_values)
                 idle = [each for each, mask in self._masks.items() if mask.changed is None]
                 for each in idle[: max(0, len(self._masks) + 1 - _OPEN_MASKS)]:
@@ -143,6 +142,7 @@ class Project:
                 )
             if self.dataset.inferred or not (self.root / DESCRIPTION).exists():
                 self._describe(self.dataset.labels)
+            self._require_within(mask.place.path.parent, self.item(key).name)
             path = mask.save()
             changed = dataclasses.replace(self.item(key), masks=(path,), structures=(), names=())
             self._items[key] = changed
@@ -169,16 +169,30 @@ class Project:
         return said
 
     def watch(self) -> bool:
-        """Take over masks that another program has written since; return whether there are any."""
+        """Take over masks that another program has written since; return whether there are any.
+
+        A file counts when two looks, one after the other, find it the same: it may still be being written.
+        """
         with self._lock:
-            seen = self._look()
-            if seen == self._seen:
+            seen, glimpsed = self._look(), self._glimpsed
+            self._glimpsed = seen
+            if seen == self._seen or seen != glimpsed:
                 return False
             self.save_changes(at_once=True)
-            self._masks = {key: mask for key, mask in self._masks.items() if mask.changed is not None}
+            # Finished ones that cannot be written now stay; strokes of the others are in their journals.
+            self._masks = {k: mask for k, mask in self._masks.items() if mask.changed and mask.state == "done"}
             self._read()
             self.revision += 1
             return True
+
+    def picture_stamp(self, key: str, prediction: Path | None = None) -> str:
+        """Return what the small picture of an image is known by: another as soon as it shows anything else."""
+        item = self.item(key)
+        home = self._home(key)
+        shown = [prediction] if prediction else [*item.masks, *(home.iterdir() if home.is_dir() else ())]
+        files_shown = [*(file for source in item.images for file in files_of(source)), *shown]
+        states = [(path.name, path.stat().st_mtime_ns, path.stat().st_size) for path in files_shown if path.exists()]
+        return id_of(repr((str(self.root), key, sorted(states))))
 
     def place(self, item: Item) -> Place:
         """Return where the mask of an image is written."""
@@ -207,56 +221,38 @@ class Project:
 
     def labels(self) -> list[dict[str, Any]]:
         """Return name, value and colour of each class, background first."""
-        chosen = self._settings().get("colours", {})
-        usual = ["#" + bytes(rgb).hex() for rgb in label_colours(len(self.dataset.labels) - 1)]
+        labels = self.dataset.labels
+        colours = self._colours.of(labels)
         return [
-            {"name": name, "value": value, "colour": chosen.get(name, colour)}
-            for (name, value), colour in zip(self.dataset.labels.items(), ["#000000", *usual], strict=True)
+            {"name": name, "value": value, "colour": colour}
+            for (name, value), colour in zip(labels.items(), colours, strict=True)
         ]
 
-    def set_labels(self, wanted: Sequence[dict[str, Any]]) -> None:
-        """Name labels: those that there are, in their order, and new ones behind them.
+    def add_label(self, name: str, colour: str | None = None) -> None:
+        """Add a label behind the others, in a colour (``#rrggbb``) if one is given; see `medsaga.app.labels.added`."""
+        with self._lock:
+            labels = added(self.dataset.labels, name)
+            self._set_labels(labels)
+            self._colours.choose(list(labels)[-1], colour)
+            self.revision += 1
 
-        Args:
-            wanted: ``name`` and ``colour`` (``#rrggbb``) of each, without the background.
+    def change_label(self, value: int, name: str | None = None, colour: str | None = None) -> None:
+        """Give a label another name or colour (``#rrggbb``), whichever is given.
 
         Raises:
-            InputError: a name is empty, too long or given twice, or a label is missing.
+            InputError: there is no such label, the name cannot be given, or the names stand in the masks.
         """
         with self._lock:
-            before = [pair for pair in self.dataset.labels.items() if pair[1] != 0]
-            names = [normal(str(entry.get("name", ""))) for entry in wanted]
-            colours = [str(entry.get("colour", "")).lower() for entry in wanted]
-            if len(names) < len(before) or len(names) > 254:
-                raise InputError("the labels", expected="all that there are", found=f"{len(names)}", do="Load again.")
-            for name in names:
-                if not name or len(name) > _LONGEST_LABEL or names.count(name) > 1 or name.lower() == "background":
-                    raise InputError(
-                        "the labels",
-                        expected=f"a name of its own of at most {_LONGEST_LABEL} characters for each",
-                        found=repr(name),
-                        do="Choose another name.",
-                    )
-            highest = max((value for _, value in before), default=0)
-            values = [value for _, value in before] + [highest + 1 + index for index in range(len(names) - len(before))]
-            labels = {"background": 0} | dict(zip(names, values, strict=True))
-            renamed = names[: len(before)] != [name for name, _ in before]
-            if renamed and any(item.structures or item.names for item in self._items.values()):
-                raise InputError(
-                    "the labels", expected="the names in the masks", found="others", do="Rename them in the masks."
-                )
+            before = name_of(self.dataset.labels, value)
+            labels = self.dataset.labels if name is None else renamed(self.dataset.labels, value, name)
             if labels != self.dataset.labels:
-                self._describe(labels)
-                named = tuple(labels.items())
-                items = {k: dataclasses.replace(i, names=named) if i.names else i for k, i in self._items.items()}
-                self._items = items
-                self.dataset = dataclasses.replace(
-                    self.dataset, labels=labels, items=tuple(items.values()), inferred=False
-                )
-                for mask in self._masks.values():
-                    mask.set_values(self.dataset.label_values)
-            kept = {name: c for name, c in zip(names, colours, strict=True) if _COLOUR.fullmatch(c)}
-            files.write_json(self.own / "page.json", self._settings() | {"colours": kept})
+                if any(item.structures or item.names for item in self._items.values()):
+                    raise InputError(
+                        "the labels", expected="the names in the masks", found="others", do="Rename them in the masks."
+                    )
+                self._set_labels(labels)
+                self._colours.rename(before, name_of(labels, value))
+            self._colours.choose(name_of(labels, value), colour)
             self.revision += 1
 
     def runs(self) -> dict[str, Path]:
@@ -267,11 +263,15 @@ class Project:
         return {id_of(str(folder)): folder for folder in sorted(found, key=_made)}
 
     def new_run(self) -> Path:
-        """Return a run folder to be, which does not exist."""
-        number = 1
-        while (self.root / RUNS / f"run{number}").exists() or (self.own / "sets" / f"run{number}").exists():
-            number += 1
-        return self.root / RUNS / f"run{number}"
+        """Return a run folder to be, which does not exist, nor has been returned before: its training may wait."""
+        with self._lock:
+            number = 1
+            while f"run{number}" in self._promised or any(
+                (folder / f"run{number}").exists() for folder in (self.root / RUNS, self.own / "sets")
+            ):
+                number += 1
+            self._promised.add(f"run{number}")
+            return self.root / RUNS / f"run{number}"
 
     def _home(self, key: str) -> Path:
         return self.own / "masks" / key
@@ -281,7 +281,7 @@ class Project:
         if not self.dataset.items:
             raise self.dataset.problems[0] if self.dataset.problems else _no_images(self.root)
         self._items = {id_of(item.name): item for item in self.dataset.items}
-        self._seen = self._look()
+        self._seen = self._glimpsed = self._look()
 
     def _look(self) -> dict[str, tuple[int, int]]:
         """Return when the masks were written, and how large they are."""
@@ -294,15 +294,18 @@ class Project:
                     found[str(path)] = (state.st_mtime_ns, state.st_size)
         return found
 
-    def _require_within(self, item: Item) -> None:
+    def _require_files_within(self, item: Item) -> None:
         for path in (*(file for source in item.images for file in files_of(source)), *item.masks):
-            if not path.resolve().is_relative_to(self.root):
-                raise InputError(
-                    item.name,
-                    expected="files of the folder that was opened",
-                    found="a link that leads out of it",
-                    do="Copy the file into the folder, or open the folder that it lies in.",
-                )
+            self._require_within(path, item.name)
+
+    def _require_within(self, path: Path, name: str) -> None:
+        if not path.resolve().is_relative_to(self.root):
+            raise InputError(
+                name,
+                expected="files of the folder that was opened",
+                found="a link that leads out of it",
+                do="Copy the files into the folder, or open the folder that they lie in.",
+            )
 
     def _mask_name(self, item: Item) -> str:
         """Return the name of a new mask: that of the image, with the addition that the other masks have."""
@@ -312,6 +315,15 @@ class Project:
                 if name != other.name and other.name in name:
                     return name.replace(other.name, item.name, 1)
         return item.name
+
+    def _set_labels(self, labels: dict[str, int]) -> None:
+        self._describe(labels)
+        named = tuple(labels.items())
+        self._items = {k: dataclasses.replace(i, names=named) if i.names else i for k, i in self._items.items()}
+        items = tuple(self._items.values())
+        self.dataset = dataclasses.replace(self.dataset, labels=labels, items=items, inferred=False)
+        for mask in self._masks.values():
+            mask.set_values(self.dataset.label_values)
 
     def _describe(self, labels: dict[str, int]) -> None:
         """Write the labels into ``dataset.json``, the first time with a copy of what was there."""
@@ -325,10 +337,6 @@ class Project:
         document["labels"] = labels
         parse_labels(path, document)
         files.write_json(path, document)
-
-    def _settings(self) -> dict[str, Any]:
-        path = self.own / "page.json"
-        return dict(files.read_json(path)) if path.exists() else {}
 
 
 def id_of(name: str) -> str:

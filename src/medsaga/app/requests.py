@@ -1,4 +1,4 @@
-"""What the routes share: the session of a request, its JSON, and work in a thread while the server answers others."""
+"""What the routes share: the session of a request, JSON both ways, and numbers of its query."""
 
 from __future__ import annotations
 
@@ -6,9 +6,18 @@ import json
 from typing import Any
 
 from starlette.requests import Request
+from starlette.responses import JSONResponse
 
 from medsaga.app.session import Session
 from medsaga.errors import InputError
+
+
+class Json(JSONResponse):
+    """JSON in ASCII: names of files need not be UTF-8, and a path with such a name comes back as it was."""
+
+    def render(self, content: Any) -> bytes:
+        """Return the bytes of the body."""
+        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
 
 
 def session_of(request: Request) -> Session:

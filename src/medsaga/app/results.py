@@ -85,7 +85,7 @@ def results(project: Project, run: Path) -> list[dict[str, Any]]:
     """Return the predicted cases of a run, the least confident first."""
     sure, dice = _confidence(run), _dice(run)
     rows = []
-    for key in predictions(project, run):
+    for key, path in predictions(project, run).items():
         item = project.item(key)
         rows.append(
             {
@@ -93,6 +93,7 @@ def results(project: Project, run: Path) -> list[dict[str, Any]]:
                 "name": item.name,
                 "role": role_of(item, run),
                 "state": project.state(key),
+                "picture": project.picture_stamp(key, path),
                 "confidence": sure.get(item.name),
                 "dice": dice.get(item.name),
             }

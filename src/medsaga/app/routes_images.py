@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import numpy as np
 from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
 from medsaga.app.interpolation import between, gaps_beside
 from medsaga.app.masks import PaintedMask
 from medsaga.app.pictures import picture_of
-from medsaga.app.project import Project
-from medsaga.app.requests import document, number, session_of
+from medsaga.app.project import Project, id_of
+from medsaga.app.requests import Json, document, number, session_of
 from medsaga.app.results import prediction_of, predictions
-from medsaga.data.slices import most_labelled
+from medsaga.data.slices import SliceView, most_labelled
 from medsaga.errors import InputError
 
 _THUMBNAIL = 192
 """Pixels of the longer side."""
 _MOST_DEPTH = 4096
 _BINARY = "application/octet-stream"
+Changed = TypeVar("Changed")
 
 
 def about(request: Request) -> Response:
@@ -49,7 +52,7 @@ def about(request: Request) -> Response:
         names = [f"channel {index + 1}" for index in range(len(channels))]
     colour = "image" in views and len(channels) == 3 and len(project.item(key).images) == 1
     classes, first = project.mask(key).classes, next(iter(image.views))
-    stack = image.views[first].view(classes[np.newaxis])[:, 0]
+    stack = image.views[first].of_labels(classes)
     facts = {
         "planes": views,
         "channels": channels,
@@ -58,7 +61,7 @@ def about(request: Request) -> Response:
         # Where there is something to see.
         "start": most_labelled(stack) if classes.any() else len(stack) // 2,
     }
-    return JSONResponse({**facts, **_mask(project, key)})
+    return Json({**facts, **_mask(project, key)})
 
 
 def image_slice(request: Request) -> Response:
@@ -76,8 +79,7 @@ def label_slice(request: Request) -> Response:
     run = request.query_params.get("run")
     if run is None:
         return Response(project.mask(key).slice(plane, index).tobytes(), media_type=_BINARY)
-    views = project.image(key).views
-    stack = views[plane].view(session_of(request).predicted(run, key)[np.newaxis])[:, 0]
+    stack = project.image(key).views[plane].of_labels(session_of(request).predicted(run, key))
     if not 0 <= index < len(stack):
         raise IndexError(index)
     return Response(stack[index].tobytes(), media_type=_BINARY)
@@ -93,7 +95,11 @@ def thumbnail(request: Request) -> Response:
 
 
 async def edit(request: Request) -> Response:
-    """Replace a box of the label map by what the body holds, 8 bits a pixel."""
+    """Replace a box of the label map by what the body holds, 8 bits a pixel.
+
+    This and the other changes are told by what stamp the user knows the label map, if the page says so, and refused
+    where it is another by now: a stroke is a box, with all that was seen around the brush.
+    """
     project, key = _asked(request)
     shape = tuple(number(request, name) for name in ("slices", "height", "width"))
     corner = (number(request, "start"), number(request, "top"), number(request, "left"))
@@ -104,22 +110,23 @@ async def edit(request: Request) -> Response:
     classes = np.frombuffer(content, np.uint8).reshape(shape)
     kind = request.query_params.get("kind", "brush")[:20]
     plane = request.query_params.get("plane", "")
-    await run_in_threadpool(project.mask(key).edit, kind, plane, corner, classes)
-    return JSONResponse(_mask(project, key))
+    seen = request.query_params.get("seen")
+    await run_in_threadpool(_changed, project, key, seen, lambda mask: mask.edit(kind, plane, corner, classes))
+    return Json(_mask(project, key))
 
 
 async def undo(request: Request) -> Response:
     """Take the last edit back."""
     project, key = _asked(request)
-    box = await run_in_threadpool(project.mask(key).undo)
-    return JSONResponse({**_mask(project, key), "at": None if box is None else [box.plane, box.start]})
+    box = await run_in_threadpool(_changed, project, key, await _seen(request), PaintedMask.undo)
+    return Json({**_mask(project, key), "at": None if box is None else [box.plane, box.start]})
 
 
 async def redo(request: Request) -> Response:
     """Do an edit again."""
     project, key = _asked(request)
-    box = await run_in_threadpool(project.mask(key).redo)
-    return JSONResponse({**_mask(project, key), "at": None if box is None else [box.plane, box.start]})
+    box = await run_in_threadpool(_changed, project, key, await _seen(request), PaintedMask.redo)
+    return Json({**_mask(project, key), "at": None if box is None else [box.plane, box.start]})
 
 
 async def interpolate(request: Request) -> Response:
@@ -127,61 +134,85 @@ async def interpolate(request: Request) -> Response:
     project, key = _asked(request)
     asked = await document(request)
     plane, index, label = str(asked.get("plane")), int(asked.get("index", 0)), int(asked.get("label", 1))
-    filled = await run_in_threadpool(_interpolated, project, key, plane, index, label)
-    return JSONResponse({**_mask(project, key), "filled": filled})
+    views = project.image(key).views
+
+    def fill(mask: PaintedMask) -> int:
+        return _interpolated(mask, views, plane, index, label)
+
+    filled = await run_in_threadpool(_changed, project, key, await _seen(request), fill)
+    return Json({**_mask(project, key), "filled": filled})
 
 
 async def finish(request: Request) -> Response:
     """Write the mask into the dataset."""
     project, key = _asked(request)
+    seen = await _seen(request)
+    await run_in_threadpool(_changed, project, key, seen, lambda _: None)
     await run_in_threadpool(project.finish, key)
-    return JSONResponse(_mask(project, key))
+    return Json(_mask(project, key))
 
 
 async def begin(request: Request) -> Response:
     """Start the label map anew: from a prediction, from an earlier version, or empty."""
     project, key = _asked(request)
-    asked = await document(request)
-    mask = project.mask(key)
+    asked, seen = await document(request), await _seen(request)
     if asked.get("run"):
         run = project.runs()[str(asked["run"])]
         path = predictions(project, run)[key]
         prediction_of(project, run, key)
-        await run_in_threadpool(mask.begin, "prediction", (path,))
+        await run_in_threadpool(_changed, project, key, seen, lambda mask: mask.begin("prediction", (path,)))
         if asked.get("accept"):
             await run_in_threadpool(project.finish, key)
     elif asked.get("version"):
-        await run_in_threadpool(mask.revert, int(asked["version"]))
+        await run_in_threadpool(_changed, project, key, seen, lambda mask: mask.revert(int(asked["version"])))
     else:
-        await run_in_threadpool(mask.begin, "empty", ())
+        await run_in_threadpool(_changed, project, key, seen, lambda mask: mask.begin("empty", ()))
     project.touch()
-    return JSONResponse(_mask(project, key))
+    return Json(_mask(project, key))
 
 
-def _interpolated(project: Project, key: str, plane: str, index: int, label: int) -> int:
-    mask, views = project.mask(key), project.image(key).views
+def _changed(project: Project, key: str, seen: str | None, change: Callable[[PaintedMask], Changed]) -> Changed:
+    """Change a label map, if it is the one that the user has seen."""
+    mask = project.mask(key)
     with mask.lock:
-        stack = mask.stack(plane)
-        gaps = gaps_beside(np.array([(each == label).any() for each in stack]), index)
-        if not gaps:
-            raise InputError(
-                "the label",
-                expected="outlines on two slices with others between them",
-                found="none beside this slice",
-                do="Outline it on a slice above or below, then interpolate.",
-            )
-        for low, high in gaps:
-            inside = between(stack[low] == label, stack[high] == label, high - low - 1, views[plane].spacing)
-            within = stack[low + 1 : high]
-            mask.edit(
-                "interpolate", plane, (low + 1, 0, 0), np.where(inside & (within == 0), label, within).astype(np.uint8)
-            )
+        if seen not in (None, _stamp(project, mask)):
+            raise HTTPException(409, "The labels were changed in another tab or by another program.")
+        return change(mask)
+
+
+def _interpolated(mask: PaintedMask, views: Mapping[str, SliceView], plane: str, index: int, label: int) -> int:
+    stack = mask.stack(plane)
+    gaps = gaps_beside(np.array([(each == label).any() for each in stack]), index)
+    if not gaps:
+        raise InputError(
+            "the label",
+            expected="outlines on two slices with others between them",
+            found="none beside this slice",
+            do="Outline it on a slice above or below, then interpolate.",
+        )
+    for low, high in gaps:
+        inside = between(stack[low] == label, stack[high] == label, high - low - 1, views[plane].spacing)
+        within = stack[low + 1 : high]
+        mask.edit(
+            "interpolate", plane, (low + 1, 0, 0), np.where(inside & (within == 0), label, within).astype(np.uint8)
+        )
     return sum(high - low - 1 for low, high in gaps)
+
+
+def _stamp(project: Project, mask: PaintedMask) -> str:
+    """What the page knows a label map by: images of two folders can have one name."""
+    return f"{id_of(str(project.root))}.{mask.stamp}"
+
+
+async def _seen(request: Request) -> str | None:
+    stamp = (await document(request)).get("seen")
+    return None if stamp is None else str(stamp)
 
 
 def _mask(project: Project, key: str) -> dict[str, Any]:
     mask: PaintedMask = project.mask(key)
     return {
+        "stamp": _stamp(project, mask),
         "state": mask.state,
         "undo": mask.can_undo,
         "redo": mask.can_redo,

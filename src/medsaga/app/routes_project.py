@@ -7,13 +7,13 @@ from typing import Any
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
 from medsaga.app.export import FORMATS, export_labels, export_model, formats_of
 from medsaga.app.opening import browse, make_dataset, make_phantom
 from medsaga.app.project import Project
-from medsaga.app.requests import document, session_of
+from medsaga.app.requests import Json, document, session_of
 from medsaga.data.sources import place_of
 from medsaga.errors import InputError
 
@@ -23,9 +23,9 @@ def state(request: Request) -> Response:
     session = session_of(request)
     project, jobs = session.project, session.jobs
     if project is None or jobs is None:
-        return JSONResponse({"project": None, "notices": session.notices})
+        return Json({"project": None, "notices": session.notices})
     found = session.found()
-    return JSONResponse(
+    return Json(
         {
             "project": {
                 "name": project.root.name,
@@ -48,13 +48,13 @@ def state(request: Request) -> Response:
 def cases(request: Request) -> Response:
     """List the images of the open folder."""
     project, _ = session_of(request).need()
-    return JSONResponse([_described(project, key) for key in project.items])
+    return Json([_described(project, key) for key in project.items])
 
 
 def folders(request: Request) -> Response:
     """List the folders in a folder, for the user to choose one."""
     asked = request.query_params.get("path")
-    return JSONResponse(browse(Path(asked) if asked else session_of(request).folder))
+    return Json(browse(Path(asked) if asked else session_of(request).folder))
 
 
 async def open_project(request: Request) -> Response:
@@ -63,7 +63,7 @@ async def open_project(request: Request) -> Response:
     if not asked:
         raise InputError("the folder", expected="a path", found="none", do="Choose a folder.")
     await run_in_threadpool(session_of(request).open, Path(asked).expanduser())
-    return JSONResponse({})
+    return Json({})
 
 
 async def open_phantom(request: Request) -> Response:
@@ -71,7 +71,7 @@ async def open_phantom(request: Request) -> Response:
     session = session_of(request)
     root = await run_in_threadpool(make_phantom, session.folder)
     await run_in_threadpool(session.open, root)
-    return JSONResponse({})
+    return Json({})
 
 
 async def open_images(request: Request) -> Response:
@@ -79,24 +79,29 @@ async def open_images(request: Request) -> Response:
     asked = str((await document(request)).get("path", ""))
     root = await run_in_threadpool(make_dataset, Path(asked).expanduser().resolve())
     await run_in_threadpool(session_of(request).open, root)
-    return JSONResponse({})
+    return Json({})
 
 
 async def labels(request: Request) -> Response:
-    """Name labels and choose their colours."""
+    """Add a label, or give one another name or colour."""
     project, _ = session_of(request).need()
-    wanted = (await document(request)).get("labels")
-    if not isinstance(wanted, list) or not all(isinstance(each, dict) for each in wanted):
-        raise InputError("the labels", expected="a list", found="something else", do="Load the page again.")
-    await run_in_threadpool(project.set_labels, wanted)
-    return JSONResponse(project.labels())
+    asked = await document(request)
+    name, colour, added = (None if asked.get(part) is None else str(asked[part]) for part in ("name", "colour", "add"))
+    if added is not None:
+        await run_in_threadpool(project.add_label, added, colour)
+    else:
+        value = asked.get("value")
+        if not isinstance(value, int):
+            raise InputError("the labels", expected="one of them", found=repr(value), do="Load the page again.")
+        await run_in_threadpool(project.change_label, value, name, colour)
+    return Json(project.labels())
 
 
 def export_choices(request: Request) -> Response:
     """Say in which formats label maps can be written."""
     project, _ = session_of(request).need()
     possible = formats_of(project)
-    return JSONResponse([{"kind": k, "name": name, "possible": k in possible} for k, name in FORMATS.items()])
+    return Json([{"kind": k, "name": name, "possible": k in possible} for k, name in FORMATS.items()])
 
 
 async def export(request: Request) -> Response:
@@ -110,7 +115,7 @@ async def export(request: Request) -> Response:
         folder = await run_in_threadpool(export_model, project, run)
     else:
         folder = await run_in_threadpool(export_labels, project, str(asked.get("format")), run)
-    return JSONResponse({"folder": str(folder), "files": sum(1 for _ in folder.iterdir())})
+    return Json({"folder": str(folder), "files": sum(1 for _ in folder.iterdir())})
 
 
 def _described(project: Project, key: str) -> dict[str, Any]:
@@ -124,6 +129,7 @@ def _described(project: Project, key: str) -> dict[str, Any]:
         "shape": list(grid.shape),
         "spacing": None if grid.spacing is None else [round(float(each), 3) for each in grid.spacing],
         "state": project.state(key),
+        "picture": project.picture_stamp(key),
         "why_not": why_not,
     }
 

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 
 from medsaga import run_folder
 from medsaga.app.export import delta_command
-from medsaga.app.jobs import Jobs
+from medsaga.app.jobs import Job, Jobs
 from medsaga.app.project import Project, id_of
-from medsaga.app.requests import document, session_of
+from medsaga.app.requests import Json, document, session_of
 from medsaga.app.results import results
 from medsaga.app.security import REPORT_POLICY
 from medsaga.app.training import (
@@ -34,14 +35,14 @@ def runs(request: Request) -> Response:
     """List the runs, the newest first, each with where it stands."""
     project, jobs = session_of(request).need()
     found = [_described(project, jobs, key, run) for key, run in reversed(project.runs().items())]
-    return JSONResponse({"runs": found, "labelled": labelled_cases(project), "cases": len(project.dataset.cases)})
+    return Json({"runs": found, "labelled": labelled_cases(project), "cases": len(project.dataset.cases)})
 
 
 def run(request: Request) -> Response:
     """Say where a run stands, with its curves."""
     project, jobs = session_of(request).need()
     key = request.path_params["key"]
-    return JSONResponse(_described(project, jobs, key, project.runs()[key]))
+    return Json(_described(project, jobs, key, project.runs()[key]))
 
 
 async def train(request: Request) -> Response:
@@ -80,7 +81,7 @@ async def predict(request: Request) -> Response:
     project, _ = session.need()
     key = request.path_params["key"]
     session.predict(project.runs()[key], key)
-    return JSONResponse({})
+    return Json({})
 
 
 async def stop(request: Request) -> Response:
@@ -91,7 +92,7 @@ async def stop(request: Request) -> Response:
         jobs.stop(number)
     else:
         jobs.stop_elsewhere()
-    return JSONResponse({})
+    return Json({})
 
 
 async def memory(request: Request) -> Response:
@@ -105,13 +106,11 @@ async def memory(request: Request) -> Response:
     arguments = ["memory", *choice.arguments(), "--classes", str(classes), "--in-channels", str(channels), "--json"]
     known = [job for job in jobs.all() if job.arguments == arguments]
     job = known[-1] if known else jobs.add("memory", arguments)
-    if job.state == "failed":
-        return JSONResponse({"state": "failed", "message": job.message})
-    if job.state != "done":
-        return JSONResponse({"state": "waiting"})
-    found = json.loads(job.stdout)
-    finest = found.get("finest", {}).get("peak_bytes")
-    return JSONResponse({"state": "done", "bytes": found["peak_bytes"], "finest": finest})
+
+    def read(found: dict[str, Any]) -> dict[str, Any]:
+        return {"bytes": found["peak_bytes"], "finest": found.get("finest", {}).get("peak_bytes")}
+
+    return _settled(job, read)
 
 
 async def suggest(request: Request) -> Response:
@@ -123,19 +122,14 @@ async def suggest(request: Request) -> Response:
     asked = await document(request)
     known = [job for job in jobs.all() if job.arguments == arguments]
     job = jobs.add("suggest", arguments) if not known or asked.get("again") else known[-1]
-    if job.state == "failed":
-        return JSONResponse({"state": "failed", "message": job.message})
-    if job.state != "done":
-        return JSONResponse({"state": "waiting"})
-    names = [each["case"] for each in json.loads(job.stdout)["suggestions"]]
-    return JSONResponse({"state": "done", "cases": names})
+    return _settled(job, lambda found: {"cases": [each["case"] for each in found["suggestions"]]})
 
 
 def result(request: Request) -> Response:
     """List the predicted cases of a run, the least confident first."""
     project, _ = session_of(request).need()
     folder = project.runs()[request.path_params["key"]]
-    return JSONResponse({"cases": results(project, folder), "since": labelled_since(project, folder)})
+    return Json({"cases": results(project, folder), "since": labelled_since(project, folder)})
 
 
 def preview(request: Request) -> Response:
@@ -143,7 +137,7 @@ def preview(request: Request) -> Response:
     session = session_of(request)
     project, _ = session.need()
     found = session.preview(project.runs()[request.path_params["key"]])
-    return JSONResponse({"case": project.item(found.key).name, "step": found.step})
+    return Json({"case": project.item(found.key).name, "step": found.step})
 
 
 def preview_picture(request: Request) -> Response:
@@ -167,12 +161,7 @@ async def delta(request: Request) -> Response:
         job = jobs.add("export", await run_in_threadpool(delta_command, project, run), run=key)
     else:
         job = known[-1]
-    if job.state in ("failed", "stopped"):
-        return JSONResponse({"state": "failed", "message": job.message or "It was stopped."})
-    if job.state != "done":
-        return JSONResponse({"state": "waiting"})
-    folder = Path(json.loads(job.stdout)["file"]).parent
-    return JSONResponse({"state": "done", "folder": str(folder), "files": 1})
+    return _settled(job, lambda found: {"folder": str(Path(found["file"]).parent), "files": 1})
 
 
 def report(request: Request) -> Response:
@@ -184,6 +173,15 @@ def report(request: Request) -> Response:
     return FileResponse(path, media_type="text/html", headers={"Content-Security-Policy": REPORT_POLICY})
 
 
+def _settled(job: Job, read: Callable[[dict[str, Any]], dict[str, Any]]) -> Response:
+    """Say how far a job is that is asked for again and again, and what ``read`` makes of its JSON in the end."""
+    if job.state in ("failed", "stopped"):
+        return Json({"state": "failed", "message": job.message or "It was stopped."})
+    if job.state != "done":
+        return Json({"state": "waiting"})
+    return Json({"state": "done", **read(json.loads(job.stdout))})
+
+
 def _queued(request: Request, jobs: Jobs, arguments: list[str], out: Path) -> Response:
     session, key = session_of(request), id_of(str(out))
 
@@ -191,7 +189,7 @@ def _queued(request: Request, jobs: Jobs, arguments: list[str], out: Path) -> Re
         session.predict(out, key)
 
     jobs.add("train", arguments, run=key, then=segment)
-    return JSONResponse({"run": key})
+    return Json({"run": key})
 
 
 def _described(project: Project, jobs: Jobs, key: str, folder: Path) -> dict[str, Any]:

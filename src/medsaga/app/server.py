@@ -16,11 +16,12 @@ from jinja2 import Environment, PackageLoader
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import HTMLResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from medsaga.app import routes_images, routes_project, routes_runs
+from medsaga.app.requests import Json
 from medsaga.app.security import Guard
 from medsaga.app.session import Session
 from medsaga.errors import InputError, MedsagaError
@@ -136,19 +137,19 @@ def _listening(port: int) -> socket.socket:
 def _of_the_user(request: Request, error: Exception) -> Response:
     if isinstance(error, InputError):
         parts = {"where": Path(error.where).name, "expected": error.expected, "found": error.found, "do": error.do}
-        return JSONResponse({"message": str(error), **parts}, 422)
-    return JSONResponse({"message": str(error)}, 500)
+        return Json({"message": str(error), **parts}, 422)
+    return Json({"message": str(error)}, 500)
 
 
 def _of_the_disk(request: Request, error: Exception) -> Response:
     said = getattr(error, "strerror", None) or type(error).__name__
-    return JSONResponse({"message": f"A file cannot be read or written: {said}. Nothing was lost."}, 500)
+    return Json({"message": f"A file cannot be read or written: {said}. Nothing was lost."}, 500)
 
 
 def _unknown(request: Request, error: Exception) -> Response:
-    return JSONResponse({"message": "There is nothing at this address. Load the page again."}, 404)
+    return Json({"message": "There is nothing at this address. Load the page again."}, 404)
 
 
 def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return JSONResponse({"message": error.detail}, error.status_code, dict(error.headers or {}))
+    return Json({"message": error.detail}, error.status_code, dict(error.headers or {}))

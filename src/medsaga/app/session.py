@@ -136,7 +136,9 @@ class Session:
         project, _ = self.need()
         assert self.estimates is not None, "an open project has them"
         with self._lock:
-            found = self.previews.setdefault(run, preview_of(project, run))
+            if run not in self.previews:
+                self.previews[run] = preview_of(project, run)
+            found = self.previews[run]
             found.look(project, self.estimates, run)
             return found
 

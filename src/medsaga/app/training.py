@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import shutil
 from collections.abc import Iterable, Sequence
@@ -100,11 +101,12 @@ def train_command(project: Project, choice: Choice) -> tuple[list[str], Path]:
     Raises:
         InputError: nothing is labelled.
     """
-    cases, out = labelled_cases(project), project.new_run()
+    cases = labelled_cases(project)
     if not cases:
         raise InputError(
             "training", expected="a labelled case", found="none", do="Outline a case and finish it, then train."
         )
+    out = project.new_run()
     data = _data_of(project, cases, out.name)
     shots: list[str] = []
     if not choice.hold_back or len(cases) < _LEAST_TO_TEST:
@@ -126,7 +128,7 @@ def continue_command(project: Project, run: Path, steps: int | None) -> tuple[li
             found="others",
             do="Start a new training.",
         )
-    cases, out = labelled_since(project, run), project.new_run()
+    cases = labelled_since(project, run)
     if not cases:
         raise InputError(
             "going on from the run",
@@ -134,6 +136,7 @@ def continue_command(project: Project, run: Path, steps: int | None) -> tuple[li
             found="none",
             do="Accept or mend a prediction first.",
         )
+    out = project.new_run()
     data = _linked(project, cases, project.own / "sets" / out.name)
     return ["continue", str(run), str(data), "--out", str(out), *_steps(steps), "--json"], out
 
@@ -194,7 +197,7 @@ def progress(run: Path, *, running: bool) -> dict[str, Any]:
         "state": state,
         "step": made,
         "steps": total,
-        "loss": [[line["step"], line["loss"]] for line in steps[::stride]],
+        "loss": [[line["step"], line["loss"]] for line in steps[::stride] if math.isfinite(line["loss"])],
         "dice": [[line["step"], line["dice"]] for line in lines if line["kind"] == "evaluation"],
         "followed": "validation cases" if split is not None and split.validation else "training images",
         "seconds_left": None if pace is None or stopped else max(0.0, (total - made) * pace),
@@ -226,7 +229,13 @@ def _summary(path: Path) -> dict[str, Any]:
 
 def _split(run: Path) -> Split | None:
     path = run / run_folder.SPLIT
-    return Split.from_json(files.read_json(path)) if path.exists() else None
+    return _read_split(path, path.stat().st_mtime_ns) if path.exists() else None
+
+
+@lru_cache(maxsize=32)
+def _read_split(path: Path, changed: int) -> Split:
+    """Return a split, read once as long as the file stays as it is: the page asks for the role of every image."""
+    return Split.from_json(files.read_json(path))
 
 
 def _data_of(project: Project, cases: Sequence[str], name: str) -> Path:
@@ -277,7 +286,7 @@ def _place(source: Path, target: Path) -> None:
         link = target if path == source else target / path.relative_to(source)
         link.parent.mkdir(parents=True, exist_ok=True)
         try:
-            os.link(path, link)
+            os.link(path.resolve(), link)  # a link to a link would be read from where that one lies
         except OSError:
             shutil.copyfile(path, link)
 

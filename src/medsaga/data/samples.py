@@ -292,7 +292,7 @@ def _squares(
         neighbouring slices are neighbours; its image, ``(channels, size, size)``; its class indices, ``(size, size)``.
     """
     picture = read_picture(item, view, intensities)
-    mask = view.view(read_mask(item)[np.newaxis])[:, 0]
+    mask = view.of_labels(read_mask(item))
     height, width = tile_shape(view.slice_shape, tile)
     for n in range(view.slices):
         channels, labels = picture[n], mask[n]

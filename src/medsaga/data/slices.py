@@ -77,6 +77,10 @@ class SliceView:
         slices, rows, columns = (1 + axis for axis in self.order)
         return image.transpose(slices, 0, rows, columns)[self._flipping(1)]
 
+    def of_labels(self, labels: npt.NDArray[Scalar]) -> npt.NDArray[Scalar]:
+        """Show a label map, ``(*shape)``, as slices, ``(slices, height, width)``, without copying."""
+        return self.view(labels[np.newaxis])[:, 0]
+
     def restore(self, stack: npt.NDArray[Scalar]) -> npt.NDArray[Scalar]:
         """Undo `view`: ``(slices, ..., height, width)`` to ``(..., *shape)``, without copying.
 

@@ -280,7 +280,7 @@ def _cleaned(labels: Labels, item: Item, post: PostProcessing, segmenter: Segmen
 
 
 def _picture(prediction: Prediction, labels: Labels, segmenter: Segmenter) -> npt.NDArray[np.uint8]:
-    stack = prediction.view.view(labels[np.newaxis])[:, 0]
+    stack = prediction.view.of_labels(labels)
     index = most_labelled(stack)
     return pictures.overlay(prediction.picture[index], to_class_indices(stack[index], segmenter.label_values))
 

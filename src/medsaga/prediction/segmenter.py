@@ -210,7 +210,7 @@ class Segmenter:
             stored = (order[0] + 1, 0, *(axis + 1 for axis in order[1:])) if view.order else (0, 1, 2)
             soft = empty_result((self.model.classes, *view.shape), stored, np.float32)
         confidence = Confidence(self.model.classes)
-        labels_of = view.view(labels[np.newaxis])[:, 0]
+        labels_of = view.of_labels(labels)
         soft_of = None if soft is None else view.view(soft)
         for index, top, strip in self._strips(picture, view.slice_shape, tta, progress):
             rows = slice(top, top + strip.shape[1])

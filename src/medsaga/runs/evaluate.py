@@ -255,7 +255,7 @@ def most_labelled_slice(prediction: Prediction, truth: Labels, label_values: npt
         label_values: (classes,) the label value of each class index.
     """
     view = prediction.view
-    stacks = [view.view(labels[np.newaxis])[:, 0] for labels in (truth, prediction.labels)]
+    stacks = [view.of_labels(labels) for labels in (truth, prediction.labels)]
     index = most_labelled(stacks[0])
     true, guess = (to_class_indices(stack[index], label_values) for stack in stacks)
     return ShownSlice(prediction.picture[index], true, guess, view.spacing)

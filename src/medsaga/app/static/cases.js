@@ -12,7 +12,7 @@ export async function casesView(visit) {
 
   async function draw() {
     const cases = await visit.newest("cases").still(get("/api/cases"));
-    const { revision, labels } = store.project;
+    const { labels } = store.project;
     const done = cases.filter(({ state }) => state === "done").length;
     const next = cases.find(({ name, state }) => suggested.includes(name) && state !== "done") ?? cases.find(({ state }) => state !== "done");
     const ask = h("button", { type: "button", onclick: () => suggest(ask) }, "Suggest which to label");
@@ -40,7 +40,7 @@ export async function casesView(visit) {
             h(
               "a",
               { class: "card", href: `#label/${each.id}` },
-              h("img", { src: `/api/cases/${each.id}/thumbnail?v=${revision}`, alt: "", loading: "lazy", onerror: (event) => event.target.classList.add("broken") }),
+              h("img", { src: `/api/cases/${each.id}/thumbnail?v=${each.picture}`, alt: "", loading: "lazy", onerror: (event) => event.target.classList.add("broken") }),
               h("span", { class: "card-name" }, each.name),
               h("span", { class: "card-foot" }, h("span", { class: `badge ${each.state}` }, WORDS[each.state]), suggested.includes(each.name) ? h("span", { class: "badge hint" }, "label this") : null),
             ),

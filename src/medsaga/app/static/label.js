@@ -31,6 +31,8 @@ class Editor {
   /** Changes that the server is asked for, and the last of them: nothing is painted before it is seen. */
   #asked = 0;
   #change = Promise.resolve();
+  /** How often the labels were looked at anew. Strokes on what was seen before are not sent any more. */
+  sight = 0;
 
   constructor(visit, volume, cases, at) {
     this.visit = visit;
@@ -142,18 +144,36 @@ class Editor {
   }
 
   /** Have the server change the label map; return its answer, null where it refuses or the user has gone elsewhere. */
-  #ask(path, document) {
+  async #ask(path, document) {
     if (this.viewer.isHeld) return null; // not below a stroke
-    const change = this.#askInTurn(path, document);
+    let isOld = false;
+    const answer = await this.#see(() =>
+      post(`/api/cases/${this.about.id}/${path}`, { ...document, seen: this.status.stamp }).catch((error) => {
+        isOld = error.status === 409;
+        throw error;
+      }),
+    );
+    if (isOld) await this.lookAgain();
+    return this.visit.isOpen ? answer : null;
+  }
+
+  /** See the label map as it is on the server, where it may have changed elsewhere. */
+  lookAgain() {
+    this.sight++;
+    return this.#see(() => get(`/api/cases/${this.about.id}`));
+  }
+
+  /** Show the label map after what a function asks of the server; return the answer, null where it is an error. */
+  #see(ask) {
+    const change = this.#seeInTurn(ask);
     this.#change = change;
     return change;
   }
 
-  async #askInTurn(path, document) {
+  async #seeInTurn(ask) {
     this.#asked++;
-    const answer = await told(inTurn(() => post(`/api/cases/${this.about.id}/${path}`, document)));
+    const answer = await told(inTurn(async () => (this.status = await ask())));
     if (answer && this.visit.isOpen) {
-      this.status = answer;
       this.volume.forgetLabels();
       if (this.volume.names.includes(answer.at?.[0])) {
         this.viewer.plane = answer.at[0];
@@ -163,7 +183,15 @@ class Editor {
     }
     this.#asked--;
     this.refresh();
-    return this.visit.isOpen ? answer : null;
+    return answer;
+  }
+
+  /** Called when something in the folder has changed: another tab or program may have changed these labels. */
+  async revised() {
+    const isBusy = () => this.#asked || this.painting.pending || this.viewer.isHeld;
+    if (isBusy()) return;
+    const about = await this.visit.still(get(`/api/cases/${this.about.id}`).catch(() => null));
+    if (about && about.stamp !== this.status.stamp && !isBusy()) await this.lookAgain();
   }
 
   undo() {

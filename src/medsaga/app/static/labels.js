@@ -8,8 +8,9 @@ const FRESH = ["#e69f00", "#56b4e9", "#009e73", "#d55e00", "#f0e442", "#0072b2",
 
 export function labelList(chosen, onchoose) {
   const labels = store.labels.slice(1);
-  const save = async (changed) => {
-    await told(post("/api/labels", { labels: changed.map(({ name, colour }) => ({ name, colour })) }));
+  // One label at a time: the others may have changed since they were drawn, also in another tab.
+  const save = async (change) => {
+    await told(post("/api/labels", change));
     await store.refresh();
   };
   const rows = labels.map((label, index) =>
@@ -20,7 +21,7 @@ export function labelList(chosen, onchoose) {
         type: "color",
         value: label.colour,
         "aria-label": `Colour of ${label.name}`,
-        onchange: (event) => save(labels.with(index, { ...label, colour: event.target.value })),
+        onchange: (event) => save({ value: label.value, colour: event.target.value }),
       }),
       h("button", { type: "button", class: "label-name", "aria-pressed": String(chosen === index + 1), onclick: () => onchoose(index + 1), title: `Paint ${label.name}` }, label.name),
       index < 9 ? h("kbd", { "aria-hidden": "true" }, String(index + 1)) : null,
@@ -34,7 +35,7 @@ export function labelList(chosen, onchoose) {
       maxlength: "60",
       "aria-label": "Name of the label",
       onkeydown: (event) => event.key === "Enter" && input.blur(),
-      onblur: () => save(labels.with(index, { ...labels[index], name: input.value })),
+      onblur: () => input.value !== labels[index].name && save({ value: labels[index].value, name: input.value }),
     });
     row.querySelector(".label-name").replaceWith(input);
     input.select();
@@ -46,7 +47,7 @@ export function labelList(chosen, onchoose) {
       class: "row",
       onsubmit: (event) => {
         event.preventDefault();
-        if (name.value.trim()) save([...labels, { name: name.value, colour: FRESH[labels.length % FRESH.length] }]);
+        if (name.value.trim()) save({ add: name.value, colour: FRESH[labels.length % FRESH.length] });
       },
     },
     name,

@@ -78,6 +78,7 @@ store.addEventListener("state", () => {
   told = notices.length;
 });
 store.addEventListener("project", () => {
+  reported.clear(); // numbers of jobs begin anew
   location.hash = "#cases";
   show();
 });
@@ -110,6 +111,10 @@ document.addEventListener("keydown", (event) => {
   if (document.querySelector("dialog[open]")) return;
   const writes = event.target.matches?.("input[type=text], textarea, select");
   if (writes) return;
+  if (event.repeat && /^(enter|[amn])$/i.test(event.key)) {
+    event.preventDefault(); // one press, one case
+    return;
+  }
   if (event.key === "?") {
     help();
     event.preventDefault();

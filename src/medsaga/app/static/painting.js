@@ -19,25 +19,28 @@ export class Painting {
     this.volume = editor.volume;
   }
 
-  /** Save what has changed in a slice of the present plane. */
+  /** Save what has changed in a slice of the present plane, unless the labels have changed elsewhere. */
   commit(kind, before, after, index) {
     const { plane, size } = this.viewer;
+    const { editor } = this;
+    const { sight } = editor;
     const box = difference(before, after, size);
     if (!box) return;
     this.volume.painted(plane, index, after);
     const query = new URLSearchParams({ kind, plane, start: index, slices: 1, top: box.top, left: box.left, height: box.height, width: box.width });
     this.pending++;
-    this.editor.panel.sayHowFar();
-    inTurn(() => send(`/api/cases/${this.editor.about.id}/edit?${query}`, box.content))
-      .then((status) => (this.editor.status = status))
+    editor.panel.sayHowFar();
+    inTurn(async () => {
+      if (sight !== editor.sight) return; // painted on what was not saved, either
+      editor.status = await send(`/api/cases/${editor.about.id}/edit?${query}&seen=${editor.status.stamp}`, box.content);
+    })
       .catch((error) => {
-        this.volume.forgetLabels();
         toast(`The last stroke was not saved. ${error.message}`, "error");
-        return this.viewer.show().catch(() => {});
+        return editor.lookAgain();
       })
       .finally(() => {
         this.pending--;
-        this.editor.refresh();
+        editor.refresh();
         if (!this.pending) this.viewer.showSides();
       });
   }

@@ -82,7 +82,7 @@ class Results {
           h(
             "button",
             { type: "button", class: "result", "data-act": each.id, "aria-pressed": String(each.id === this.chosen), onclick: () => this.choose(each.id) },
-            h("img", { src: `/api/cases/${each.id}/thumbnail?run=${this.run.id}&v=${store.project.revision}`, alt: "", loading: "lazy" }),
+            h("img", { src: `/api/cases/${each.id}/thumbnail?run=${this.run.id}&v=${each.picture}`, alt: "", loading: "lazy" }),
             h("span", { class: "result-text" },
               h("span", {}, each.name),
               h("span", { class: "soft" }, each.confidence === null ? "" : `confidence ${each.confidence.toFixed(2)}`, each.dice === null ? "" : ` · Dice ${each.dice.toFixed(2)}`),

@@ -34,7 +34,7 @@ async function openPhantom(button) {
 
 export function openDialog() {
   const list = h("ul", { class: "folders" });
-  const path = h("input", { type: "text", "aria-label": "Folder", spellcheck: false });
+  const path = h("input", { type: "text", "aria-label": "Folder", spellcheck: false, oninput: () => (open.disabled = false) });
   const form = h("form", { class: "row", onsubmit: (event) => (event.preventDefault(), go(path.value)) }, path, h("button", { type: "submit" }, "Go"));
   const what = h("p", { class: "note" });
   const open = h("button", { type: "button", class: "main", onclick: () => choose() }, "Open");
@@ -48,7 +48,7 @@ export function openDialog() {
       here = await visit.newest("folder").still(get(`/api/folders${to ? `?path=${encodeURIComponent(to)}` : ""}`));
     } catch (error) {
       what.textContent = error.message;
-      return;
+      return false;
     }
     path.value = here.path;
     const marks = { dataset: "dataset", run: "run", images: "images" };
@@ -66,9 +66,12 @@ export function openDialog() {
     }[here.kind];
     open.textContent = here.kind === "images" ? "Make a dataset" : "Open";
     open.disabled = here.kind === "";
+    return true;
   }
 
   async function choose() {
+    // A path that was typed is meant, not the folder that is still listed.
+    if (path.value !== here.path && !((await go(path.value)) && here.kind)) return;
     open.disabled = true;
     what.textContent = "Opening…";
     try {

@@ -98,11 +98,12 @@ export async function trainView(visit, chosen) {
       look.hidden = run.state !== "training" && run.state !== "testing";
       return;
     }
+    if (look.dataset.run !== run.id) look.hidden = true; // the picture is of another run
     const { case: name, step } = await visit.still(post(`/api/runs/${run.id}/preview`));
     if (!step || drawn !== run.id) return;
     const address = `/api/runs/${run.id}/picture?step=${step}`;
     if (look.dataset.address === address) return;
-    look.dataset.address = address;
+    Object.assign(look.dataset, { address, run: run.id });
     look.replaceChildren(h("img", { src: address, alt: `Prediction for ${name} after step ${step}` }), h("figcaption", {}, `${name} after step ${step}`));
     look.hidden = false;
   }

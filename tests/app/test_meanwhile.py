@@ -1,0 +1,205 @@
+"""What changes elsewhere while the page is open: in another tab, by another program, in another folder."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import write_toy_dataset
+from page_browser import Held, enter, handled, needs_chromium, paint, so
+from page_server import Client, page
+from PIL import Image
+
+from medsaga.app.project import Project
+
+
+def labels_of(client: Client, key: str) -> np.ndarray:
+    """The label map of a toy image as the server has it."""
+    body = client.get(f"/api/cases/{key}/labels?plane=image&index=0").body
+    return np.frombuffer(body, np.uint8).reshape(48, 64)
+
+
+def test_a_mask_that_another_program_saves_of_a_case_that_was_begun_is_the_newest_version(toy: Path) -> None:
+    mask = toy / "masks" / "img0.png"
+    theirs = mask.read_bytes()
+    mask.unlink()
+    project = Project(toy)
+    key = project.names["img0"]
+    project.mask(key).edit("brush", "image", (0, 0, 0), np.full((1, 2, 2), 1, np.uint8))
+    mask.write_bytes(theirs[:100])
+    assert not project.watch()
+    mask.write_bytes(theirs)
+    assert not project.watch()  # it may still be being written
+    assert project.watch()
+    assert project.state(key) == project.mask(key).state == "done"
+    assert (project.mask(key).classes == np.asarray(Image.open(mask))).all()
+    project.finish(key)
+    assert (np.asarray(Image.open(mask)) == project.mask(key).classes).all()
+    assert len(project.mask(key).history) == 1  # what was begun here
+
+
+def test_a_mask_that_was_saved_a_moment_ago_is_kept_when_the_case_is_finished(toy: Path) -> None:
+    mask = toy / "masks" / "img0.png"
+    theirs = mask.read_bytes()
+    mask.unlink()
+    project = Project(toy)
+    key = project.names["img0"]
+    project.mask(key).edit("brush", "image", (0, 0, 0), np.full((1, 2, 2), 1, np.uint8))
+    mask.write_bytes(theirs)
+    project.finish(key)
+    assert np.count_nonzero(np.asarray(Image.open(mask))) == 4
+    (kept,) = (toy / ".medsaga" / "masks" / key).glob("other.*")
+    assert kept.read_bytes() == theirs
+
+
+def test_a_change_of_labels_that_are_others_by_now_is_refused(toy: Path, tmp_path: Path) -> None:
+    other = write_toy_dataset(tmp_path / "other", seed=5)
+    with page(toy, tmp_path) as client:
+        key = client.key("img0")
+        about = f"/api/cases/{key}"
+
+        def stamp() -> str:
+            return str(client.get(about).json["stamp"])
+
+        def edit(seen: str) -> int:
+            query = f"kind=brush&plane=image&start=0&top=0&left=0&slices=1&height=1&width=1&seen={seen}"
+            return client.ask("POST", f"{about}/edit?{query}", b"\2").status
+
+        first = stamp()
+        assert edit(first) == 200
+        assert labels_of(client, key)[0, 0] == 2
+        second = stamp()
+        assert second != first
+        assert edit(first) == 409
+        for change in ("undo", "finish", "begin"):
+            assert client.post(f"{about}/{change}", {"seen": first}).status == 409
+        assert stamp() == second
+        assert client.post(f"{about}/undo", {"seen": second}).status == 200
+        assert labels_of(client, key)[0, 0] == 0
+        client.post(f"{about}/finish")
+        # Another program saves the mask.
+        third = stamp()
+        Image.fromarray(np.ones((48, 64), np.uint8)).save(toy / "masks" / "img0.png")
+        client.until(about, lambda found: found["stamp"] != third)
+        assert edit(third) == 409
+        # The same name in another folder.
+        last = stamp()
+        client.post("/api/open", {"path": str(other)})
+        before = labels_of(client, key)
+        assert edit(last) == 409
+        assert (labels_of(client, key) == before).all()
+
+
+@needs_chromium
+def test_a_stroke_in_one_tab_does_not_take_back_what_was_painted_in_another(
+    browser: Any, toy: Path, tmp_path: Path
+) -> None:
+    tab = browser.new_page(viewport={"width": 1360, "height": 860})
+    with page(toy, tmp_path) as client:
+        key = client.key("img0")
+        enter(tab, client, f"label/{key}")
+        tab.wait_for_selector("canvas.paintable")
+        paint(tab, (0.5, 0.5), (0.55, 0.5))
+        # The other tab, whose strokes the page does not hear of.
+        client.paint(key, "image", (0, 0, 0), (1, 20, 20), 2)
+        there = labels_of(client, key)
+        paint(tab, (0.3, 0.3), (0.6, 0.6))
+        tab.get_by_text("The last stroke was not saved").wait_for()
+        assert (labels_of(client, key) == there).all()
+        tab.locator(".toast button").click()
+        paint(tab, (0.3, 0.3), (0.6, 0.6))
+        after = labels_of(client, key)
+        assert (after != there).any()
+        assert (after[:15, :10] == 2).all()
+        assert tab.locator(".toast").count() == 0
+        tab.close()
+
+
+@needs_chromium
+def test_an_open_case_is_shown_anew_when_another_program_saves_its_mask(tab: Any, toy: Path, tmp_path: Path) -> None:
+    with page(toy, tmp_path) as client:
+        key = client.key("img0")
+        enter(tab, client, f"label/{key}")
+        tab.wait_for_selector("canvas.paintable")
+        Image.fromarray(np.full((48, 64), 2, np.uint8)).save(toy / "masks" / "img0.png")
+        tab.wait_for_event("response", lambda answer: "/labels?plane=image" in answer.url)
+        handled(tab)
+        paint(tab, (0.5, 0.5), (0.55, 0.5))
+        after = labels_of(client, key)
+        assert set(np.unique(after)) == {1, 2}
+        assert (after[:5] == 2).all()
+
+
+@needs_chromium
+def test_one_press_of_enter_finishes_one_case_however_long_it_is_held(tab: Any, toy: Path, tmp_path: Path) -> None:
+    shutil.rmtree(toy / "masks")
+    (toy / "masks").mkdir()
+    with page(toy, tmp_path) as client:
+        enter(tab, client, f"label/{client.key('img0')}")
+        tab.wait_for_selector("canvas.paintable")
+        for _ in range(20):
+            tab.keyboard.down("Enter")  # again without "up" is what a held key sends
+            tab.wait_for_timeout(50)
+        tab.keyboard.up("Enter")
+        so(tab, f"location.hash === '#label/{client.key('img1')}'")
+        handled(tab)
+        assert [case["state"] for case in client.get("/api/cases").json] == ["done"] + 5 * ["none"]
+
+
+@needs_chromium
+def test_labels_keep_their_names_when_others_are_changed(tab: Any, toy: Path, tmp_path: Path) -> None:
+    with page(toy, tmp_path) as client:
+        enter(tab, client, f"label/{client.key('img0')}")
+        tab.wait_for_selector("canvas.paintable")
+        # One name after the other, without waiting.
+        tab.get_by_role("button", name="Rename disc").click()
+        tab.get_by_label("Name of the label").fill("liver")
+        tab.get_by_role("button", name="Rename bar").click()
+        tab.get_by_role("button", name="Rename liver").wait_for()
+        # Two new ones, the second before the first is answered; and one of another tab, unknown to this one.
+        held = Held(tab, "**/api/labels", "POST")
+        for name in ("spleen", "kidney"):
+            tab.get_by_label("Name of a new label").fill(name)
+            tab.get_by_label("Name of a new label").press("Enter")
+        client.post("/api/labels", {"add": "aorta"})
+        held.let_go()
+        tab.get_by_role("button", name="Rename kidney").wait_for()
+        names = [label["name"] for label in client.get("/api/state").json["project"]["labels"]]
+        assert names[:4] == ["background", "liver", "bar", "aorta"]
+        assert set(names[4:]) == {"spleen", "kidney"}
+
+
+def test_small_pictures_are_known_by_what_they_show(toy: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(toy, tmp_path / "other")
+    with page(toy, tmp_path) as client:
+        key = client.key("img0")
+
+        def picture() -> str:
+            return str(next(case["picture"] for case in client.get("/api/cases").json if case["id"] == key))
+
+        seen = [picture()]
+        assert picture() == seen[0]
+        client.paint(key, "image", (0, 0, 0), (1, 5, 5), 2)
+        seen.append(picture())
+        client.post("/api/open", {"path": str(other)})
+        seen.append(picture())
+        assert len(set(seen)) == len(seen)
+
+
+@pytest.mark.parametrize("part", ["masks", "labels"])
+def test_a_mask_is_not_written_through_a_link_out_of_the_folder(toy: Path, tmp_path: Path, part: str) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    (toy / "masks").rename(elsewhere)
+    (elsewhere / "img0.png").unlink()
+    before = {path.name: path.read_bytes() for path in elsewhere.iterdir()}
+    (toy / part).symlink_to(elsewhere)
+    with page(toy, tmp_path) as client:
+        key = client.key("img0")
+        client.paint(key, "image", (0, 0, 0), (1, 5, 5), 1)
+        answer = client.post(f"/api/cases/{key}/finish")
+        assert answer.status == 422
+        assert "leads out" in answer.json["found"]
+    assert {path.name: path.read_bytes() for path in elsewhere.iterdir()} == before
