@@ -46,11 +46,11 @@ def new_config(
 
 
 def note_on_size(asked: Settings, used: ResolvedSettings) -> str | None:
-    """Say why a run sees more pixels, and takes more time, than its method does by default; None where it does not."""
+    """Say why a run sees more pixels, in more memory, than its method does by default; None where it does not."""
     usual = method_named(used.method).image_sizes(used.model)[-1]
     if asked.image_size is not None or used.image_size <= usual:
         return None
     return (
         f"the labels mark fine structures: images are seen at {used.image_size} px instead of {usual}, which takes "
-        f"more time. --image-size {usual} is the quick way."
+        f"more memory. --image-size {usual} takes less."
     )

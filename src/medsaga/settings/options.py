@@ -45,7 +45,7 @@ class SharedSettings:
         group="comparison with papers",
         shown="False",
     )
-    steps: int | None = option("Optimizer steps.", group="length", metavar="N", shown="800, fewer from 256 px on")
+    steps: int | None = option("Optimizer steps.", group="length", metavar="N", shown="800, fewer above 192 px")
     batch_size: int | None = option("Images per optimizer step.", group="length", metavar="N", shown="4")
     image_size: int | None = option(
         "Side in pixels of the square that the model sees; a multiple of 16.",
