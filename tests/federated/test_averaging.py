@@ -87,6 +87,9 @@ def test_a_change_far_longer_than_the_others_is_absurd() -> None:
     # Of two sites nobody can say which is right, unless a change is longer than all weights.
     assert absurd({"a": 0.02, "c": 1.0}, 2.0) == {}
     assert list(absurd({"a": 0.02, "c": 2.1}, 2.0)) == ["c"]
+    # Sites that have made no step say nothing of the others.
+    assert absurd({"a": 0.0, "b": 0.0, "c": 0.5}, 2.0) == {}
+    assert list(absurd({"a": 0.0, "b": 0.01, "c": 0.01, "d": 1.0}, 2.0)) == ["d"]
 
 
 @given(st.integers(0, 2**20), st.floats(-30, 30))

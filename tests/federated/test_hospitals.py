@@ -8,20 +8,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import write_toy_dataset
 from federation import QUIET, TINY
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.common.serde import message_to_proto
+from safetensors.torch import load_file
 
 from medsaga.cli import main
 from medsaga.federated.apps import HOW, SAID, hospital_app, serve_rounds
 from medsaga.federated.grid import InProcessGrid
-from medsaga.federated.hospital import open_folder
+from medsaga.federated.hospital import Hospital, open_folder
 from medsaga.federated.options import Federation
 from medsaga.federated.plan import Plan
 from medsaga.federated.processes import Said
 from medsaga.federated.serving import plan_of
 from medsaga.files import read_json, sha256, write_json
+from medsaga.settings.options import Settings
 
 SECRET = "zyxwvut"
 
@@ -38,12 +41,12 @@ def hospital(root: Path, name: str, labels: str = "") -> Path:
     return folder
 
 
-def server(root: Path, federation: Federation, sites: int) -> Path:
+def server(root: Path, federation: Federation, sites: int, settings: Settings = TINY) -> Path:
     """Make the folder of a server."""
     folder = root / "server"
     folder.mkdir()
     (root / "dataset.json").write_text('{"labels": {"background": 0, "disc": 1, "bar": 2}}')
-    plan_of(root / "dataset.json", dataclasses.replace(TINY, device="auto"), federation, QUIET).write(folder)
+    plan_of(root / "dataset.json", dataclasses.replace(settings, device="auto"), federation, QUIET).write(folder)
     write_json(folder / HOW, {"sites": sites, "wait": 0, "timeout": 60, "asked": {}})
     return folder
 
@@ -66,6 +69,24 @@ def test_they_agree_train_and_test_and_the_model_can_be_used(tmp_path: Path) -> 
     # What a site says of itself, beside the answers that test_messages reads.
     said = [dict(m.content["site"]) for m in messages if m.has_content() and "site" in m.content]
     assert [set(record) for record in said] == [{"name", "intensities"}] * 2 + [{"symmetries"}] * 2
+
+
+def test_hospitals_train_with_the_whole_of_the_common_model(tmp_path: Path) -> None:
+    """`lite` has statistics of ImageNet beside its parameters: without them its weights are of no use."""
+    folders = {number: hospital(tmp_path, name) for number, name in enumerate(("north", "south"), start=1)}
+    apps = {number: hospital_app(lambda folder=folder: folder) for number, folder in folders.items()}  # type: ignore[misc]
+    lite = dataclasses.replace(TINY, model="lite", random_weights=False, image_size=64)
+    folder = server(tmp_path, Federation(rounds=1, local_steps=1), sites=2, settings=lite)
+    serve_rounds(InProcessGrid(apps), folder, Said(folder / SAID))
+    common = load_file(folder / "model.safetensors")
+    at_site = torch.load(folders[1] / "run" / "rounds" / "0001" / "state.pt", weights_only=True)["model"]
+    buffers = [name for name in common if "running_" in name]
+    assert len(buffers) > 100
+    model = Hospital.read(folders[1]).site(QUIET, lambda _: None).model
+    for name, tensor in (*model.named_buffers(), *((name, at_site[name]) for name in buffers if name in at_site)):
+        if name in common:
+            assert torch.equal(tensor, common[name]), name
+    assert any(name in common for name, _ in model.named_buffers())
 
 
 class Backwards(InProcessGrid):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from medsaga.errors import InputError
+from medsaga.models.linear import Linear
 from medsaga.optim import PRESETS, GaLoreAdamW
 from medsaga.optim.projection import as_matrix, matrix_shape, projected_sides
 
@@ -19,6 +20,29 @@ EXACT: dict[str, Any] = SKETCH | {"refresh": "exact"}
 MODES = [SKETCH, EXACT, EXACT | {"moments": "keep"}]
 MODE_NAMES = ["sketch", "exact", "exact-keep"]
 SHAPES = [(12, 8), (8, 12), (6, 3, 2, 2)]
+
+
+def test_a_sketch_that_overflows_alone_makes_the_norm_no_number() -> None:
+    """In float16 a gradient at a right angle to the subspace projects to nothing, and its sketch is infinite."""
+    torch.manual_seed(0)
+    layer = Linear(256, 256, bias=False).half()
+    optimizer = GaLoreAdamW([{"params": [layer.weight], "rank": 8}], lr=1e-3, refresh_every=2)
+    rows = torch.zeros(256)
+    rows[0] = 1.0
+
+    def backward(columns: Tensor, size: float) -> None:
+        inputs = columns.expand(4, 256).half()
+        (layer(inputs) * (rows * size / 4).half()).sum().backward()
+
+    for _ in range(2):
+        backward(torch.ones(256) / 16, 1.0)
+        assert torch.isfinite(optimizer.gradient_norm())
+        optimizer.step()
+        optimizer.zero_grad()
+    basis = optimizer.state[layer.weight]["basis_right"].float()
+    columns = 4 * nn.functional.one_hot(torch.tensor(0), 256).float()
+    backward(columns - basis @ (basis.T @ columns), 2e5)
+    assert not torch.isfinite(optimizer.gradient_norm())
 
 
 class Net(nn.Module):

@@ -88,9 +88,10 @@ def absurd(norms: Mapping[str, float], weights_norm: float) -> dict[str, str]:
         norms: of the change of each site.
         weights_norm: of all weights that are trained; nobody rewrites them in a round.
     """
-    ordered = sorted(norms.values())
-    middle = ordered[(len(ordered) - 1) // 2]
-    limit = ABSURD * middle if len(norms) >= _FEWEST_TO_COMPARE else math.inf
+    # A site that has made no step says nothing about how long a change is.
+    ordered = sorted(norm for norm in norms.values() if norm > 0)
+    middle = ordered[(len(ordered) - 1) // 2] if len(ordered) >= _FEWEST_TO_COMPARE else math.inf
+    limit = ABSURD * middle
     found = {}
     for site, norm in norms.items():
         if norm > weights_norm:

@@ -111,8 +111,7 @@ class Hospital:
         """Return who trains and tests here, and says so."""
         run = self._open(console)
         model, _ = new_model(run.config, Console(quiet=True))
-        for parameter, typed in zip(model.parameters(), run.model.parameters(), strict=True):
-            typed.data.copy_(parameter.data)
+        run.model.load_state_dict(model.state_dict())  # rounded to the types of the site
         return LocalSite(run, Plan.read(self.folder).federation, console, say)
 
     def _open(self, console: Console) -> Run:

@@ -112,7 +112,7 @@ def require_same(plan: Plan, labels: Mapping[str, int], channels: tuple[str, ...
 
 
 def digest_of_frozen(model: SegmentationModel, settings: ResolvedSettings, federation: Federation) -> str:
-    """Return the SHA-256 of all parameters that are not trained, and of the model's form."""
+    """Return the SHA-256 of all parameters and other tensors that are not trained, and of the model's form."""
     new_optimizer(model, settings).close()
     freeze(model, federation)
     digest = hashlib.sha256()
@@ -120,4 +120,7 @@ def digest_of_frozen(model: SegmentationModel, settings: ResolvedSettings, feder
         digest.update(f"{name}{tuple(parameter.shape)}{parameter.requires_grad}".encode())
         if not parameter.requires_grad:
             digest.update(parameter.detach().cpu().contiguous().numpy().tobytes())
+    for name, buffer in model.named_buffers():
+        digest.update(f"{name}{tuple(buffer.shape)}".encode())
+        digest.update(buffer.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

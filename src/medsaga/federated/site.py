@@ -10,6 +10,7 @@ from medsaga.federated.averaging import Answer
 from medsaga.federated.options import Federation
 from medsaga.federated.orders import Order
 from medsaga.federated.worker import Worker
+from medsaga.models.base import SegmentationModel
 from medsaga.prediction.segmenter import Segmenter
 from medsaga.runs.evaluate import evaluate_run
 from medsaga.runs.plan import Run
@@ -37,6 +38,11 @@ class LocalSite:
         self._run, self._console, self._say = run, console, say
         self._worker = Worker(run, federation)
         self.bits = federation.travelling_bits
+
+    @property
+    def model(self) -> SegmentationModel:
+        """The model that is trained here."""
+        return self._run.model
 
     def sketch(self, order: Order) -> Answer:
         """Sketch a gradient."""

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from medsaga import files, run_folder
+from medsaga.errors import RunError
 from medsaga.federated.averaging import Answer, Tensors, moved, norm
 from medsaga.federated.options import Federation
 from medsaga.federated.orders import Order
@@ -38,6 +39,7 @@ ROUNDS = "rounds"
 _START = "start.pt"
 _KEPT = 2
 _SECRET = "noise.key"
+_STARTS = "starts.json"
 _LORA_A = ("query_down", "value_down", "down")
 
 
@@ -77,6 +79,8 @@ class Worker:
         """Make the steps of a round."""
         began, federation, number = time.perf_counter(), self._federation, order.round
         start = self._begin(order)
+        if federation.clip is not None:
+            _require_one_start(start, federation, self._run.folder, order.round)
         losses, made, decay = [], 0, 1.0
         with self._trainer(before=number) as trainer:
             counters = trainer.counters
@@ -180,16 +184,17 @@ class Worker:
         if federation.exchange == "shared-basis":
             sent = {}
             for name, end in ended.items():
-                change = (end.double() - (decay if name in order.bases else 1.0) * loaded[name].double()).cpu()
+                # On the CPU, because MPS has no float64.
+                change = end.cpu().double() - (decay if name in order.bases else 1.0) * loaded[name].cpu().double()
                 if name in order.bases:
-                    left, right = (None if side is None else side.double().cpu() for side in order.bases[name])
+                    left, right = (None if side is None else side.cpu().double() for side in order.bases[name])
                     change = factor_of(change, left, right)
                 sent[name] = change.to(start[name].dtype)
             return sent, decay
         if federation.clip is None and all(end.dtype == start[name].dtype for name, end in ended.items()):
             return {name: end.cpu() for name, end in ended.items()}, 1.0
         # Of weights in fewer bits the rounding of the start is no change.
-        changes = {name: (end.double() - loaded[name].double()).cpu() for name, end in ended.items()}
+        changes = {name: end.cpu().double() - loaded[name].cpu().double() for name, end in ended.items()}
         if federation.clip is not None:
             changes = _with_privacy(changes, federation, self._run.folder, order.round)
         return {name: (start[name].double() + change).to(start[name].dtype) for name, change in changes.items()}, 1.0
@@ -314,6 +319,28 @@ def _decay(optimizer: torch.optim.Optimizer) -> float:
     """Return by what the last step has multiplied the projected weights."""
     projected = [group for group in optimizer.param_groups if group.get("rank") is not None]
     return 1 - projected[0]["lr"] * projected[0]["weight_decay"] if projected else 1.0
+
+
+def _require_one_start(start: Tensors, federation: Federation, folder: Path, number: int) -> None:
+    """Refuse an order that no honest server gives, and that would tell more of the change than the noise allows.
+
+    A round has one noise. With it on changes from two starts, their difference would have none.
+
+    Raises:
+        RunError: the round began from other weights before, or is beyond those of the plan.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(start):
+        digest.update(f"{name}{start[name].dtype}".encode())
+        digest.update(start[name].detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    path = folder / _STARTS
+    known: dict[str, str] = files.read_json(path) if path.exists() else {}
+    if number > federation.rounds or known.setdefault(str(number), digest.hexdigest()) != digest.hexdigest():
+        raise RunError(
+            f"the server orders round {number} of {federation.rounds} from other weights than before, whose answer "
+            "would reveal what the noise hides: nothing is sent. Ask who runs the server"
+        )
+    files.write_json(path, known)
 
 
 def _with_privacy(changes: dict[str, Tensor], federation: Federation, folder: Path, number: int) -> dict[str, Tensor]:

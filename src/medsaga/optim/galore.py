@@ -168,9 +168,16 @@ class GaLoreAdamW(AccumulatingOptimizer):
         """Return the L2 norm of all that has arrived: low-rank gradients and the gradients of unprojected weights.
 
         A weight without a basis counts with its sketch, whose norm estimates that of its gradient. A gradient that is
-        not finite makes the norm so. In exact mode the norm of a refresh step is that of the full gradients.
+        not finite makes the norm so, and so does a sketch. In exact mode the norm of a refresh step is that of the full
+        gradients.
         """
-        return super().gradient_norm()
+        norm = super().gradient_norm()
+        for arrived in self._arrived.values():
+            for sketch in (arrived.sketch_left, arrived.sketch_right):
+                if sketch is not None:
+                    # A sketch adds up more than a projection, and may overflow alone: 0 times infinity is no number.
+                    norm = norm + 0 * sketch.sum(dtype=norm.dtype).to(norm.device)
+        return norm
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]

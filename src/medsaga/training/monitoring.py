@@ -32,7 +32,7 @@ def monitor_dice(
         batch_size: samples at a time.
         group: of the processes that share the samples; all get the same Dice.
     """
-    stride = max(1, len(samples) // MONITORED_SAMPLES)
+    stride = max(1, -(-len(samples) // MONITORED_SAMPLES))
     indices = list(range(0, len(samples), stride))
     model.eval()
     sums = torch.zeros(3, model.classes, dtype=torch.int64)
