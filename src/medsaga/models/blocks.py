@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from medsaga.models.convolutions import PixelConvolution, depthwise
+
 NORM_GROUPS = 8
 """Groups of the normalisation after each convolution."""
 
@@ -48,11 +50,11 @@ class FrozenBatchNorm2d(nn.Module):
         return scale, self.bias - self.running_mean * scale
 
 
-class PointwiseConvolution(nn.Conv2d):
+class PointwiseConvolution(PixelConvolution):
     """A convolution of single pixels, without a bias: a matrix, which LoRA may update."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__(in_channels, out_channels, kernel_size=1, bias=False)
+        super().__init__(in_channels, out_channels, bias=False)
 
     def kernel(self) -> Tensor:
         """Return what pixels are multiplied by, ``(out, in, 1, 1)``."""
@@ -73,6 +75,8 @@ def normalised_convolution(inputs: Tensor, convolution: nn.Conv2d, norm: FrozenB
         ``(batch, out_channels, height / stride, width / stride)``.
     """
     kernel, bias = folded(convolution, norm, inputs.dtype)
+    if convolution.groups == inputs.shape[1] and convolution.padding == (0, 0):
+        return depthwise(inputs, kernel, bias, convolution.stride[0])
     return convolution._conv_forward(inputs, kernel, bias)
 
 

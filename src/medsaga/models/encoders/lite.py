@@ -25,6 +25,7 @@ from medsaga.models.blocks import (
     convolution,
     normalised_convolution,
 )
+from medsaga.models.convolutions import PixelConvolution
 from medsaga.models.decoder import MaskDecoder
 from medsaga.models.encoders.base import EncoderSpec, ImageEncoder, State
 from medsaga.models.lean import recomputed
@@ -192,8 +193,8 @@ class Pyramid(nn.Module):
         """Take the channels of the maps, the finest first, and those of the image embeddings."""
         super().__init__()
         half, quarter, *coarse = channels
-        self.stride_2 = nn.Conv2d(half, out_channels // 8, kernel_size=1)
-        self.stride_4 = nn.Conv2d(quarter, out_channels // 4, kernel_size=1)
+        self.stride_2 = PixelConvolution(half, out_channels // 8)
+        self.stride_4 = PixelConvolution(quarter, out_channels // 4)
         widths = [coarse.pop(), *[out_channels] * len(coarse)]
         self.levels = nn.ModuleList(
             Level(below, finer, out_channels) for below, finer in zip(widths, reversed(coarse), strict=False)
@@ -206,8 +207,8 @@ class Level(nn.Module):
     def __init__(self, coarse: int, fine: int, out_channels: int) -> None:
         """Take the channels of both maps and of the result."""
         super().__init__()
-        self.from_coarse = nn.Conv2d(coarse, out_channels, kernel_size=1)
-        self.from_fine = nn.Conv2d(fine, out_channels, kernel_size=1)
+        self.from_coarse = PixelConvolution(coarse, out_channels)
+        self.from_fine = PixelConvolution(fine, out_channels)
         self.refine = nn.Sequential(convolution(out_channels, out_channels), ResidualConvolutions(out_channels))
 
     def forward(self, coarse: Tensor, fine: Tensor) -> Tensor:
