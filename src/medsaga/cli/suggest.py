@@ -22,7 +22,7 @@ class Suggest:
 
     folders: Annotated[Positional[tuple[Path, ...]], arg("[RUN] FOLDER")]
     """Run folder, if there is one; then a folder of images or series, or a dataset of which not all have masks."""
-    n: int = 5
+    n: Annotated[int | None, arg("N", shown="5")] = None
     """Number of cases to suggest."""
     model: Annotated[str | None, arg("MODEL", shown="starter")] = None
     """Weights of SAM to look with when there is no run, as `medsaga train --model` takes them."""

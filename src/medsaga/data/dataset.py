@@ -120,6 +120,23 @@ def select_channels(dataset: Dataset, names: Sequence[str] | None) -> Dataset:
     return replace(dataset, channels=names, items=tuple(items))
 
 
+def require_order(root: Path, found: Sequence[str] | None, wanted: Sequence[str]) -> None:
+    """Raise an InputError where a dataset has the channels of a run in another order: one would pass for another.
+
+    Args:
+        root: of the dataset.
+        found: the names of its channels; None where it has none.
+        wanted: those of the run.
+    """
+    if found is not None and tuple(found) != tuple(wanted) and sorted(found) == sorted(wanted):
+        raise InputError(
+            root,
+            expected=f"the channels of the run in its order, {listed(wanted, 12)}",
+            found=listed(found, 12),
+            do="Number the files of the channels as in the data of the run.",
+        )
+
+
 def check_items(dataset: Dataset, progress: Callable[[int, int], None] | None = None) -> tuple[InputError, ...]:
     """Decode every image and mask, and return what is wrong with them; see `medsaga.data.survey.survey`."""
     return survey(dataset, progress).problems

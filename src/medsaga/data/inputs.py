@@ -212,7 +212,7 @@ def _grouped(
         if all(sorted(files) == list(range(len(files))) for files in groups.values()):
             wrong: list[InputError] | None = None if problems is None else []
             items = _inputs([(name, tuple(files)) for name, files in sorted(ordered.items())], wrong)
-            if channels is None or all(item.header.channels == count for item in items):
+            if items and (channels is None or all(item.header.channels == count for item in items)):
                 if problems is not None:
                     problems += wrong or []
                 return items

@@ -128,6 +128,15 @@ def require_mappable(intensities: Sequence[Intensity], items: Sequence[Item]) ->
     if any(each.kind == "identity" for each in intensities):
         for item in items:
             require_uint8(item.header.dtype, place_of(item.images[0]))
+    if any(each.kind == "window" and (each.low < 0 or each.high > np.iinfo(np.uint8).max) for each in intensities):
+        for item in items:
+            if item.header.dtype == np.uint8:
+                raise InputError(
+                    place_of(item.images[0]),
+                    expected="HU, as the training images hold, for which the run has a window",
+                    found="an image of 8 bits",
+                    do="Export it as the training images.",
+                )
 
 
 def apply(intensity: Intensity, channel: Array, where: str | Path = "image") -> npt.NDArray[np.uint8]:

@@ -114,7 +114,9 @@ class Survey:
         return tuple(found[item.name] for item in items)
 
 
-def survey(dataset: Dataset, progress: Callable[[int, int], None] | None = None) -> Survey:
+def survey(
+    dataset: Dataset, progress: Callable[[int, int], None] | None = None, *, images: int | None = None
+) -> Survey:
     """Decode every image and mask, one at a time, and say what is in them and what is wrong with them.
 
     Files that ``dataset.problems`` already name are passed over.
@@ -122,6 +124,7 @@ def survey(dataset: Dataset, progress: Callable[[int, int], None] | None = None)
     Args:
         dataset: from `medsaga.data.dataset.read_dataset`.
         progress: called with the number of items done and the number of items.
+        images: of the whole, of which these are a part: a few without content are an accident; None for these.
     """
     reported = {problem.where for problem in dataset.problems}
     found = []
@@ -137,7 +140,7 @@ def survey(dataset: Dataset, progress: Callable[[int, int], None] | None = None)
     if doubt is not None:
         problems.insert(0, doubt)
     warnings = [*_labels_not_seen(found, dataset), *(remarks(masks) if doubt is None else ())]
-    images = sum(len(item.images) for item in dataset.items)
+    images = images or sum(len(item.images) for item in dataset.items)
     constant = [(each, path, value) for each in found for path, value in each.constant]
     for each, path, value in constant:
         if len(constant) <= _FEW * images or (each.voxels.keys() == {0} and len(constant) < images):

@@ -14,6 +14,7 @@ import torch
 
 from medsaga import run_folder
 from medsaga.data.inputs import find_inputs
+from medsaga.data.intensity import require_mappable
 from medsaga.data.items import for_channels
 from medsaga.data.letterbox import content_size, letterbox, unletterbox
 from medsaga.data.pictures import picture_of, read_picture
@@ -175,6 +176,7 @@ class Segmenter:
         """Segment an image or volume from its file or files; see `predict`."""
         item = for_channels(item, len(self.config.channels))
         self._check_channels(f"{item.header.channels}", place_of(item.images[0]))
+        require_mappable(self.config.intensities, (item,))
         view = slice_view(item.header.grid, self.config.settings.axis)
         picture = read_picture(item, view, self.config.intensities)
         return self._predict(picture, view, probabilities, tta, progress)

@@ -180,16 +180,15 @@ def _first(config: RunConfig) -> Dataset:
 def _added(root: Path, config: RunConfig) -> Dataset:
     dataset = read_dataset(root, binary=config.settings.binary)
     raise_problems(dataset.problems)
-    if dataset.layout == "folder" and not (root / DESCRIPTION).exists():
-        dataset = _named_as_in_run(dataset, config)
-    else:
-        dataset = select_channels(dataset, config.settings.channels)
+    dataset = named_as_in_run(dataset, config)
     _check_same_kind(dataset, config, f"Give the folder the {DESCRIPTION} of the run's data, and masks to match.")
     return dataset
 
 
-def _named_as_in_run(dataset: Dataset, config: RunConfig) -> Dataset:
-    """Give the labels and channels of a folder that does not name them the run's names, if they can be the same."""
+def named_as_in_run(dataset: Dataset, config: RunConfig) -> Dataset:
+    """Return a dataset with the channels of a run; one that names no labels and channels has the run's, if it may."""
+    if dataset.layout != "folder" or (dataset.root / DESCRIPTION).exists():
+        return select_channels(dataset, config.settings.channels)
     if len(dataset.channels) == len(config.channels):
         dataset = dataclasses.replace(dataset, channels=config.channels)
     label_maps = not any(item.structures for item in dataset.items)

@@ -14,13 +14,15 @@ import numpy.typing as npt
 from rich.console import Console
 
 from medsaga import files, run_folder
-from medsaga.data.dataset import check_items, raise_problems, read_dataset, select_channels
+from medsaga.data.dataset import raise_problems, read_dataset, require_order
 from medsaga.data.intensity import require_mappable
 from medsaga.data.items import read_mask
 from medsaga.data.known import recognise
 from medsaga.data.labels import listed
+from medsaga.data.layouts.labelling import DESCRIPTION
 from medsaga.data.slices import most_labelled
 from medsaga.data.splits import Split
+from medsaga.data.survey import survey
 from medsaga.data.types import Dataset, Item, Labels, to_class_indices
 from medsaga.distributed.group import ALONE, Group
 from medsaga.errors import InputError
@@ -31,6 +33,7 @@ from medsaga.prediction.segmenter import Prediction, Segmenter
 from medsaga.progress import counting
 from medsaga.reports.run import Example, choose_examples, write_report
 from medsaga.run_folder import read_metrics
+from medsaga.runs.continuing import named_as_in_run
 from medsaga.runs.loading import warn
 from medsaga.settings.run_config import RunConfig, read_config
 
@@ -131,14 +134,16 @@ def _labelled(data: Path, config: RunConfig, console: Console) -> Dataset:
     dataset = read_dataset(data, binary=config.settings.binary)
     raise_problems(dataset.problems)
     warn(console, dataset.warnings)
-    dataset = select_channels(dataset, config.settings.channels)
+    dataset = named_as_in_run(dataset, config)
+    require_order(dataset.root, dataset.channels, config.channels)
     _check_labels(config, dataset)
     return dataset
 
 
 def _check_images(dataset: Dataset, items: tuple[Item, ...], config: RunConfig) -> None:
     """Decode all images and masks once, before the first is scored."""
-    raise_problems(check_items(dataclasses.replace(dataset, items=items)))
+    images = sum(len(item.images) for item in dataset.items)
+    raise_problems(survey(dataclasses.replace(dataset, items=items), images=images).problems)
     require_mappable(config.intensities, items)
 
 
@@ -194,7 +199,7 @@ def _check_labels(config: RunConfig, dataset: Dataset) -> None:
             dataset.root,
             expected=f"the labels of the run, {config.labels}",
             found=str(dataset.labels),
-            do="Evaluate on data with the same labels.",
+            do=f"Evaluate on data with the same labels; masks whose values fit may need the run's {DESCRIPTION}.",
         )
 
 

@@ -60,33 +60,38 @@ def describe(data: Path, console: Console, *, binary: bool = False) -> tuple[dic
 
 def info_table(document: dict[str, Any]) -> Table:
     """Lay the description out for people to read."""
-    table = Table(title=document["data"], show_header=False)
+    # Names may hold what rich takes for markup: cells are texts.
+    table = Table(title=Text(document["data"]), show_header=False)
+
+    def row(name: str, value: str) -> None:
+        table.add_row(name, Text(value))
+
     images = [image for case in document["cases"] for image in case["images"]]
     shapes = Counter("x".join(map(str, image["shape"])) for image in images)
     spacings = Counter(_spacing(image["spacing_mm"]) for image in images)
     problems = document["problems"]
-    table.add_row("layout", document["layout"])
-    table.add_row("cases", str(len(document["cases"])))
-    table.add_row("images", str(len(images)))
-    table.add_row("channels", ", ".join(document["channels"]))
-    table.add_row("labels", ", ".join(f"{value} {name}" for name, value in document["labels"].items()))
-    table.add_row("shape", _most_common(shapes))
-    table.add_row("spacing", _most_common(spacings))
+    row("layout", document["layout"])
+    row("cases", str(len(document["cases"])))
+    row("images", str(len(images)))
+    row("channels", ", ".join(document["channels"]))
+    row("labels", ", ".join(f"{value} {name}" for name, value in document["labels"].items()))
+    row("shape", _most_common(shapes))
+    row("spacing", _most_common(spacings))
     if document["test_cases"]:
-        table.add_row("kept for the test", f"{len(document['test_cases'])} cases: {listed(document['test_cases'], 4)}")
+        row("kept for the test", f"{len(document['test_cases'])} cases: {listed(document['test_cases'], 4)}")
     if document["value_range"] is not None:
-        table.add_row("values", "{:g} to {:g}, by the layout".format(*document["value_range"]))
+        row("values", "{:g} to {:g}, by the layout".format(*document["value_range"]))
     overlaps = document["overlapping_structures"]
     if overlaps is not None:
         found = f"{overlaps['pixels']:,} pixels in {overlaps['images']} images; the label with the higher number wins"
-        table.add_row("structures overlap", found if overlaps["pixels"] else "nowhere")
+        row("structures overlap", found if overlaps["pixels"] else "nowhere")
     warnings = document["warnings"]
-    table.add_row("warnings", "none" if not warnings else f"{len(warnings)}")
+    row("warnings", "none" if not warnings else f"{len(warnings)}")
     for warning in warnings[:SHOWN_PROBLEMS]:
-        table.add_row("", Text(warning))
-    table.add_row("problems", "none" if not problems else f"{len(problems)}")
+        row("", warning)
+    row("problems", "none" if not problems else f"{len(problems)}")
     for problem in problems[:SHOWN_PROBLEMS]:
-        table.add_row("", Text(problem))
+        row("", problem)
     return table
 
 

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 from medsaga import files, run_folder
-from medsaga.data.dataset import raise_problems, read_dataset, select_channels
+from medsaga.data.dataset import raise_problems, read_dataset, require_order, select_channels
 from medsaga.data.inputs import find_inputs
 from medsaga.data.intensity import Intensity
 from medsaga.data.items import for_channels
@@ -41,6 +41,8 @@ from medsaga.suggest.embedding import CaseEmbedder, CaseEmbedding
 MOST_PIXELS = 448
 """Side of the square for weights that were made for larger ones: what an image is like shows at this size too."""
 
+_USUAL_COUNT = 5
+
 Cases = dict[str, list[Item]]
 """The images of each case, cases sorted by name."""
 
@@ -50,7 +52,7 @@ def suggest(
     *,
     run: Path | None = None,
     model: str | None = None,
-    count: int = 5,
+    count: int | None = None,
     series: str | None = None,
     device: str = "auto",
     console: Console | None = None,
@@ -66,7 +68,7 @@ def suggest(
         run: a run folder. Cases of its names are not suggested.
         model: weights of SAM to embed cases with when there is no run, as `medsaga weights verify` takes them;
             ``starter`` by default.
-        count: number of cases to suggest.
+        count: number of cases to suggest; None for five, or as many as there are.
         series: which DICOM series of each examination is meant; see `medsaga.data.inputs.find_inputs`.
         device: see `medsaga.device.choose_device`.
         console: where progress is shown; stderr by default.
@@ -110,7 +112,7 @@ def suggest(
             unlabelled = {name: items for name, items in unlabelled.items() if name not in copies}
             console.print(f"left out, because the run has their images: {listed(copies)}", markup=False)
         labelled |= _training_cases(segmenter.config, split, console)
-    _check_count(folder, count, len(unlabelled))
+    count = _count(folder, count, len(unlabelled))
     embeddings = _embeddings(embedder, unlabelled | labelled, problems, counting(console, "embedding cases"))
     for problem in problems:
         console.print(f"left out: {problem}", style="yellow", markup=False, highlight=False)
@@ -125,7 +127,7 @@ def suggest(
     }
 
 
-def _check_count(folder: Path, count: int, unlabelled: int) -> None:
+def _count(folder: Path, count: int | None, unlabelled: int) -> int:
     if not unlabelled:
         raise InputError(
             folder,
@@ -133,9 +135,12 @@ def _check_count(folder: Path, count: int, unlabelled: int) -> None:
             found="none that is neither labelled nor among the run's",
             do="Name a folder with unlabelled images.",
         )
+    if count is None:
+        return min(_USUAL_COUNT, unlabelled)
     if not 0 < count <= unlabelled:
         expected = f"1 to {unlabelled}, the cases of {folder} without masks"
         raise InputError("--n", expected=expected, found=str(count), do="Choose another number.")
+    return count
 
 
 def _suggestions(unlabelled: Cases, embeddings: dict[str, CaseEmbedding], count: int) -> list[dict[str, Any]]:
@@ -185,6 +190,8 @@ def _found(
     channels = config.channels if config else None
     if layout_of(folder):
         dataset = _readable(folder, config.settings.channels if config else None)
+        if config:
+            require_order(folder, dataset.channels, config.channels)
         for warning in dataset.warnings:
             warn(warning)
         items: Sequence[Item] = dataset.items
