@@ -444,12 +444,13 @@ def test_tricks_with_names_links_and_pipes(tmp_path: Path) -> None:
     # What must not be followed, opened or waited for, beside good files.
     os.mkfifo(another() / "images/case/I9")
     (another() / "images/case/loop").symlink_to("..", target_is_directory=True)
-    (another() / "images/case/I9").symlink_to(next((outside / "images/case").iterdir()))
     (another() / "images/case/I9").symlink_to("/dev/zero")
     (another() / "images/case/I9").symlink_to("no such file")
     (another() / "images/case/DICOMDIR").write_bytes(file.read_bytes()[:500])
     (another() / "images/case/.hidden.dcm").write_bytes(b"nothing")
     harmless = len(roots)
+    # A link is followed, here to a slice of another series.
+    (another() / "images/case/I9").symlink_to(next((outside / "images/case").iterdir()))
     # What takes the place of a file that is needed.
     for target in ("/dev/zero", "no such file", str(outside / "masks/case.dcm")):
         root = another()

@@ -14,9 +14,10 @@ import re
 import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from medsaga.errors import InputError
 
@@ -24,6 +25,10 @@ _TEMPORARY = re.compile(r"\.[0-9a-f]{8}\.|\.tmp[0-9A-Za-z]{6}$")
 """Our own names, and those under which safetensors itself writes, beside the name that it was given."""
 READABLE = "medsaga.readable"
 """An error handler for writing UTF-8: bytes of a name that are no UTF-8 become ``\\xff``, so that the text is valid."""
+_STARTING = (".medsaga-", ".starting")
+"""How the name of a folder begins and ends in which another is made."""
+_ABANDONED_SECONDS = 3600.0
+"""So old is no such folder that somebody still works on: that takes a moment."""
 _KEPT_OF_A_NAME = 24
 _USUAL_NAME_MAX = 255
 _TRIAL_BYTES = 4096
@@ -47,6 +52,79 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def making_folder(path: Path, what: str, do: str) -> Iterator[Path]:
+    """Yield an empty folder that becomes ``path`` at the end, with all that was put into it.
+
+    When the block raises, it goes. One that a killed process has left goes when the next is made beside it.
+
+    Args:
+        path: the folder to be.
+        what: it is, as ``a run folder``.
+        do: what the user can do where it exists.
+
+    Raises:
+        InputError: somebody else has made ``path`` since; it stays as it is.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(path.parent)
+    prefix, suffix = _STARTING
+    with tempfile.TemporaryDirectory(suffix, prefix, path.parent, ignore_cleanup_errors=True) as around:
+        # The folder around it is for its owner alone; this one has the usual permissions.
+        folder = Path(around) / "new"
+        folder.mkdir()
+        yield folder
+        try:
+            folder.rename(path)
+        except OSError:
+            require_new(path, what, do)
+            raise
+
+
+def _remove_abandoned(beside: Path) -> None:
+    prefix, suffix = _STARTING
+    # That another process removes the same one, or that nobody may look there, is no reason not to start.
+    with contextlib.suppress(OSError):
+        for path in beside.iterdir():
+            ours = path.name.startswith(prefix) and path.name.endswith(suffix)
+            if ours and time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def locked(path: Path) -> IO[bytes] | None:
+    """Return a file that nobody else has locked; None where a process has, until all who hold it have ended."""
+    file = path.open("ab")
+    try:
+        import fcntl
+    except ImportError:  # Windows: what other processes do is not seen
+        return file
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        file.close()
+        return None
+    except OSError:  # a file system without locks, as some clusters have
+        return file
+    return file
+
+
+@contextlib.contextmanager
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """Keep the other processes that ask for it out of the block, where the system can lock a folder."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def remove_temporary(folder: Path) -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
 import json
+import os
 import random
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,6 +26,7 @@ from medsaga.cli import main
 from medsaga.compare import cells, grid
 from medsaga.compare.grid import check_expected, compare
 from medsaga.errors import InputError, Interrupted, RunError
+from medsaga.files import locked
 from medsaga.settings.options import SharedSettings
 
 SHARED = SharedSettings(model="tiny", steps=1, batch_size=2, image_size=64, device="cpu")
@@ -156,6 +162,73 @@ def test_only_what_is_missing_is_run(toy: Path, tmp_path: Path, monkeypatch: pyt
     (toy / "images" / "img0.png").write_bytes((toy / "images" / "img1.png").read_bytes())
     with pytest.raises(InputError, match="data of this comparison"):
         run(toy, tmp_path / "out", methods=["frozen"], shots=[1])
+
+
+def _while_waiting(monkeypatch: pytest.MonkeyPatch, happens: Callable[[], None]) -> None:
+    def sleep(seconds: float) -> None:
+        happens()
+        time.sleep(seconds / 10)
+
+    monkeypatch.setattr(cells, "time", SimpleNamespace(sleep=sleep, perf_counter=time.perf_counter))
+
+
+def test_a_run_of_another_command_is_waited_for_and_not_made_again(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    documents = run(toy, out, methods=["frozen"])
+    file = out / "cells" / "equal-frozen-001-shots-seed-0.json"
+    document = file.read_bytes()
+    file.unlink()
+    lock = locked(file.with_suffix(".lock"))
+    assert lock is not None
+
+    def finish() -> None:
+        file.write_bytes(document)
+        lock.close()
+
+    _while_waiting(monkeypatch, finish)
+    monkeypatch.setattr(grid, "run_cell", None)
+    said = io.StringIO()
+    assert run(toy, out, methods=["frozen"], console=Console(file=said)) == documents
+    assert said.getvalue() == "waiting for another command that runs the same: equal-frozen-001-shots-seed-0\n"
+    # What a killed process has left is no lock.
+    file.unlink()
+    file.with_suffix(".lock").touch()
+    monkeypatch.undo()
+    assert without_times(run(toy, out, methods=["frozen"])) == without_times(documents)
+    assert not list(out.rglob("*.lock"))
+
+
+@pytest.mark.xdist_group("processes")
+def test_the_same_command_twice_at_once_is_one_comparison(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    process = started(main, _command(toy, out, "frozen", "1,2"))
+    assert process.pid is not None
+
+    def go_on() -> None:
+        with contextlib.suppress(ProcessLookupError):  # it has ended
+            os.kill(process.pid or 0, signal.SIGCONT)
+
+    try:
+        deadline = time.monotonic() + 120
+        while not list((out / "runs").glob("equal-frozen-*")):
+            assert process.exitcode is None, "the first command ended too early"
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        os.kill(process.pid, signal.SIGSTOP)  # in the middle of its first run
+        assert not cells_of(out)
+        _while_waiting(monkeypatch, go_on)
+        assert main(_command(toy, out, "frozen", "1,2")) == 0
+    finally:
+        go_on()
+        process.join(120)
+    assert [cell["status"] for cell in cells_of(out).values()] == ["done", "done"]
+    monkeypatch.undo()
+    assert main(_command(toy, tmp_path / "alone", "frozen", "1,2")) == 0
+    _assert_same(out, tmp_path / "alone")
 
 
 def _failing(monkeypatch: pytest.MonkeyPatch, method: str, error: Exception) -> None:

@@ -95,16 +95,57 @@ def test_files_without_preamble_are_read(tmp_path: Path, implicit: bool) -> None
     assert len(find_series(tmp_path)) == 1
 
 
-def test_links_are_followed_inside_only(tmp_path: Path) -> None:
-    (outside,) = write_ct_series(tmp_path / "outside", VOLUME[..., :1], AXIAL)
-    (inside,) = write_ct_series(tmp_path / "inside" / "a", VOLUME[..., :1], AXIAL)
-    (tmp_path / "inside" / "out").symlink_to(outside)
-    (tmp_path / "inside" / "folder").symlink_to(tmp_path, target_is_directory=True)
-    (tmp_path / "inside" / "broken").symlink_to(tmp_path / "nowhere")
-    (tmp_path / "inside" / "within").symlink_to(inside)
-    os.mkfifo(tmp_path / "inside" / "pipe")
-    (only,) = find_series(tmp_path / "inside")
-    assert {file.name for file in only.files} == {inside.name, "within"}
+def test_links_are_followed_wherever_they_lead(tmp_path: Path) -> None:
+    todo, store = tmp_path / "todo", tmp_path / "store"
+    files = write_ct_series(store / "p1", VOLUME, AXIAL)
+    write_ct_series(store / "p2" / "deep", VOLUME[..., :3], AXIAL, description="second")
+    # As git-annex keeps files: links to a store, here all of them, and the last slice of a patient that was copied.
+    (todo / "p1").mkdir(parents=True)
+    for file in files[:-1]:
+        shutil.copy(file, todo / "p1")
+    (todo / "p1" / files[-1].name).symlink_to(files[-1])
+    (todo / "p2").symlink_to(store / "p2", target_is_directory=True)
+    first, second = find_series(todo)
+    assert {file.name for file in first.files} == {file.name for file in files}
+    assert {file.parent for file in second.files} == {todo / "p2" / "deep"}
+    assert (first.images, second.images) == (7, 3)
+    (tmp_path / "annex").mkdir()
+    for file in files:
+        (tmp_path / "annex" / file.name).symlink_to(Path("..") / "store" / "p1" / file.name)
+    (only,) = find_series(tmp_path / "annex")
+    assert only.images == 7
+
+
+def test_links_to_folders_are_followed_once_and_never_upwards(tmp_path: Path) -> None:
+    write_ct_series(tmp_path / "outside", VOLUME[..., :1], AXIAL)
+    inside = tmp_path / "inside"
+    (slice_of_a,) = write_ct_series(inside / "b" / "a", VOLUME[..., :1], AXIAL, description="a")
+    write_ct_series(tmp_path / "store" / "case", VOLUME[..., :2], AXIAL, description="case")
+    write_ct_series(tmp_path / "store" / "another case", VOLUME, AXIAL, description="another case")
+    (inside / "up").symlink_to(tmp_path, target_is_directory=True)
+    (inside / "itself").symlink_to("itself")
+    (inside / "b" / "a" / "loop").symlink_to("..", target_is_directory=True)
+    (inside / "a before b").symlink_to(inside / "b" / "a", target_is_directory=True)
+    for name in ("case", "case again"):
+        (inside / name).symlink_to(tmp_path / "store" / "case", target_is_directory=True)
+    (tmp_path / "store" / "case" / "up").symlink_to("..", target_is_directory=True)
+    (inside / "broken").symlink_to(tmp_path / "nowhere")
+    (inside / "device").symlink_to("/dev/zero")
+    os.mkfifo(inside / "pipe")
+    case, a = find_series(inside)
+    assert [file.parent for file in case.files] == [inside / "case"] * 2
+    assert a.files == (slice_of_a,)
+    (root,) = find_series(inside / "a before b")
+    assert root.images == 1
+
+
+def test_a_slice_that_is_a_broken_link_is_named(tmp_path: Path) -> None:
+    write_ct_series(tmp_path, VOLUME, AXIAL)
+    (tmp_path / "last.dcm").symlink_to(tmp_path / "not fetched")
+    assert "last.dcm: expected a DICOM file; found a broken link" in message_of(find_series, tmp_path)
+    problems: list[InputError] = []
+    assert find_series(tmp_path, problems) == []
+    assert [Path(problem.where).name for problem in problems] == ["last.dcm"]
 
 
 def test_a_folder_of_too_many_files_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

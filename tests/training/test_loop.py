@@ -20,6 +20,7 @@ from resolved import resolved
 from torch import Tensor
 
 from medsaga import methods
+from medsaga.data.known import digests_of_cases
 from medsaga.errors import InputError, Interrupted, OutOfMemoryError, RunError
 from medsaga.files import sha256
 from medsaga.models.encoders import ENCODERS
@@ -28,6 +29,7 @@ from medsaga.models.sam import build_sam
 from medsaga.models.weights.loading import save_model
 from medsaga.prediction.segmenter import Segmenter
 from medsaga.run_folder import read_metrics
+from medsaga.runs import prepare
 from medsaga.runs import train as loop
 from medsaga.runs.train import train
 from medsaga.settings.options import ResolvedSettings, Settings
@@ -299,6 +301,23 @@ def test_an_existing_folder_is_left_alone(toy: Path, tmp_path: Path, quick: Sett
     with pytest.raises(InputError, match="--resume"):
         train(toy, tmp_path / "run", quick)
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["precious.txt"]
+
+
+def test_a_run_that_another_command_has_begun_meanwhile_is_left_alone(
+    toy: Path, tmp_path: Path, quick: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both found no such folder when they were started; the data were read meanwhile."""
+
+    def overtaken(*given: Any) -> Any:
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "config.toml").write_text("of the other")
+        return digests_of_cases(*given)
+
+    monkeypatch.setattr(prepare, "digests_of_cases", overtaken)
+    with pytest.raises(InputError, match=r"that does not exist yet.*--resume"):
+        train(toy, tmp_path / "run", quick)
+    assert [path.read_text() for path in (tmp_path / "run").iterdir()] == ["of the other"]
+    assert {path.name for path in tmp_path.iterdir()} == {"toy", "run"}
 
 
 def test_nothing_is_written_for_data_that_cannot_be_used(toy: Path, tmp_path: Path, quick: Settings) -> None:

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal
 
+from medsaga import files
 from medsaga.errors import MedsagaError
 
 JobState = Literal["waiting", "running", "done", "failed", "stopped"]
@@ -124,7 +125,7 @@ class Jobs:
             if any(job.state == "running" for job in self._all):
                 return None
             with contextlib.suppress(OSError, ValueError):
-                lock = locked(self._lock)
+                lock = files.locked(self._lock)
                 if lock is not None:
                     lock.close()
                     return None
@@ -161,7 +162,7 @@ class Jobs:
             assert job is not None
             try:
                 self._folder.mkdir(parents=True, exist_ok=True)  # the user may have cleared it away
-                lock = locked(self._lock)
+                lock = files.locked(self._lock)
                 if lock is None:  # a job of an earlier server
                     time.sleep(1.0)
                     continue
@@ -226,18 +227,3 @@ def _environment() -> dict[str, str]:
     """Leave one core to the page, unless the user has said how many threads there are to be."""
     threads = max(1, (os.cpu_count() or 2) - 1)
     return {"OMP_NUM_THREADS": str(threads), **os.environ}
-
-
-def locked(path: Path) -> IO[bytes] | None:
-    """Return a file that nobody else has locked; None where a process has, until all who hold it have ended."""
-    file = path.open("ab")
-    try:
-        import fcntl
-    except ImportError:  # Windows: jobs of a server that was killed are not seen
-        return file
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
-        return None
-    return file

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medsaga import files
-from medsaga.app.jobs import Jobs, locked
+from medsaga.app.jobs import Jobs
 from medsaga.app.opening import open_folder
 from medsaga.app.preview import Preview, preview_of
 from medsaga.app.project import Project
@@ -159,7 +159,7 @@ class Session:
             return
         files.require_writable(project.own, "Copy the folder to a place that can be written to.")
         project.own.mkdir(exist_ok=True)
-        held = locked(project.own / "lock")
+        held = files.locked(project.own / "lock")
         if held is None:
             raise InputError(
                 project.root.name,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
+import os
 import shutil
 import time
 import traceback
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from rich.console import Console
 
 from medsaga import files, run_folder
 from medsaga.data.items import read_mask
+from medsaga.data.labels import listed
 from medsaga.data.types import Item
 from medsaga.errors import InputError, Interrupted, MedsagaError, OutOfMemoryError
 from medsaga.memory.tracker import is_out_of_memory
@@ -32,6 +35,7 @@ from medsaga.settings.run_config import read_config
 
 CELLS = "cells"
 """The folder, in that of a comparison, with a file for each cell."""
+_WAITING_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,56 @@ def finished(out: Path, cell: Cell, settings: Settings, fingerprint: str) -> dic
                 do="Choose another --out, or give the options that the comparison began with.",
             )
     return document
+
+
+def each_free(out: Path, cells: Sequence[Cell], console: Console) -> Iterator[Cell]:
+    """Yield the cells one after another, each while no other command runs it.
+
+    Those that another command runs come last, when it is done with them; whoever gets one looks whether it is finished.
+
+    Args:
+        out: folder of the comparison, in which there are `CELLS`.
+        cells: which ones.
+        console: where it is said that others are waited for.
+    """
+    left, told = list(cells), False
+    while left:
+        taken = []
+        for cell in left:
+            with _held(out, cell) as is_ours:
+                if is_ours:
+                    yield cell
+                else:
+                    taken.append(cell)
+        if len(taken) == len(left):
+            if not told:
+                names = listed([cell.name for cell in taken], 3)
+                said = f"waiting for another command that runs the same: {names}"
+                console.print(said, markup=False, highlight=False, soft_wrap=True)
+                told = True
+            time.sleep(_WAITING_SECONDS)
+        left = taken
+
+
+@contextlib.contextmanager
+def _held(out: Path, cell: Cell) -> Iterator[bool]:
+    """Hold a cell, and say whether that is possible: not while another process does, but when it has been killed."""
+    path = out / CELLS / f"{cell.name}.lock"
+    lock = files.locked(path)
+    if lock is None:
+        yield False
+        return
+    with lock:
+        # Whoever held it before has removed the file at the end: the next process would lock another one.
+        here = path.stat() if path.exists() else None
+        if here is None or not os.path.samestat(os.fstat(lock.fileno()), here):
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            with contextlib.suppress(OSError):  # Windows keeps open files
+                path.unlink()
 
 
 def run_cell(

@@ -6,14 +6,14 @@ import dataclasses
 import hashlib
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from medsaga import files
-from medsaga.compare.cells import CELLS, Cell, finished, read_examples, run_cell
+from medsaga.compare.cells import CELLS, Cell, each_free, finished, read_examples, run_cell
 from medsaga.compare.page import Example, write_pages
 from medsaga.data.labels import listed
 from medsaga.data.splits import Split, pool_and_test
@@ -64,7 +64,7 @@ def compare(
     """Train and test every method at every number of shots with every seed, and write tables and a page.
 
     Only cells without a file in ``out`` are run, so that a comparison goes on where it was stopped, and grows when
-    methods or seeds are added.
+    methods or seeds are added. A cell that another command runs in the same folder is waited for.
 
     Args:
         data: the dataset.
@@ -108,38 +108,39 @@ def compare(
     splits = [split_of(loaded, settings) for settings in grid.values()]
     examples = _examples(loaded, splits[0]) if pictures else ()
     shown = {Cell("equal", method, max(shots), 0) for method in methods}
-    done = group.once(
-        lambda: {cell: finished(out, cell, settings, loaded.fingerprint) for cell, settings in grid.items()}
-    )
-    if retry:
-        done = {
-            cell: document if document and document["status"] == "done" else None for cell, document in done.items()
-        }
+
+    def kept(cell: Cell) -> dict[str, Any] | None:
+        document = finished(out, cell, grid[cell], loaded.fingerprint)
+        return None if retry and document is not None and document["status"] != "done" else document
+
+    done = group.once(lambda: {cell: kept(cell) for cell in grid})
     # By this folder the same command knows its comparison again, even if it is killed before a first run is done.
     (out / CELLS).mkdir(parents=True, exist_ok=True)
     bar = console if console.is_terminal and group.size == 1 else Console(file=io.StringIO())
-    for cell in _dealt([cell for cell, document in done.items() if document is None], group):
-        number = sum(document is not None for document in done.values()) + 1
-        console.print(f"{number}/{len(grid)}: {cell.method}, {cell.shots} shots, seed {cell.seed} ({cell.table})")
-        try:
-            document = run_cell(
-                data,
-                out,
-                cell,
-                grid[cell],
-                loaded=loaded,
-                examples=examples if cell in shown else (),
-                keep_run=keep_runs,
-                console=bar,
-            )
-        except (Interrupted, KeyboardInterrupt):
-            said = f"{out}: stopped with {number - 1} of {len(grid)} runs done. Continue with the same command."
-            raise group.told_once(Interrupted(said)) from None
-        done[cell] = document
-        if document["status"] != "done":
-            console.print(f"  {document['status']}: {document['message']}", markup=False)
-        else:
-            console.print(f"  Dice {dice_text(document['result']['dice_mean'])}", highlight=False)
+    missing = _dealt([cell for cell, document in done.items() if document is None], group)
+    try:
+        for cell in each_free(out, missing, console):
+            # Another command may have run it since.
+            if (document := kept(cell)) is None:
+                number = _finished_in(done) + 1
+                console.print(
+                    f"{number}/{len(grid)}: {cell.method}, {cell.shots} shots, seed {cell.seed} ({cell.table})"
+                )
+                document = run_cell(
+                    data,
+                    out,
+                    cell,
+                    grid[cell],
+                    loaded=loaded,
+                    examples=examples if cell in shown else (),
+                    keep_run=keep_runs,
+                    console=bar,
+                )
+                _say(document, console)
+            done[cell] = document
+    except (Interrupted, KeyboardInterrupt):
+        said = f"{out}: stopped with {_finished_in(done)} of {len(grid)} runs done. Continue with the same command."
+        raise group.told_once(Interrupted(said)) from None
     of_all = group.collect(done)
     documents = [next(found for run in of_all if (found := run[cell]) is not None) for cell in grid]
     if group.is_first:
@@ -155,6 +156,17 @@ def compare(
         said = f"{out}: every run has failed; the first says: {documents[0]['message']}"
         raise group.told_once(RunError(said))
     return documents
+
+
+def _finished_in(done: Mapping[Cell, dict[str, Any] | None]) -> int:
+    return sum(document is not None for document in done.values())
+
+
+def _say(document: dict[str, Any], console: Console) -> None:
+    if document["status"] != "done":
+        console.print(f"  {document['status']}: {document['message']}", markup=False)
+    else:
+        console.print(f"  Dice {dice_text(document['result']['dice_mean'])}", highlight=False)
 
 
 def _dealt(cells: Sequence[Cell], group: Group) -> list[Cell]:

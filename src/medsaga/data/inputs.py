@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from medsaga.data.descriptions import channel_names, read_description
 from medsaga.data.dicom.reading import is_dicom
 from medsaga.data.dicom.series import choose_series, find_series
 from medsaga.data.formats import is_image, stem
@@ -15,6 +16,7 @@ from medsaga.data.labels import listed
 from medsaga.data.layouts import layout_of
 from medsaga.data.layouts.checks import joint_header
 from medsaga.data.layouts.finding import image_files, subfolders, visible_entries
+from medsaga.data.layouts.labelling import DESCRIPTION
 from medsaga.data.layouts.nnunet import channel_groups, complete
 from medsaga.data.names import normal
 from medsaga.data.sources import place_of, read_header
@@ -135,6 +137,14 @@ def images_folder(path: Path) -> Path:
             do=f"Name one of them, such as {folders[-1]}.",
         )
     return folders[0] if folders else path
+
+
+def names_of_channels(root: Path) -> tuple[str, ...] | None:
+    """Return the names of the channels that a dataset's description gives, if there is one that can be read."""
+    try:
+        return channel_names(root / DESCRIPTION, read_description(root / DESCRIPTION))
+    except (InputError, OSError):
+        return None
 
 
 def _dicom_or_others(

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from medsaga.data.formats import arrays, suffix_of
+from medsaga.data.formats import arrays, raster, suffix_of
 from medsaga.data.items import read_mask
 from medsaga.data.labels import counts_of, listed, unknown_labels
 from medsaga.data.layouts.checks import shown
@@ -72,6 +72,7 @@ class ItemSurvey:
         voxels: label value to the number of its voxels; empty where there is no mask that can be used.
         outlines: label value to the number of voxels along its outline; see `medsaga.data.outlines`.
         mask: what the values of the mask are like, where nothing else tells the labels; else None.
+        colours: the files of masks that are stored with a palette, and the colours of their labels.
         constant: the files whose image has one value everywhere, and that value.
         problems: what is wrong.
     """
@@ -81,6 +82,7 @@ class ItemSurvey:
     voxels: dict[int, int]
     outlines: dict[int, tuple[int, ...]]
     mask: MaskFacts | None
+    colours: tuple[tuple[Path, dict[int, raster.Colour]], ...]
     constant: tuple[tuple[Path, np.generic], ...]
     problems: tuple[InputError, ...]
 
@@ -139,6 +141,9 @@ def survey(
     doubt = doubts(dataset.root / "masks", masks) if masks else None
     if doubt is not None:
         problems.insert(0, doubt)
+    different = raster.palettes_that_differ([mask for each in found for mask in each.colours])
+    if different is not None:
+        problems.insert(0, different)
     warnings = [*_labels_not_seen(found, dataset), *(remarks(masks) if doubt is None else ())]
     images = images or sum(len(item.images) for item in dataset.items)
     constant = [(each, path, value) for each in found for path, value in each.constant]
@@ -159,11 +164,13 @@ def _survey_item(item: Item, dataset: Dataset, passed_over: set[str]) -> ItemSur
     voxels: dict[int, int] = {}
     outlines: dict[int, tuple[int, ...]] = {}
     mask: MaskFacts | None = None
+    colours: list[tuple[Path, dict[int, raster.Colour]]] = []
     mask_problems: list[InputError] = []
     if item.masks and passed_over.isdisjoint(map(str, item.masks)):
         with collecting(mask_problems):
             labels = read_mask(item)
             voxels, outlines = counts_of(labels), outlines_of(labels)
+            colours += _colours(item)
             if dataset.inferred:
                 mask = facts_of(item.masks[0], labels)
             if voxels.keys() != {0}:  # a black image and its empty mask are equal, too
@@ -198,7 +205,7 @@ def _survey_item(item: Item, dataset: Dataset, passed_over: set[str]) -> ItemSur
     # A file that holds image and label map is damaged only once.
     wrong = {problem.where for problem in problems}
     problems += [problem for problem in mask_problems if problem.where not in wrong]
-    return ItemSurvey(item, kept, voxels, outlines, mask, tuple(constant), tuple(problems))
+    return ItemSurvey(item, kept, voxels, outlines, mask, tuple(colours), tuple(constant), tuple(problems))
 
 
 def _chosen(labels: Labels) -> npt.NDArray[np.intp]:
@@ -332,6 +339,15 @@ def _labels_not_seen(found: Sequence[ItemSurvey], dataset: Dataset) -> list[str]
     if missing and seen != {0}:
         said.append(f"no mask holds {listed(missing)}")
     return [*said, *(["all masks hold background only"] if seen == {0} else [])]
+
+
+def _colours(item: Item) -> Iterator[tuple[Path, dict[int, raster.Colour]]]:
+    for path in item.masks:
+        if suffix_of(path) in raster.SUFFIXES:
+            colours = raster.colours_of_labels(path)
+            # Where any other value means the same, only the background must look alike.
+            is_binary = item.binary or item.structures
+            yield path, {value: colour for value, colour in colours.items() if value == 0 or not is_binary}
 
 
 def _require_another_file(item: Item) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -12,8 +13,9 @@ import numpy.typing as npt
 from rich.console import Console
 
 from medsaga import files
+from medsaga.data.dataset import require_order
 from medsaga.data.dicom.terminology import Terminology
-from medsaga.data.inputs import find_all_inputs, images_folder
+from medsaga.data.inputs import find_all_inputs, images_folder, names_of_channels
 from medsaga.data.items import warnings_of
 from medsaga.data.outputs import LabelMapInfo, write_labels, write_probabilities
 from medsaga.data.slices import most_labelled
@@ -80,7 +82,7 @@ def predict_files(
     listed in `CONFIDENCE`. An image that cannot be segmented does not keep the others from it.
 
     What an earlier call wrote into the folder is replaced, as long as nobody has changed it; other files are not. In
-    the tables stay the cases of earlier calls that this one does not segment.
+    the tables stay the cases that this call does not segment, of earlier calls and of such as run beside it.
 
     Args:
         run: run folder, or a delta file.
@@ -108,11 +110,12 @@ def predict_files(
     files.require_writable(out.parent)
     files.require_name(out)
     segmenter = Segmenter.load(run, device, base)
-    sources = [_named(Path(each), console) for each in ([source] if isinstance(source, Path) else source)]
+    channels = segmenter.config.channels
+    sources = [_named(Path(each), channels, console) for each in ([source] if isinstance(source, Path) else source)]
     problems: list[InputError] = []
     items = find_all_inputs(
         sources,
-        channels=segmenter.config.channels,
+        channels=channels,
         series=series,
         problems=problems,
         warn=lambda text: console.print(text, markup=False, highlight=False),
@@ -137,7 +140,7 @@ def predict_files(
     require_free(targets, tables, record, overwrite=overwrite, classes=len(segmenter.config.labels))
     group.wait()  # until all have seen what lies there
     record.share(group)
-    work = _Work(segmenter, wanted, folder, record, tta, console, group)
+    work = _Work(segmenter, wanted, folder, record, tta, console, group, overwrite=overwrite)
     failed: list[list[InputError]] = []
     try:
         for target in targets[group.rank :: group.size]:
@@ -165,9 +168,14 @@ def predict_files(
     return done
 
 
-def _named(source: Path, console: Console) -> Path:
-    """Return the folder of images that a user means by a dataset, and say so; else the same path."""
+def _named(source: Path, channels: Sequence[str], console: Console) -> Path:
+    """Return the folder of images that a user means by a dataset, and say so; else the same path.
+
+    Raises:
+        InputError: the dataset has the channels of the run in another order.
+    """
     images = images_folder(source)
+    require_order(images.parent, names_of_channels(images.parent), channels)
     if images != source:
         console.print(
             f"{source} is a dataset: segmenting the images in {images}", markup=False, highlight=False, soft_wrap=True
@@ -187,20 +195,16 @@ class _Work:
         tta: Augmented,
         console: Console,
         group: Group,
+        *,
+        overwrite: bool,
     ) -> None:
         self._segmenter, self._wanted, self._tta, self._console = segmenter, wanted, tta, console
-        self._folder, self._record, self._group = folder, record, group
+        self._folder, self._record, self._group, self._overwrite = folder, record, group, overwrite
         config = segmenter.config
         self._meaning = LabelMapInfo(config.labels, f"{config.settings.model}, {_version()}", wanted.codes)
         self._classes = [name for name, value in config.labels.items() if value != 0]
         self._scores: dict[str, ConfidenceScores] = {}
         self._rows: list[tuple[str, Measurement]] = []
-        # Whoever segments case after case into a folder keeps what the tables say of all.
-        table = folder / MEASUREMENTS
-        self._measured_before = read_csv(table) if wanted.measure and record.has(table) else []
-        table = folder / CONFIDENCE
-        self._has_table = record.has(table)
-        self._scored_before = confidence_table.read_csv(table, self._classes) if self._has_table else {}
         self._said: list[str] = []
 
     def segment(self, target: Target) -> None:
@@ -248,8 +252,28 @@ class _Work:
 
     def _write_rows(self) -> None:
         if self._rows and self._group.is_first:
-            with self._record.replacing(self._folder / MEASUREMENTS) as path:
-                write_csv(path, self._rows, self._measured_before)
+            table = self._folder / MEASUREMENTS
+            with files.one_at_a_time(self._folder):
+                self._require_ours(table)
+                earlier = read_csv(table) if self._is_ours(table) else []
+                with self._record.replacing(table) as path:
+                    write_csv(path, self._rows, earlier)
+
+    def _is_ours(self, table: Path) -> bool:
+        """Return whether there is a table that medsaga wrote: this command, an earlier one, or one that runs beside it.
+
+        Whoever segments case after case into a folder keeps what the tables say of all.
+        """
+        return self._record.has(table) or Written(self._folder).has(table)
+
+    def _require_ours(self, table: Path) -> None:
+        if os.path.lexists(table) and not (self._overwrite or self._is_ours(table)):
+            raise InputError(
+                table,
+                expected="the table as medsaga wrote it",
+                found="one that was changed since",
+                do="Choose another --out, or --overwrite.",
+            )
 
     def say_confidence(self, *, one_image: bool) -> None:
         """Say the confidence in one image; of several, write `CONFIDENCE` and name those to look at first.
@@ -267,10 +291,15 @@ class _Work:
         else:
             first = ", ".join(f"{name} ({means[name]:.2f})" for name in order[:_LOOK_AT])
             said = f"look at these first: {first}; all in {self._folder / CONFIDENCE}"
-        if self._has_table or not one_image:
-            with self._record.replacing(self._folder / CONFIDENCE) as path:
-                confidence_table.write_csv(path, self._scores, self._classes, self._scored_before)
         self._console.print(said, markup=False, highlight=False, soft_wrap=True)
+        table = self._folder / CONFIDENCE
+        with files.one_at_a_time(self._folder):
+            ours = self._is_ours(table)
+            if ours or not one_image:
+                self._require_ours(table)
+                earlier = confidence_table.read_csv(table, self._classes) if ours else {}
+                with self._record.replacing(table) as path:
+                    confidence_table.write_csv(path, self._scores, self._classes, earlier)
 
 
 def _cleaned(labels: Labels, item: Item, post: PostProcessing, segmenter: Segmenter) -> Labels:

@@ -73,7 +73,9 @@ class Written:
             os.fsync(record.fileno())
 
     def _begin(self) -> None:
-        # Also what a killed process left half-written goes.
+        # What a killed process left half-written goes, what another command has added meanwhile stays.
+        for name, digests in _read(self._path).items():
+            self._known.setdefault(name, set()).update(digests)
         lines = (_line(name, digest) for name, digests in self._known.items() for digest in sorted(digests))
         files.write_text(self._path, "".join(lines))
         self._begun = True

@@ -308,7 +308,7 @@ def manifest_of(
 
 
 def _begun(prepared: Prepared, manifest: dict[str, Any], console: Console) -> Run:
-    """Make the run folder; what goes wrong after that takes it away again.
+    """Make the run folder; what goes wrong after that takes it away again, but never one that another command has made.
 
     It gets its name when all is in it that resuming needs: a process that is killed leaves a run, or none.
     """
@@ -322,19 +322,15 @@ def _begun(prepared: Prepared, manifest: dict[str, Any], console: Console) -> Ru
             style="yellow",
             markup=False,
         )
-    starting = out.with_name(f".{out.name}.starting")
-    shutil.rmtree(starting, ignore_errors=True)
-    starting.mkdir(parents=True)
-    try:
+    with files.making_folder(out, "a run folder", _OR_RESUME) as starting:
         prepared.config.write(starting / run_folder.CONFIG)
         files.write_json(starting / run_folder.SPLIT, prepared.split.to_json())
         files.write_json(starting / run_folder.DIGESTS, _with_earlier(digests, manifest))
         files.write_json(starting / run_folder.MANIFEST, manifest)
-        starting.rename(out)
+    try:
         return _with_samples(prepared, console)
     except BaseException:
-        for folder in (starting, out):
-            shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(out, ignore_errors=True)
         raise
 
 

@@ -42,7 +42,8 @@ def find_series(root: Path, problems: list[InputError] | None = None) -> list[Se
     """Find the image series in a file, a folder, or an export of any depth; headers are read, no pixels.
 
     Hidden files and those that are no DICOM are passed over, and so are directories of media (DICOMDIR),
-    segmentations, structure sets, reports and presentation states. Symbolic links are followed only within ``root``.
+    segmentations, structure sets, reports and presentation states. Symbolic links are followed wherever they lead, each
+    folder once, but to a folder that ``root`` or the link itself lies in.
 
     Args:
         root: the file or folder.
@@ -53,8 +54,8 @@ def find_series(root: Path, problems: list[InputError] | None = None) -> list[Se
         Largest first; empty where there is none.
 
     Raises:
-        InputError: there is no such file or folder, it holds more than 100,000 files, or a file is damaged DICOM
-            (without ``problems``).
+        InputError: there is no such file or folder, it holds more than 100,000 files, or a file is damaged DICOM or
+            a broken link to one (without ``problems``).
     """
     found: dict[tuple[str, Path | None], list[_Found]] = {}
     damaged = set()
@@ -128,9 +129,15 @@ def _files(root: Path) -> Iterator[Path]:
         raise InputError(
             root, expected="a DICOM file or a folder", found="no such file or folder", do="Check its name."
         )
-    inside, count, folders = root.resolve(), 0, [root]
-    while folders:
-        folder = folders.pop()
+    count, folders, linked = 0, [root], list[Path]()
+    inside, seen = root.resolve(), set[Path]()
+    # Folders that lie below come before those that links lead to, so that files keep the names they have there.
+    while folders or linked:
+        folder = folders.pop() if folders else linked.pop(0)
+        real = folder.resolve()
+        if real in seen:
+            continue
+        seen.add(real)
         try:
             every = sorted(os.scandir(folder), key=lambda entry: entry.name)
             entries = [entry for entry in every if not is_hidden(entry.name)]
@@ -150,12 +157,31 @@ def _files(root: Path) -> Iterator[Path]:
                     found="more",
                     do="Name the folder of one patient or of one series.",
                 )
-            if entry.is_file() and (not entry.is_symlink() or path.resolve().is_relative_to(inside)):
+            if not entry.is_symlink():
+                if entry.is_file():
+                    yield path
+            elif path.is_dir():
+                # A link to a folder that it lies in itself is a loop, which would also lead to other patients.
+                if not any(each.is_relative_to(path.resolve()) for each in (inside, real)):
+                    linked.append(path)
+            elif path.is_file() or _is_broken_link(path):
                 yield path
+
+
+def _is_broken_link(path: Path) -> bool:
+    """Whether the name is that of DICOM, and its file is gone: passed over, a series would end early."""
+    return path.suffix.lower() == ".dcm" and path.is_symlink() and not path.exists()
 
 
 def _image(path: Path) -> _Found | None:
     """Return what a file says of its series; None where it is no DICOM image."""
+    if _is_broken_link(path):
+        raise InputError(
+            path,
+            expected="a DICOM file",
+            found="a broken link",
+            do="Bring the file that it stands for (git annex get, datalad get), or remove the link.",
+        )
     has_magic = reading.is_dicom(path)
     if path.name.upper() == "DICOMDIR" or not (has_magic or reading.may_be_bare(path)):
         return None

@@ -6,6 +6,9 @@ Pillow decodes them, but for what it would not give whole: 16 bits of colour in 
 
 from __future__ import annotations
 
+import io
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +42,9 @@ _LOW_BIT_STEP = {"L;2": 85, "L;4": 17}
 """Pillow stretches 2-bit and 4-bit grey to 0..255 by these factors, which would change label values."""
 _MOST_SHOWN_PIXELS = 2**20
 """Of a coloured mask, to name some of its colours."""
+_BITS_OF_BMP = {"1": 1, "L": 8}
+"""Bits per pixel that Pillow believes a BMP file to have whose palette it takes for plain grey."""
+Colour = tuple[int, int, int]
 
 
 def read_header(path: Path) -> Header:
@@ -74,6 +80,8 @@ def read_image(path: Path) -> Array:
         if is_deep_png(image):
             return read_deep_png(path, image)
         is_png, is_pierced = image.format == "PNG", "transparency" in image.info
+        if _is_misread_bmp(path, image):
+            return channels_first(_indices_of_bmp(path) * np.uint8(255 if image.mode == "1" else 1))
         upright = turned_upright(image)
         channels, dtype = MODES[upright.mode]
         if upright.mode in ("LA", "PA", "RGBA") or is_pierced:
@@ -91,7 +99,8 @@ def read_labels(path: Path) -> Labels:
 
     That is grey values or palette indices. Colours are read when the three are equal and nothing is transparent,
     floating point when all of its values are integers. Of a GIF the grey values that are seen are read, because its
-    writers number the palette as they like.
+    writers number the palette as they like, and of a palette of greys that does not begin with the darkest, too; where
+    it holds black and white alone, black is 0 and white 1, as with one bit per pixel.
 
     Raises:
         InputError: as `read_header`, or the file is lossy, transparent, coloured or not integral.
@@ -111,6 +120,8 @@ def read_labels(path: Path) -> Labels:
         rawmode = rawmode_of(image)
         if "I" in rawmode.partition(";")[2]:
             raise _white_is_zero(path)
+        if _is_misread_bmp(path, image):
+            return _indices_of_bmp(path)
         is_gif = image.format == "GIF"
         upright = turned_upright(image)
         if upright.mode in ("RGBA", "LA", "PA"):
@@ -119,11 +130,117 @@ def read_labels(path: Path) -> Labels:
             # To three equal channels if it is grey.
             upright = upright.convert("RGB")
         mode, pixels = upright.mode, np.asarray(upright)
-    if mode in ("P", "1"):
+        if mode == "P":
+            return _meanings(upright)[pixels]
+    if mode == "1":
         return pixels.astype(np.uint8)
     if mode == "L":
         return pixels // np.uint8(_LOW_BIT_STEP.get(rawmode, 1))
     return _labels_of(path, channels_first(pixels.astype(pixels.dtype.newbyteorder("="), copy=False)))
+
+
+def colours_of_labels(path: Path) -> dict[int, Colour]:
+    """Return the colour of each label that a palette shows in a mask; empty where it is not stored with a palette.
+
+    Raises:
+        InputError: as `read_labels`.
+    """
+    stored = _tiff(path)
+    if stored is not None and not stored.is_plain:
+        return {}
+    with opened(path, stored) as image:
+        if image.mode != "P" or image.format == "GIF":
+            return {}
+        image.load()
+        meanings, palette = _meanings(image), _palette_of(image)
+        shown = [(int(meanings[index]), palette[index].tolist()) for index in _used(image)]
+    return {label: (red, green, blue) for label, (red, green, blue) in shown}
+
+
+def palettes_that_differ(masks: Sequence[tuple[Path, Mapping[int, Colour]]]) -> InputError | None:
+    """Return what to tell the user of two masks in which a label has not the same colour; None if there are none.
+
+    A program that makes a palette for each file by itself numbers the colours anew in each. Grey is also looked at
+    the other way round: it may be read by its number in one mask, and as it is seen in another.
+
+    Args:
+        masks: files and their `colours_of_labels`.
+    """
+    colours: dict[int, tuple[Colour, Path]] = {}
+    greys: dict[Colour, tuple[int, Path]] = {}
+    for path, shown in masks:
+        times = Counter(shown.values())
+        for label, colour in sorted(shown.items()):
+            usual, other = colours.setdefault(label, (colour, path))
+            if usual != colour:
+                return _differently_numbered(path, f"{usual} as the colour of the value {label}", other, f"{colour}")
+            # Black fills what a palette does not use.
+            if len(set(colour)) == 1 and colour[0] > 0 and times[colour] == 1:
+                number, other = greys.setdefault(colour, (label, path))
+                if number != label:
+                    return _differently_numbered(
+                        path, f"{number} as the value of the colour {colour}", other, f"{label}"
+                    )
+    return None
+
+
+def _differently_numbered(path: Path, expected: str, other: Path, found: str) -> InputError:
+    return InputError(
+        path,
+        expected=f"{expected}, as in {other}",
+        found=found,
+        do="Their palettes are numbered differently. Save all masks as grey PNG without a palette, whose values are "
+        "the labels 0, 1, 2 and so on, the same for a colour in every mask.",
+    )
+
+
+def _meanings(image: Image.Image) -> npt.NDArray[np.uint8]:
+    """Return the label, ``(256,)``, for each index of a decoded palette image.
+
+    Annotation tools begin with black, or the darkest grey, as background: then indices are labels. Programs that
+    reduce colours number them as they come, often white first.
+    """
+    palette, used, indices = _palette_of(image), _used(image), np.arange(256, dtype=np.uint8)
+    greys = palette[:, 0]
+    # A single index is compared with the rest of the palette, so that a white mask is told from an empty one.
+    others = [index for index in used if index > 0] or list(range(1, len(image.getpalette() or ()) // 3))
+    begins_dark = greys[0] == 0 or (bool(others) and greys[0] < greys[others].min())
+    if begins_dark or bool((palette != palette[:, :1]).any()):
+        return indices
+    return greys // 255 if bool(np.isin(greys, (0, 255)).all()) else greys
+
+
+def _palette_of(image: Image.Image) -> npt.NDArray[np.uint8]:
+    """Return the colours of a palette, ``(256, 3)``, black behind its end."""
+    colours = np.array(image.getpalette() or [], np.uint8).reshape(-1, 3)
+    return np.pad(colours, ((0, 256 - len(colours)), (0, 0)))
+
+
+def _used(image: Image.Image) -> list[int]:
+    return [index for index, count in enumerate(image.histogram()) if count]
+
+
+def _is_misread_bmp(path: Path, image: Image.Image) -> bool:
+    """Whether a BMP file has another number of bits per pixel than Pillow would read, because its palette is grey."""
+    if image.format != "BMP" or image.mode not in _BITS_OF_BMP:
+        return False
+    with path.open("rb") as file:
+        head = file.read(30)
+    is_short = int.from_bytes(head[14:18], "little") == 12  # the header of OS/2
+    return int.from_bytes(head[24:26] if is_short else head[28:30], "little") != _BITS_OF_BMP[image.mode]
+
+
+def _indices_of_bmp(path: Path) -> npt.NDArray[np.uint8]:
+    """Return the palette indices, ``(height, width)``, of a BMP file that `_is_misread_bmp`."""
+    content = bytearray(path.read_bytes())
+    # With a first colour that is no grey Pillow believes the file again.
+    content[14 + int.from_bytes(content[14:18], "little")] ^= 1
+    with Image.open(io.BytesIO(content), formats=("BMP",)) as image:
+        colours = len(image.getpalette() or ()) // 3
+        indices = np.array(image, np.uint8)
+    if indices.max() >= colours:
+        raise ValueError("pixels beyond the palette")
+    return indices
 
 
 def _labels_of(path: Path, image: Array) -> Labels:
