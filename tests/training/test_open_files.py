@@ -78,7 +78,7 @@ FORBIDDEN = {
 ELSEWHERE = {
     'os.kill(pid, signal.SIGINT if os.name == "posix" else signal.SIGTERM)',
     "import fcntl",  # in a try
-    "os.link(path, link)",  # a hard link, in a try
+    "os.link(path.resolve(), link)",  # a hard link, in a try
     "os.killpg(process.pid, signal.SIGKILL)  # and what it has started itself",
 }
 """Lines that are not reached on Windows, or do there what they should."""

@@ -286,7 +286,8 @@ def _place(source: Path, target: Path) -> None:
         link = target if path == source else target / path.relative_to(source)
         link.parent.mkdir(parents=True, exist_ok=True)
         try:
-            os.link(path.resolve(), link)  # a link to a link would be read from where that one lies
+            # A link to a link would be read from where that one lies.
+            os.link(path.resolve(), link)
         except OSError:
             shutil.copyfile(path, link)
 
