@@ -61,15 +61,27 @@ def table(records: Sequence[Record]) -> str:
         for shots in SHOTS[dataset]:
             found = [_scores(records, [(dataset, shots)], contender) for contender in contenders]
             lines.append(f"| {dataset} | {shots} | {' | '.join(map(_spread, found))} |")
-    for heading, chosen in (
-        ("mean of all", list(SHOTS)),
-        ("mean of kinds never taught", UNSEEN),
-    ):
-        for n, asked in enumerate(next(iter(SHOTS.values()))):
-            places = [(name, SHOTS[name][n]) for name in chosen]
-            means = [_mean_of_means(records, places, contender) for contender in contenders]
-            lines.append(f"| {heading} | {asked} | {' | '.join(means)} |")
+    for heading, chosen in (("mean of all", tuple(SHOTS)), ("mean of kinds never taught", UNSEEN)):
+        in_the_mean = means(records, chosen)
+        for asked in map(str, next(iter(SHOTS.values()))):
+            of = in_the_mean.get(asked, {})
+            cells = (f"{of[name]:.3f}" if name in of else "not measured" for name in contenders)
+            lines.append(f"| {heading} | {asked} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def means(records: Sequence[Record], sets: Sequence[str] = tuple(SHOTS)) -> dict[str, dict[str, float]]:
+    """Return means over datasets of means over seeds, by the number of cases asked for and by contender.
+
+    A contender that lacks a dataset has none.
+    """
+    found: dict[str, dict[str, float]] = {}
+    for n, asked in enumerate(next(iter(SHOTS.values()))):
+        for contender in CONTENDERS.values():
+            of_sets = [_scores(records, [(name, SHOTS[name][n])], contender) for name in sets]
+            if all(of_sets):
+                found.setdefault(str(asked), {})[contender] = mean(map(mean, of_sets))
+    return found
 
 
 def _scores(records: Iterable[Record], places: Sequence[tuple[str, int]], contender: str) -> list[float]:
@@ -83,19 +95,14 @@ def _spread(scores: Sequence[float]) -> str:
     return f"{mean(scores):.3f}{spread} ({len(scores)})"
 
 
-def _mean_of_means(records: Sequence[Record], places: Sequence[tuple[str, int]], contender: str) -> str:
-    """The mean over datasets of their means over seeds; none where a dataset is missing."""
-    of_sets = [_scores(records, [place], contender) for place in places]
-    return f"{mean(map(mean, of_sets)):.3f}" if of_sets and all(of_sets) else "not measured"
-
-
 def main() -> None:
     """Do it."""
     given = arguments_for(__doc__, Path(__file__).parent, list(CONTENDERS))
     cells = measure(given)
     records = [record_of(name, cell) for name, of_set in cells.items() for cell in of_set if cell["status"] == "done"]
     records = with_earlier(records, given.out / "judgement.json")
-    files.write_json(given.out / "judgement.json", {"machine": machine(), "runs": records})
+    document = {"machine": machine(), "means": means(records), "runs": records}
+    files.write_json(given.out / "judgement.json", document)
     files.write_text(given.out / "judgement.md", table(records))
 
 
