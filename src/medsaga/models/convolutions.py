@@ -1,4 +1,7 @@
-"""Convolutions in the forms that torch computes fastest on a CPU, to the same values up to rounding."""
+"""Convolutions in the forms that oneDNN computes fastest on a CPU, to the same values up to rounding.
+
+What they are worth: ``benchmarks/step``. Where torch has no oneDNN, and on other devices, they are its usual ones.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ class PixelConvolution(nn.Conv2d):
         super().__init__(in_channels, out_channels, kernel_size=1, bias=bias)
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return F.conv2d(input, weight, bias, dilation=2 if input.device.type == "cpu" else 1)
+        return F.conv2d(input, weight, bias, dilation=2 if _by_onednn(input) else 1)
 
 
 def depthwise(inputs: Tensor, kernel: Tensor, bias: Tensor, stride: int) -> Tensor:
@@ -35,10 +38,14 @@ def depthwise(inputs: Tensor, kernel: Tensor, bias: Tensor, stride: int) -> Tens
         bias: ``(channels,)``.
         stride: of rows and columns.
     """
-    if kernel.shape[-1] == _SLOW_SIDE and inputs.device.type == "cpu" and inputs.dtype == torch.float32:
+    if kernel.shape[-1] == _SLOW_SIDE and inputs.dtype == torch.float32 and _by_onednn(inputs):
         result: Tensor = _Depthwise5.apply(inputs, kernel, bias, stride)
         return result
     return F.conv2d(inputs, kernel, bias, stride, groups=inputs.shape[1])
+
+
+def _by_onednn(inputs: Tensor) -> bool:
+    return inputs.device.type == "cpu" and torch.backends.mkldnn.is_available()
 
 
 class _Depthwise5(torch.autograd.Function):
