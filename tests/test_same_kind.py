@@ -111,6 +111,20 @@ def test_numbered_images_of_different_sizes_are_images_of_their_own(trained_toy:
     assert main(["suggest", str(tmp_path / "images"), "--n", "2", "--model", "starter", "--device", "cpu"]) == 0
 
 
+def test_three_numbered_pictures_are_frames_for_a_run_on_colour(tmp_path: Path) -> None:
+    data = write_toy_dataset(tmp_path / "data")
+    for path in (data / "images").iterdir():
+        Image.open(path).convert("RGB").save(path)
+    assert main(["train", str(data), "--out", str(tmp_path / "run"), "--shots", "2", *FAST]) == 0
+    (tmp_path / "frames").mkdir()
+    for number in range(3):
+        frame = Image.open(data / "images" / f"img{number}.png").convert("L")
+        frame.save(tmp_path / "frames" / f"scan_{number:04}.png")
+    out = tmp_path / "out"
+    assert main(["predict", str(tmp_path / "run"), str(tmp_path / "frames"), "--out", str(out), "--device", "cpu"]) == 0
+    assert len(list(out.glob("scan_*.png"))) == 3
+
+
 def test_as_many_cases_are_suggested_as_there_are(toy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for number in range(2, 6):
         (toy / "images" / f"img{number}.png").unlink()

@@ -214,7 +214,9 @@ def _grouped(
         InputError: they can only be channels, and one is missing, or a file is named in another way.
     """
     groups, misnamed = channel_groups(paths)
-    if not groups:
+    # Three channels without names are the colours of one picture: three numbered ones are frames.
+    is_colour = channels is not None and tuple(channels) == ("channel_0", "channel_1", "channel_2")
+    if not groups or (is_colour and all(map(is_picture, paths))):
         return None
     count = len(channels) if channels is not None else _usual_count(groups)
     if not misnamed and len({len(files) for files in groups.values()}) == 1:
