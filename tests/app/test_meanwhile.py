@@ -22,13 +22,19 @@ def labels_of(client: Client, key: str) -> np.ndarray:
     return np.frombuffer(body, np.uint8).reshape(48, 64)
 
 
-def test_a_mask_that_another_program_saves_of_a_case_that_was_begun_is_the_newest_version(toy: Path) -> None:
+def begun(toy: Path) -> tuple[Project, str, Path, bytes]:
+    """Begin a case, and return its id, the file of its mask, and what another program will write there."""
     mask = toy / "masks" / "img0.png"
     theirs = mask.read_bytes()
     mask.unlink()
     project = Project(toy)
     key = project.names["img0"]
     project.mask(key).edit("brush", "image", (0, 0, 0), np.full((1, 2, 2), 1, np.uint8))
+    return project, key, mask, theirs
+
+
+def test_a_mask_that_another_program_saves_of_a_case_that_was_begun_is_the_newest_version(toy: Path) -> None:
+    project, key, mask, theirs = begun(toy)
     mask.write_bytes(theirs[:100])
     assert not project.watch()
     mask.write_bytes(theirs)
@@ -42,12 +48,7 @@ def test_a_mask_that_another_program_saves_of_a_case_that_was_begun_is_the_newes
 
 
 def test_a_mask_that_was_saved_a_moment_ago_is_kept_when_the_case_is_finished(toy: Path) -> None:
-    mask = toy / "masks" / "img0.png"
-    theirs = mask.read_bytes()
-    mask.unlink()
-    project = Project(toy)
-    key = project.names["img0"]
-    project.mask(key).edit("brush", "image", (0, 0, 0), np.full((1, 2, 2), 1, np.uint8))
+    project, key, mask, theirs = begun(toy)
     mask.write_bytes(theirs)
     project.finish(key)
     assert np.count_nonzero(np.asarray(Image.open(mask))) == 4

@@ -276,6 +276,16 @@ def test_a_stroke_that_the_disk_has_no_room_for_leaves_the_journal_as_it_was(tmp
     assert not path.with_suffix(".damaged").exists()
 
 
+def test_a_journal_that_was_removed_while_it_is_open_begins_anew(tmp_path: Path) -> None:
+    path, box = tmp_path / "masks" / "1.jsonl", Box("axial", 0, 1, 2, (1, 2, 3))
+    journal = Journal(path)
+    for number in range(3):
+        journal.add(Edit("brush", box, packed(np.zeros(box.shape, int)), packed(np.full(box.shape, number))))
+        if number == 1:
+            shutil.rmtree(path.parent)
+    assert Journal(path).done == journal.done[2:]
+
+
 def test_labels_are_named_and_added_and_the_folder_says_so(tmp_path: Path) -> None:
     toy = write_toy_dataset(tmp_path / "toy", images=2)
     (toy / "dataset.json").unlink()

@@ -5,13 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from conftest import write_toy_dataset
-from page_server import page
+from page_server import page, until
 
 from medsaga.app.jobs import Jobs
 from medsaga.app.project import Project
@@ -20,13 +18,6 @@ from medsaga.data.dataset import read_dataset
 from medsaga.data.items import read_mask
 
 PRINT = (sys.executable, "-c", "print('{}')")
-
-
-def until(is_so: Callable[[], bool], seconds: float = 20) -> None:
-    end = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < end, "it never came"
-        time.sleep(0.02)
 
 
 def test_a_command_that_cannot_be_started_holds_up_none(tmp_path: Path) -> None:

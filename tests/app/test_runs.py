@@ -9,14 +9,13 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from clinical_phantoms import write_examination
 from conftest import write_toy_dataset
-from page_server import page
+from page_server import page, until
 from PIL import Image
 from rich.console import Console
 
@@ -38,13 +37,6 @@ def write_dicom_dataset(root: Path) -> Path:
     for number in range(2):
         write_examination(root, f"case{number}", seed=number, mask="none")
     return root
-
-
-def until(is_so: Callable[[], bool], seconds: float = 20) -> None:
-    end = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < end, "it never came"
-        time.sleep(0.02)
 
 
 def has(log: Path, text: str) -> bool:

@@ -140,7 +140,9 @@ class Journal:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         content = (json.dumps(line) + "\n").encode("ascii")
         with self._path.open("ab", buffering=0) as file:
-            # Half a line, of a full disk, with another one behind it would be taken for damage.
+            # Half a line, of a full disk, with another one behind it would be taken for damage. The file is shorter
+            # where somebody has removed it: then it begins anew.
+            self._whole = min(self._whole, os.fstat(file.fileno()).st_size)
             file.truncate(self._whole)
             try:
                 written = file.write(content)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from medsaga.data.items import read_mask
 from medsaga.data.sources import place_of
 from medsaga.data.types import Item, Series, to_class_indices
 from medsaga.errors import InputError
-from medsaga.prediction.confidence_table import CONFIDENCE
+from medsaga.prediction.confidence_table import CONFIDENCE, read_csv
 from medsaga.settings.run_config import read_config
 
 PREDICTIONS = "predictions"
@@ -109,10 +108,7 @@ def _kind(item: Item) -> str:
 
 def _confidence(run: Path) -> dict[str, float]:
     path = run / PREDICTIONS / CONFIDENCE
-    if not path.exists():
-        return {}
-    with path.open(encoding="utf-8", newline="") as file:
-        return {row["case"]: float(row["confidence"]) for row in csv.DictReader(file)}
+    return {case: mean for case, (mean, *_) in read_csv(path).items()} if path.exists() else {}
 
 
 def _dice(run: Path) -> dict[str, float]:

@@ -34,10 +34,15 @@ def write_csv(
     files.write_csv(path, [[*_FIRST_COLUMNS, *classes], *rows])
 
 
-def read_csv(path: Path, classes: Sequence[str]) -> dict[str, list[float]]:
-    """Return the numbers of each case in a table that `write_csv` wrote; none where it is of other classes."""
+def read_csv(path: Path, classes: Sequence[str] | None = None) -> dict[str, list[float]]:
+    """Return the numbers of each case in a table that `write_csv` wrote, the mean first.
+
+    Args:
+        path: the file.
+        classes: None for any; of a table of others nothing is returned.
+    """
     with path.open(newline="", encoding="utf-8") as file:
         header, *lines = csv.reader(file)
-    if header != [*_FIRST_COLUMNS, *classes]:
+    if classes is not None and header != [*_FIRST_COLUMNS, *classes]:
         return {}
     return {name: [float(value) for value in values] for name, *values in lines}
