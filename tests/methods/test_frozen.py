@@ -15,6 +15,7 @@ from medsaga.data.augment import AUGMENTATIONS, augment
 from medsaga.data.dataset import read_dataset
 from medsaga.data.intensity import Intensity
 from medsaga.data.samples import Samples, build_samples
+from medsaga.data.symmetries import LEFT_RIGHT
 from medsaga.memory.tracker import TensorTracker
 from medsaga.models.sam import KClassSam, build_sam
 from medsaga.runs.train import train
@@ -94,3 +95,70 @@ def test_many_images_have_fewer_variants(samples: Samples, tmp_path: Path) -> No
         foreground=samples.foreground[[0] * 300],
     )
     assert len(_embed(_model(), many, tmp_path / "m", batch_size=64)) == 300
+
+
+class _Counting(KClassSam):
+    """Counts the images that go through its encoder."""
+
+    encoded = 0
+
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        type(self).encoded += len(images)
+        return super().encode(images)
+
+
+def test_embeddings_that_are_there_are_not_made_again(
+    samples: Samples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = _model()
+    model.__class__ = _Counting
+    monkeypatch.setattr(_Counting, "encoded", 0)
+
+    def made(**given: Any) -> int:
+        before = _Counting.encoded
+        embedded = _embed(model, samples, tmp_path / "e", **given)
+        images, labels = embedded.batch(range(len(embedded)))
+        embedded.close()
+        made = _Counting.encoded - before
+        again = _embed(_model_like(model), samples, tmp_path / f"fresh{before}", **given)
+        for one, other in zip((images, labels), again.batch(range(len(again))), strict=True):
+            assert torch.equal(one, other)
+        return made
+
+    all_of_them = MOST_VARIANTS * len(samples)
+    assert made() == all_of_them
+    assert made() == 0
+    with torch.no_grad():
+        next(model.mask_decoder.parameters()).add_(1.0)
+    assert made() == 0, "the decoder has no part in them"
+    for change in ({"seed": 6}, {"augmentation": "none"}, {"augmentation": "fewshot"}):
+        assert made(**change) == (len(samples) if change == {"augmentation": "none"} else all_of_them)
+    with torch.no_grad():
+        next(model.image_encoder.parameters()).add_(1e-3)
+    assert made() == all_of_them
+    model.symmetries = (LEFT_RIGHT,)
+    assert made() == all_of_them
+    samples.images = samples.images[::-1].copy()
+    assert made() == all_of_them
+    assert made() == 0
+
+
+def _model_like(model: KClassSam) -> KClassSam:
+    other = _model()
+    other.load_state_dict(model.state_dict())
+    other.symmetries = model.symmetries
+    return other
+
+
+def test_embeddings_of_an_interrupted_command_are_made_again(samples: Samples, tmp_path: Path) -> None:
+    expected = _embed(_model(), samples, tmp_path / "whole").batch([0, 17])
+
+    def interrupt(done: int, total: int) -> None:
+        if done > total // 2:
+            raise KeyboardInterrupt
+
+    how: dict[str, Any] = {"augmentation": "fewshot", "seed": 5, "batch_size": 4, "tracker": TensorTracker()}
+    with pytest.raises(KeyboardInterrupt):
+        embed(_model(), samples, tmp_path / "e", **how, progress=interrupt)
+    for one, other in zip(_embed(_model(), samples, tmp_path / "e").batch([0, 17]), expected, strict=True):
+        assert torch.equal(one, other)

@@ -102,9 +102,10 @@ def trained(
         (eight_bits, torch.bfloat16, False),
         (sketched, torch.bfloat16, True),
         (plain, torch.bfloat16, False),
+        (plain, torch.float32, False),
         (descent, torch.float32, False),
     ],
-    ids=["sketched", "exact", "eight bits", "int8", "adamw", "sgd"],
+    ids=["sketched", "exact", "eight bits", "int8", "adamw", "adamw together", "sgd"],
 )
 def test_an_update_goes_on_to_the_same_bits(make: Any, dtype: torch.dtype, int8: bool) -> None:
     expected, none = trained(make, dtype, int8=int8, at=0)

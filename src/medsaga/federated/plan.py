@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from medsaga.federated.options import Federation
 from medsaga.federated.worker import freeze
 from medsaga.methods import new_optimizer
 from medsaga.models.base import SegmentationModel
+from medsaga.models.digest import digest_of
 from medsaga.settings.options import ResolvedSettings
 from medsaga.settings.run_config import RunConfig
 
@@ -115,12 +115,7 @@ def digest_of_frozen(model: SegmentationModel, settings: ResolvedSettings, feder
     """Return the SHA-256 of all parameters and other tensors that are not trained, and of the model's form."""
     new_optimizer(model, settings).close()
     freeze(model, federation)
-    digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        digest.update(f"{name}{tuple(parameter.shape)}{parameter.requires_grad}".encode())
-        if not parameter.requires_grad:
-            digest.update(parameter.detach().cpu().contiguous().numpy().tobytes())
-    for name, buffer in model.named_buffers():
-        digest.update(f"{name}{tuple(buffer.shape)}".encode())
-        digest.update(buffer.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    parameters = dict(model.named_parameters())
+    form = [(name, tuple(weight.shape), weight.requires_grad) for name, weight in parameters.items()]
+    frozen = [(name, weight) for name, weight in parameters.items() if not weight.requires_grad]
+    return digest_of([*frozen, *model.named_buffers()], form)

@@ -27,6 +27,7 @@ from medsaga.federated.orders import Order
 from medsaga.memory.meta import keyed_generator
 from medsaga.methods import new_optimizer
 from medsaga.models.base import SegmentationModel
+from medsaga.models.digest import digest_of
 from medsaga.optim.galore import GaLoreAdamW
 from medsaga.optim.rounding import write_weight
 from medsaga.optim.shared_basis import SharedBasisAdamW, Sides, factor_of
@@ -329,13 +330,10 @@ def _require_one_start(start: Tensors, federation: Federation, folder: Path, num
     Raises:
         RunError: the round began from other weights before, or is beyond those of the plan.
     """
-    digest = hashlib.sha256()
-    for name in sorted(start):
-        digest.update(f"{name}{start[name].dtype}".encode())
-        digest.update(start[name].detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    digest = digest_of(sorted(start.items()))
     path = folder / _STARTS
     known: dict[str, str] = files.read_json(path) if path.exists() else {}
-    if number > federation.rounds or known.setdefault(str(number), digest.hexdigest()) != digest.hexdigest():
+    if number > federation.rounds or known.setdefault(str(number), digest) != digest:
         raise RunError(
             f"the server orders round {number} of {federation.rounds} from other weights than before, whose answer "
             "would reveal what the noise hides: nothing is sent. Ask who runs the server"

@@ -111,6 +111,7 @@ class AccumulatingOptimizer(torch.optim.Optimizer):
         for group, weight in itertools.islice(self._weights(), self.updated, None):
             self._update(weight, group)
             self.updated += 1
+        self._update_the_rest()
         self.updated = 0
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -135,8 +136,14 @@ class AccumulatingOptimizer(torch.optim.Optimizer):
         """Leave the weights as any other weights: nothing happens any more when a gradient arrives."""
 
     def _update(self, weight: Tensor, group: dict[str, Any]) -> None:
-        """Update one weight, if its gradient has arrived; as a whole, or not at all if memory runs out."""
+        """Update one weight, if its gradient has arrived; as a whole, or not at all if memory runs out.
+
+        It may leave weights to ``_update_the_rest``.
+        """
         raise NotImplementedError
+
+    def _update_the_rest(self) -> None:
+        """Update what ``_update`` has left out, all at once; as a whole, or not at all if memory runs out."""
 
     def _expected(self, weight: Tensor, group: dict[str, Any]) -> Tensor:
         """Return a tensor without values like the one that the next update of a weight is made from."""

@@ -1,10 +1,15 @@
-"""AdamW as a pure function of tensors."""
+"""AdamW as a pure function of tensors, and for many weights in one call."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.optim.adamw import adamw
 
+from medsaga.models.int8 import Int8Weight
 from medsaga.optim.rounding import write_weight
 
 
@@ -34,3 +39,63 @@ def update_weight(
     precise = weight.to(direction.dtype)
     precise.mul_(1 - lr * weight_decay).add_(direction.reshape(weight.shape), alpha=-lr * scale)
     write_weight(weight, precise, generator)
+
+
+def is_simple(weight: Tensor) -> bool:
+    """Whether torch's fused kernel does for a weight what is done here: float32, one number after the other."""
+    gradient = weight.grad
+    return (
+        gradient is not None
+        and weight.dtype == gradient.dtype == torch.float32
+        and not isinstance(weight, Int8Weight)
+        and weight.is_contiguous()
+        and gradient.is_contiguous()
+    )
+
+
+def update_together(
+    weights: Sequence[Tensor],
+    states: Mapping[Tensor, dict[str, Any]],
+    step: int,
+    group: Mapping[str, Any],
+    factor: Tensor | float,
+) -> None:
+    """Update simple weights of one device in place, all in one call of torch's fused kernel.
+
+    A model has hundreds of small ones: one by one, most of the time goes into the calls. A weight without moments gets
+    them; should memory run out on the way, no weight has moved.
+
+    Args:
+        weights: for which `is_simple`; their gradients are used up.
+        states: ``exp_avg`` and ``exp_avg_sq`` of each, in float32; they are changed in place.
+        step: 1 at the first update.
+        group: ``lr``, ``betas``, ``eps`` and ``weight_decay``.
+        factor: of the gradients.
+    """
+    for weight in weights:
+        for name in ("exp_avg", "exp_avg_sq"):
+            if name not in states[weight]:
+                states[weight][name] = torch.zeros_like(weight)
+    device = weights[0].device
+    if device.type != "meta":
+        # The kernel divides by a scale, and counts the steps itself, for each weight.
+        scale = None if isinstance(factor, float) and factor == 1 else torch.as_tensor(1 / factor, device=device)
+        adamw(
+            list(weights),
+            [weight.grad for weight in weights if weight.grad is not None],
+            [states[weight]["exp_avg"] for weight in weights],
+            [states[weight]["exp_avg_sq"] for weight in weights],
+            [],
+            list(torch.full((len(weights),), step - 1.0, device=device).unbind()),
+            fused=True,
+            grad_scale=scale,
+            amsgrad=False,
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+        )
+    for weight in weights:
+        states[weight]["step"] = step

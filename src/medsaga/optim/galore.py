@@ -22,7 +22,7 @@ from torch.utils.hooks import RemovableHandle
 from medsaga.memory.meta import keyed_generator, value_of
 from medsaga.models.linear import give_factors
 from medsaga.optim.accumulation import AccumulatingOptimizer
-from medsaga.optim.adamw import adamw_direction, update_weight
+from medsaga.optim.adamw import adamw_direction, is_simple, update_together, update_weight
 from medsaga.optim.arrival import Arrived, FactoredGradient, Gradient, WholeGradient, factors_are_shorter
 from medsaga.optim.groups import check_group
 from medsaga.optim.projection import (
@@ -267,11 +267,21 @@ class GaLoreAdamW(AccumulatingOptimizer):
         return number
 
     def _update(self, weight: Tensor, group: dict[str, Any]) -> None:
-        """Update one weight, if its gradient has arrived."""
+        """Update one weight, if its gradient has arrived, unless it is among those that are updated together."""
         if group["rank"] is not None:
             self._step_projected(weight, group)
-        elif weight.grad is not None:
+        elif weight.grad is not None and not _is_with_the_rest(weight, group):
             self._move(weight, weight.grad.to(precision_of(weight)) * self._factor, group)
+
+    def _update_the_rest(self) -> None:
+        for group in self.param_groups:
+            alike: dict[tuple[torch.device, int], list[Tensor]] = {}
+            for weight in group["params"]:
+                if _is_with_the_rest(weight, group):
+                    step = self.state[weight].get("step", 0) + 1
+                    alike.setdefault((weight.device, step), []).append(weight)
+            for (_, step), weights in alike.items():
+                update_together(weights, self.state, step, group, self._factor)
 
     def _step_projected(self, weight: Tensor, group: dict[str, Any]) -> None:
         """Update one projected weight, and change its basis when that is due."""
@@ -360,6 +370,11 @@ class _Factors:
         assert optimizer is not None
         assert weight is not None
         optimizer.take(weight, FactoredGradient(grad_output, inputs, precision_of(weight)))
+
+
+def _is_with_the_rest(weight: Tensor, group: dict[str, Any]) -> bool:
+    """Whether a weight is updated together with others, by one call."""
+    return group["rank"] is None and _storage(group).keeps_as_is(weight) and is_simple(weight)
 
 
 def _storage(group: dict[str, Any]) -> Storage:

@@ -55,10 +55,17 @@ class Storage:
         It is for the caller to put into the state, when all else that is needed has been allocated.
         """
         home = torch.device("cpu") if self.on_host and not value.is_meta else value.device
-        if self.bits == 8 and value.numel() >= LEAST_QUANTISED:
+        if self._quantises(value):
             codes, scales = quantise(value, KINDS[name], generator)
             return {name: codes.to(home), _scales(name): scales.to(home)}
         return {name: value.to(home)}
+
+    def keeps_as_is(self, weight: Tensor) -> bool:
+        """Whether a weight's moments lie beside it in 32 bits: what is read is what is stored."""
+        return not self.on_host and not self._quantises(weight)
+
+    def _quantises(self, value: Tensor) -> bool:
+        return self.bits == 8 and value.numel() >= LEAST_QUANTISED
 
 
 def precision_of(tensor: Tensor) -> torch.dtype:

@@ -1,13 +1,16 @@
 """Embeddings of training images, computed once, for methods that never change the encoder.
 
 Augmentation changes images before the encoder sees them, so each image is changed in a few fixed ways, and each of
-these is a sample of its own.
+these is a sample of its own. What an earlier command, or an earlier round of a federation, has left of just these
+embeddings is used.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +21,15 @@ from medsaga.data.augment import AUGMENTATIONS, Augmentation, augment
 from medsaga.data.samples import Samples, require_room
 from medsaga.distributed.group import ALONE, Group
 from medsaga.memory.tracker import TensorTracker
+from medsaga.models.digest import digest_of
+from medsaga.models.int8 import plain_state
 
 MOST_VARIANTS = 16
 MOST_SAMPLES = 512
 """With this many images there is one variant of each: more would take longer to embed than to train on."""
+
+_MADE_FROM = "made_from"
+"""The file with the digest of all that the embeddings beside it depend on, written when they are complete."""
 
 
 @torch.no_grad()
@@ -40,9 +48,9 @@ def embed(
     """Return samples whose images are what the encoder makes of them, float32, memory-mapped in ``folder``.
 
     Args:
-        model: has ``encode`` and ``pack``.
+        model: has an ``image_encoder``, ``encode`` and ``pack``.
         samples: n of them.
-        folder: for the files; what lies there is replaced.
+        folder: for the files; what lies there is used if it is the same, else replaced.
         augmentation: key of ``AUGMENTATIONS``. Unless it is ``none``, each image is changed in up to 16 ways, and there
             are as many times n samples; variant v is what ``augment`` makes of an image in step v.
         seed: of the run.
@@ -58,16 +66,23 @@ def embed(
         (folder / "labels.npy", np.uint8, (side, side)),
     ]
 
-    def create() -> None:
+    def needed() -> str | None:
+        """Return the digest of what has to be made, with the files made ready; None where it is there."""
+        made_from = _digest(model, samples, variants, augmentation, seed)
+        with contextlib.suppress(OSError):
+            if (folder / _MADE_FROM).read_text(encoding="utf-8") == made_from:
+                return None
         folder.mkdir(parents=True, exist_ok=True)
+        (folder / _MADE_FROM).unlink(missing_ok=True)
         require_room(folder, 4 * math.prod(model.packed_shape) * variants * n)
         for path, kind, shape in files:
             np.lib.format.open_memmap(path, "w+", kind, (variants * n, *shape))
+        return made_from
 
-    group.once(create)
+    made_from = group.once(needed)
     embeddings, classes = (np.lib.format.open_memmap(path, "r+") for path, _, _ in files)
     parts = [(variant, first) for variant in range(variants) for first in range(0, n, batch_size)]
-    for variant, first in parts[group.rank :: group.size]:
+    for variant, first in parts[group.rank :: group.size] if made_from else ():
         rows = range(first, min(first + batch_size, n))
         images, labels = (tensor.to(model.device) for tensor in samples.batch(rows))
         made, changed = _changed(model, images, labels, seed, variant, first, AUGMENTATIONS[augmentation], tracker)
@@ -77,6 +92,8 @@ def embed(
     for array in (embeddings, classes):
         array.flush()
     group.wait()
+    if made_from and group.is_first:
+        (folder / _MADE_FROM).write_text(made_from, encoding="utf-8")
     return Samples(
         images=embeddings,
         labels=classes,
@@ -85,6 +102,19 @@ def embed(
         content=np.tile(samples.content, (variants, 1)),
         foreground=np.tile(samples.foreground, variants),
     )
+
+
+def _digest(model: Any, samples: Samples, variants: int, augmentation: str, seed: int) -> str:
+    """Return the SHA-256 of all that embeddings depend on, which is made in a fraction of their time."""
+
+    def tensors() -> Iterator[tuple[str, torch.Tensor]]:
+        yield from plain_state(model.image_encoder).items()
+        for number in range(len(samples)):
+            images, labels = samples.batch([number])
+            yield from ((f"image {number}", images), (f"labels {number}", labels))
+
+    how = (variants, AUGMENTATIONS[augmentation], seed, model.symmetries)
+    return digest_of(tensors(), metadata.version("medsaga"), model.architecture, *how)
 
 
 def _changed(
