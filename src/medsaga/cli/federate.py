@@ -233,7 +233,7 @@ def _require_flower() -> None:
     import importlib.util
 
     if importlib.util.find_spec("flwr") is None:
-        do = "Install it: pip install medsaga[federated]."
+        do = "Install it: pip install 'medsaga[federated]'."
         raise InputError("medsaga federate", expected="Flower (flwr)", found="none", do=do)
 
 

@@ -101,7 +101,7 @@ def _download(hub_id: str) -> Path:
             hub_id,
             expected="a local path, or the package huggingface_hub, which downloads models from the Hugging Face hub",
             found="a hub id, and no such package",
-            do="pip install medsaga[hub]; or download the model elsewhere and name its folder.",
+            do="pip install 'medsaga[hub]'; or download the model elsewhere and name its folder.",
         ) from None
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
