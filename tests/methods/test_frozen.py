@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from resolved import resolved
 from safetensors.torch import load_file
 
 from medsaga import methods
@@ -141,6 +142,37 @@ def test_embeddings_that_are_there_are_not_made_again(
     samples.images = samples.images[::-1].copy()
     assert made() == all_of_them
     assert made() == 0
+
+
+def test_layers_that_the_embeddings_have_passed_are_frozen_and_tell_them_apart(
+    samples: Samples, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    model = build_sam("sam2.1_hiera_tiny", classes=3, image_size=64, in_channels=1).eval()
+    settings = resolved(method="frozen", model="sam2.1_hiera_tiny", image_size=64)
+    methods.new_optimizer(model, settings).close()
+    assert not any(weight.requires_grad for weight in model.image_encoder.parameters())
+    assert not model.mask_decoder.get_submodule("conv_s0").weight.requires_grad
+    assert model.mask_decoder.mask_tokens.weight.requires_grad
+    _embed(model, samples, tmp_path / "e", augmentation="none")
+    with torch.no_grad():
+        model.mask_decoder.get_submodule("conv_s0").weight.add_(0.5)
+    again = _embed(model, samples, tmp_path / "e", augmentation="none")
+    expected = model.pack(model.encode(samples.batch([0])[0])).detach()
+    torch.testing.assert_close(again.batch([0])[0], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_embeddings_that_are_used_again_keep_their_memory_and_need_their_files(
+    samples: Samples, tmp_path: Path
+) -> None:
+    how: dict[str, Any] = {"augmentation": "none", "seed": 5, "batch_size": 4, "progress": lambda done, total: None}
+    first, second = TensorTracker(), TensorTracker()
+    embed(_model(), samples, tmp_path / "e", **how, tracker=first).close()
+    embed(_model(), samples, tmp_path / "e", **how, tracker=second).close()
+    assert first.peak_bytes == second.peak_bytes > 0
+    assert first.breakdown == second.breakdown
+    (tmp_path / "e/embeddings.npy").unlink()
+    assert len(embed(_model(), samples, tmp_path / "e", **how, tracker=TensorTracker())) == len(samples)
 
 
 def _model_like(model: KClassSam) -> KClassSam:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from medsaga.optim.adamw import update_together
 from medsaga.optim.galore import GaLoreAdamW
 
 SHAPES = [(1,), (7,), (64, 3), (5000,), (4, 1, 5, 5)]
@@ -79,6 +80,52 @@ def test_rates_are_those_of_each_group() -> None:
         reference.step()
     torch.testing.assert_close(slow, slow_too, rtol=0, atol=1e-6)
     torch.testing.assert_close(quick, quick_too, rtol=0, atol=1e-6)
+
+
+def test_a_shortage_between_two_groups_moves_no_weight_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    def trained(failing: int) -> list[Any]:
+        pair = [nn.Parameter(torch.ones(9)) for _ in range(2)]
+        optimizer = GaLoreAdamW([{"params": [pair[0]]}, {"params": [pair[1]], "lr": 0.2}], lr=0.1)
+        calls = 0
+
+        def update(*given: Any) -> None:
+            nonlocal calls
+            calls += 1
+            if calls == failing:
+                raise MemoryError
+            update_together(*given)
+
+        monkeypatch.setattr("medsaga.optim.galore.update_together", update)
+        for step in range(2):
+            for weight in pair:
+                weight.grad = gradient_for(weight, step)
+            optimizer.clip_gradients(1.0)
+            progress = []
+            while True:
+                try:
+                    optimizer.step()
+                    break
+                except MemoryError:
+                    progress.append(optimizer.updated)
+            assert progress == sorted(set(progress)), "the loop would take a second shortage for no progress"
+            optimizer.zero_grad()
+        return [*pair, *(optimizer.state[weight]["step"] for weight in pair)]
+
+    expected = trained(failing=0)
+    for failing in range(1, 5):
+        for one, other in zip(trained(failing), expected, strict=True):
+            assert torch.equal(torch.as_tensor(one), torch.as_tensor(other))
+
+
+def test_moments_of_a_transposed_gradient_stay_where_they_are() -> None:
+    ours, other = (nn.Parameter(torch.arange(12.0).view(3, 4)) for _ in range(2))
+    optimizer, reference = GaLoreAdamW([ours], **SETTINGS), torch.optim.AdamW([other], foreach=False, **SETTINGS)
+    for step in range(4):
+        gradient = gradient_for(ours, step)
+        ours.grad, other.grad = gradient.t().contiguous().t() if step == 0 else gradient.clone(), gradient
+        optimizer.step()
+        reference.step()
+    torch.testing.assert_close(ours, other, rtol=0, atol=1e-6)
 
 
 def test_the_number_of_operations_does_not_grow_with_that_of_the_weights() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -48,6 +48,11 @@ class TensorTracker(TorchDispatchMode):
             if tensor is not None:
                 self._follow(tensor, category, reassign=True)
         self._note_peak()
+
+    def recall(self, peak_bytes: int, breakdown: Mapping[str, int]) -> None:
+        """Take a peak over that was followed before, of work that is not done again."""
+        if peak_bytes > self.peak_bytes:
+            self.peak_bytes, self.breakdown = peak_bytes, dict(breakdown)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operation and follow the storages of its results."""

@@ -42,7 +42,10 @@ class DecoderOnly(SegmentationModel):
 
 
 def _groups(model: KClassSam, settings: ResolvedSettings) -> Groups:
-    return whole_gradients([model.prompt_encoder, model.mask_decoder], settings.decoder_lr, settings.weight_decay)
+    groups = whole_gradients([model.prompt_encoder, model.mask_decoder], settings.decoder_lr, settings.weight_decay)
+    # What the embeddings have gone through already must stay as it is, whatever else changes weights.
+    passed = {id(weight) for layer in model.mask_decoder.narrowing for weight in layer.parameters()}
+    return [group | {"params": [each for each in group["params"] if id(each) not in passed]} for group in groups]
 
 
 METHOD = Method(groups=_groups, trained_part=DecoderOnly)

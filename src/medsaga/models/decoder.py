@@ -76,6 +76,11 @@ class MaskDecoder(nn.Module):
         channels = self.mask_tokens.embedding_dim
         return channels // 8, channels // 4
 
+    @property
+    def narrowing(self) -> tuple[nn.Module, ...]:
+        """The layers of :meth:`narrow`, which compute before any class has a part in it."""
+        return ()
+
     def narrow(self, skips: Sequence[Tensor]) -> Sequence[Tensor]:
         """Give the encoder's finer maps the channels of :attr:`skip_channels`; here, they have them already."""
         return skips

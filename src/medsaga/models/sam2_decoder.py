@@ -32,6 +32,11 @@ class Sam2MaskDecoder(MaskDecoder):
         self.pred_obj_score_head = Mlp(channels, channels, 1)
         self.no_mem_embed = nn.Parameter(torch.zeros(1, 1, channels))
 
+    @property
+    def narrowing(self) -> tuple[nn.Module, ...]:
+        """The layers of :meth:`narrow`."""
+        return self.conv_s0, self.conv_s1
+
     def narrow(self, skips: Sequence[Tensor]) -> Sequence[Tensor]:
         """``(batch, channels, h, w)`` each, at strides 4 and 8, to the channels of :attr:`skip_channels`."""
         fine, coarse = skips

@@ -30,7 +30,7 @@ class AccumulatingOptimizer(torch.optim.Optimizer):
     memory runs out in ``step()``, calling it again goes on with the weight at which it stopped.
 
     Attributes:
-        updated: weights that a ``step()`` which has not come to its end has been through.
+        updated: how far a ``step()`` has come that has not come to its end: it grows with every update.
     """
 
     def __init__(self, params: Iterable[Any], defaults: dict[str, Any]) -> None:
@@ -143,7 +143,7 @@ class AccumulatingOptimizer(torch.optim.Optimizer):
         raise NotImplementedError
 
     def _update_the_rest(self) -> None:
-        """Update what ``_update`` has left out, all at once; as a whole, or not at all if memory runs out."""
+        """Update what ``_update`` has left out; called again when memory has run out, it goes on where it stopped."""
 
     def _expected(self, weight: Tensor, group: dict[str, Any]) -> Tensor:
         """Return a tensor without values like the one that the next update of a weight is made from."""

@@ -41,16 +41,12 @@ def update_weight(
     write_weight(weight, precise, generator)
 
 
-def is_simple(weight: Tensor) -> bool:
-    """Whether torch's fused kernel does for a weight what is done here: float32, one number after the other."""
-    gradient = weight.grad
-    return (
-        gradient is not None
-        and weight.dtype == gradient.dtype == torch.float32
-        and not isinstance(weight, Int8Weight)
-        and weight.is_contiguous()
-        and gradient.is_contiguous()
-    )
+def is_simple(weight: Tensor, state: Mapping[str, Any]) -> bool:
+    """Whether torch's fused kernel does for a weight what is done here: all float32, one number after the other."""
+    if weight.grad is None or isinstance(weight, Int8Weight):
+        return False
+    moments = [state[name] for name in ("exp_avg", "exp_avg_sq") if name in state]
+    return all(tensor.dtype == torch.float32 and tensor.is_contiguous() for tensor in (weight, weight.grad, *moments))
 
 
 def update_together(
@@ -66,7 +62,7 @@ def update_together(
     them; should memory run out on the way, no weight has moved.
 
     Args:
-        weights: for which `is_simple`; their gradients are used up.
+        weights: for which `is_simple`; their gradients are used up, so that no second call moves them again.
         states: ``exp_avg`` and ``exp_avg_sq`` of each, in float32; they are changed in place.
         step: 1 at the first update.
         group: ``lr``, ``betas``, ``eps`` and ``weight_decay``.
@@ -78,17 +74,19 @@ def update_together(
                 states[weight][name] = torch.zeros_like(weight)
     device = weights[0].device
     if device.type != "meta":
-        # The kernel divides by a scale, and counts the steps itself, for each weight.
-        scale = None if isinstance(factor, float) and factor == 1 else torch.as_tensor(1 / factor, device=device)
+        gradients = [weight.grad for weight in weights if weight.grad is not None]
+        # The kernel counts the steps itself, for each weight.
+        steps = list(torch.full((len(weights),), step - 1.0, device=device).unbind())
+        # It would take a scale, too, but on MPS it ignores it. From here on nothing is allocated.
+        torch._foreach_mul_(gradients, factor)
         adamw(
             list(weights),
-            [weight.grad for weight in weights if weight.grad is not None],
+            gradients,
             [states[weight]["exp_avg"] for weight in weights],
             [states[weight]["exp_avg_sq"] for weight in weights],
             [],
-            list(torch.full((len(weights),), step - 1.0, device=device).unbind()),
+            steps,
             fused=True,
-            grad_scale=scale,
             amsgrad=False,
             beta1=group["betas"][0],
             beta2=group["betas"][1],
@@ -99,3 +97,4 @@ def update_together(
         )
     for weight in weights:
         states[weight]["step"] = step
+        weight.grad = None

@@ -57,7 +57,7 @@ class GaLoreAdamW(AccumulatingOptimizer):
 
     All arithmetic is float32 (float64 for float64 weights), whatever the weights are; weights of fewer bits are written
     with stochastic rounding (`medsaga.optim.rounding`). Moments and bases are kept in 32 or 8 bits.
-    ``step()`` uses up what has arrived for projected weights; call ``zero_grad()`` after it as usual. State: ``step``,
+    ``step()`` uses up what has arrived, for most weights; call ``zero_grad()`` after it as usual. State: ``step``,
     ``exp_avg``, ``exp_avg_sq``, and for projected weights ``basis_left`` (m, r), ``basis_right`` (n, r) or both; those
     that are kept in 8 bits have ``..._scales`` beside them (`medsaga.optim.storage`).
     Accumulators and sketches are not state: save between steps. Gradients must be whole when backward makes them:
@@ -270,18 +270,23 @@ class GaLoreAdamW(AccumulatingOptimizer):
         """Update one weight, if its gradient has arrived, unless it is among those that are updated together."""
         if group["rank"] is not None:
             self._step_projected(weight, group)
-        elif weight.grad is not None and not _is_with_the_rest(weight, group):
+        elif weight.grad is not None and not self._is_with_the_rest(weight, group):
             self._move(weight, weight.grad.to(precision_of(weight)) * self._factor, group)
+
+    def _is_with_the_rest(self, weight: Tensor, group: dict[str, Any]) -> bool:
+        """Whether a weight is updated together with others, by one call."""
+        return group["rank"] is None and _storage(group).keeps_as_is(weight) and is_simple(weight, self.state[weight])
 
     def _update_the_rest(self) -> None:
         for group in self.param_groups:
             alike: dict[tuple[torch.device, int], list[Tensor]] = {}
             for weight in group["params"]:
-                if _is_with_the_rest(weight, group):
+                if self._is_with_the_rest(weight, group):
                     step = self.state[weight].get("step", 0) + 1
                     alike.setdefault((weight.device, step), []).append(weight)
             for (_, step), weights in alike.items():
                 update_together(weights, self.state, step, group, self._factor)
+                self.updated += len(weights)
 
     def _step_projected(self, weight: Tensor, group: dict[str, Any]) -> None:
         """Update one projected weight, and change its basis when that is due."""
@@ -370,11 +375,6 @@ class _Factors:
         assert optimizer is not None
         assert weight is not None
         optimizer.take(weight, FactoredGradient(grad_output, inputs, precision_of(weight)))
-
-
-def _is_with_the_rest(weight: Tensor, group: dict[str, Any]) -> bool:
-    """Whether a weight is updated together with others, by one call."""
-    return group["rank"] is None and _storage(group).keeps_as_is(weight) and is_simple(weight)
 
 
 def _storage(group: dict[str, Any]) -> Storage:

@@ -7,7 +7,6 @@ embeddings is used.
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable, Iterator
 from importlib import metadata
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from medsaga import files
 from medsaga.data.augment import AUGMENTATIONS, Augmentation, augment
 from medsaga.data.samples import Samples, require_room
 from medsaga.distributed.group import ALONE, Group
@@ -28,8 +28,8 @@ MOST_VARIANTS = 16
 MOST_SAMPLES = 512
 """With this many images there is one variant of each: more would take longer to embed than to train on."""
 
-_MADE_FROM = "made_from"
-"""The file with the digest of all that the embeddings beside it depend on, written when they are complete."""
+_MADE_FROM = "made_from.json"
+"""The digest of all that the embeddings beside it depend on, and the memory they took; written at the end."""
 
 
 @torch.no_grad()
@@ -48,7 +48,7 @@ def embed(
     """Return samples whose images are what the encoder makes of them, float32, memory-mapped in ``folder``.
 
     Args:
-        model: has an ``image_encoder``, ``encode`` and ``pack``.
+        model: has an ``image_encoder``, a ``mask_decoder``, ``encode`` and ``pack``.
         samples: n of them.
         folder: for the files; what lies there is used if it is the same, else replaced.
         augmentation: key of ``AUGMENTATIONS``. Unless it is ``none``, each image is changed in up to 16 ways, and there
@@ -61,7 +61,7 @@ def embed(
     """
     n, side = len(samples), samples.labels.shape[-1]
     variants = 1 if augmentation == "none" else max(1, min(MOST_VARIANTS, MOST_SAMPLES // n))
-    files = [
+    arrays = [
         (folder / "embeddings.npy", np.float32, model.packed_shape),
         (folder / "labels.npy", np.uint8, (side, side)),
     ]
@@ -69,18 +69,21 @@ def embed(
     def needed() -> str | None:
         """Return the digest of what has to be made, with the files made ready; None where it is there."""
         made_from = _digest(model, samples, variants, augmentation, seed)
-        with contextlib.suppress(OSError):
-            if (folder / _MADE_FROM).read_text(encoding="utf-8") == made_from:
+        made = folder / _MADE_FROM
+        if made.is_file() and all(path.is_file() for path, _, _ in arrays):
+            there = files.read_json(made)
+            if there["digest"] == made_from:
+                tracker.recall(there["peak_bytes"], there["breakdown"])
                 return None
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / _MADE_FROM).unlink(missing_ok=True)
+        made.unlink(missing_ok=True)
         require_room(folder, 4 * math.prod(model.packed_shape) * variants * n)
-        for path, kind, shape in files:
+        for path, kind, shape in arrays:
             np.lib.format.open_memmap(path, "w+", kind, (variants * n, *shape))
         return made_from
 
     made_from = group.once(needed)
-    embeddings, classes = (np.lib.format.open_memmap(path, "r+") for path, _, _ in files)
+    embeddings, classes = (np.lib.format.open_memmap(path, "r+") for path, _, _ in arrays)
     parts = [(variant, first) for variant in range(variants) for first in range(0, n, batch_size)]
     for variant, first in parts[group.rank :: group.size] if made_from else ():
         rows = range(first, min(first + batch_size, n))
@@ -93,7 +96,8 @@ def embed(
         array.flush()
     group.wait()
     if made_from and group.is_first:
-        (folder / _MADE_FROM).write_text(made_from, encoding="utf-8")
+        peak = {"peak_bytes": tracker.peak_bytes, "breakdown": tracker.breakdown}
+        files.write_json(folder / _MADE_FROM, {"digest": made_from, **peak})
     return Samples(
         images=embeddings,
         labels=classes,
@@ -108,7 +112,8 @@ def _digest(model: Any, samples: Samples, variants: int, augmentation: str, seed
     """Return the SHA-256 of all that embeddings depend on, which is made in a fraction of their time."""
 
     def tensors() -> Iterator[tuple[str, torch.Tensor]]:
-        yield from plain_state(model.image_encoder).items()
+        for part in (model.image_encoder, *model.mask_decoder.narrowing):
+            yield from plain_state(part).items()
         for number in range(len(samples)):
             images, labels = samples.batch([number])
             yield from ((f"image {number}", images), (f"labels {number}", labels))
