@@ -20,6 +20,7 @@ from medsaga.data.inputs import find_inputs
 from medsaga.data.intensity import Intensity
 from medsaga.data.letterbox import content_size, letterbox, unletterbox
 from medsaga.errors import InputError
+from medsaga.memory.tracker import TensorTracker
 from medsaga.models.base import SegmentationModel
 from medsaga.prediction.confidence import confidence
 from medsaga.prediction.segmenter import Segmenter
@@ -168,6 +169,27 @@ def test_mirror_images_are_averaged(tmp_path: Path) -> None:
     mirrored = one.predict(picture[:, ::-1].copy(), tta="all")
     np.testing.assert_array_equal(mirrored.labels[:, ::-1], prediction.labels)
     assert (one.predict(picture[:, ::-1].copy()).labels[:, ::-1] != one.predict(picture).labels).any()
+
+
+@pytest.mark.parametrize("tta", ["none", "all"])
+def test_a_large_picture_is_mapped_back_strip_by_strip(tta: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture = np.random.default_rng(4).integers(0, 256, (30, 20)).repeat(20, 0).repeat(20, 1).astype(np.uint8)
+    one = segmenter(intensity=Intensity("identity", 0, 255))
+    whole = one.predict(picture, probabilities=True, tta=tta)
+    found = []
+    for rows in (7, 70):
+        monkeypatch.setattr("medsaga.prediction.segmenter.LARGEST_STRIP", rows * 400)
+        with TensorTracker() as tracker:
+            strips = one.predict(picture, tta=tta)
+        found.append(tracker.peak_bytes)
+        np.testing.assert_array_equal(strips.labels, whole.labels)
+        assert strips.confidence["classes"] == pytest.approx(whole.confidence["classes"], abs=1e-6)
+    # Coordinates, a sum, a pass of 3 classes, and what is made of it: at most 20 numbers for each pixel of the rows.
+    assert found[1] - found[0] < 63 * 400 * 20 * 4
+    soft = one.predict(picture, probabilities=True, tta=tta).probabilities
+    assert soft is not None
+    assert whole.probabilities is not None
+    np.testing.assert_allclose(soft, whole.probabilities, atol=1e-6)
 
 
 def test_four_passes_of_every_slice(tmp_path: Path) -> None:

@@ -48,19 +48,6 @@ def _rebuilt(where: str, expected: str, found: str, do: str) -> InputError:
     return InputError(where, expected=expected, found=found, do=do)
 
 
-@contextmanager
-def collecting(problems: list[InputError]) -> Iterator[None]:
-    """Put an InputError of the block on the list and go on after the block.
-
-    What the error remembers of where it was raised is dropped: it would keep decoded images alive.
-    """
-    try:
-        yield
-    except InputError as problem:
-        problem.__cause__ = problem.__context__ = problem.__traceback__ = None
-        problems.append(problem)
-
-
 class OutOfMemoryError(MedsagaError):
     """The device's memory does not hold the run; the message names the next smaller setting."""
 
@@ -71,3 +58,19 @@ class Interrupted(MedsagaError):  # noqa: N818 - it is no error of anybody's
     """The user stopped the run; its checkpoint has been saved."""
 
     exit_code = 130
+
+
+@contextmanager
+def collecting(
+    problems: list[InputError] | list[MedsagaError],
+    kinds: type[MedsagaError] | tuple[type[MedsagaError], ...] = InputError,
+) -> Iterator[None]:
+    """Put an error of the block on the list, if it is of these kinds, and go on after the block.
+
+    What the error remembers of where it was raised is dropped: it would keep decoded images alive.
+    """
+    try:
+        yield
+    except kinds as problem:
+        problem.__cause__ = problem.__context__ = problem.__traceback__ = None
+        problems.append(problem)  # type: ignore[arg-type]

@@ -46,7 +46,9 @@ def letterbox_labels(classes: npt.NDArray[np.uint8], size: int) -> npt.NDArray[n
     return _place(classes[np.newaxis], content, size, Image.Resampling.NEAREST)[0]
 
 
-def unletterbox(maps: torch.Tensor, content: Content, size: int, shape: tuple[int, int]) -> torch.Tensor:
+def unletterbox(
+    maps: torch.Tensor, content: Content, size: int, shape: tuple[int, int], rows: slice = slice(None)
+) -> torch.Tensor:
     """Take predictions out of the square, back to the image's own pixels.
 
     Args:
@@ -55,19 +57,20 @@ def unletterbox(maps: torch.Tensor, content: Content, size: int, shape: tuple[in
         content: what `letterbox` returned, in pixels of the square of ``size``.
         size: side of the square that the maps stand for.
         shape: height and width of the image.
+        rows: of the image, which are wanted.
 
     Returns:
-        ``(n, classes, height, width)``, bilinear, on the same device and in the same type. No value of the padding
-        enters it.
+        ``(n, classes, height, width)``, or as many rows, bilinear, on the same device and in the same type. No value of
+        the padding enters it.
     """
     scale = maps.shape[-1] / size
     # A content edge may fall within a pixel of a smaller map; that pixel still sees the image, the next does not.
-    rows, columns = (math.ceil(extent * scale - 1e-6) for extent in content)
-    ys = _coordinates(shape[0], content[0] * scale, rows, maps)
-    xs = _coordinates(shape[1], content[1] * scale, columns, maps)
+    height, width = (math.ceil(extent * scale - 1e-6) for extent in content)
+    ys = _coordinates(shape[0], content[0] * scale, height, maps)[rows]
+    xs = _coordinates(shape[1], content[1] * scale, width, maps)
     points = torch.stack(torch.broadcast_tensors(xs[None, :], ys[:, None]), dim=-1)
     points = points.expand(len(maps), -1, -1, -1)
-    inside = maps[..., :rows, :columns]
+    inside = maps[..., :height, :width]
     return F.grid_sample(inside, points, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 

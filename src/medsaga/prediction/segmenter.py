@@ -38,6 +38,10 @@ from medsaga.settings.run_config import RunConfig, read_config
 # A slice is mapped back to its own size one at a time: the probabilities of a large slice outweigh the model.
 BATCH_SIZE = 8
 """Slices or tiles that go through the model at a time, unless the run was trained with fewer at a time."""
+LARGEST_STRIP = 2**22
+"""Pixels whose probabilities are made at a time: those of a large picture outweigh the model by far."""
+_ROWS = 1
+"""The axis of (channels, height, width) that the rows lie along."""
 Augmented = Literal["auto", "all", "none"]
 """Which mirror images are looked at too, when an image is segmented."""
 
@@ -250,36 +254,47 @@ class Segmenter:
                     for left in lefts:
                         yield channels[:, top : top + height, left : left + width]
 
-        def counted() -> Iterator[torch.Tensor]:
-            for done, probability in enumerate(self._probabilities(windows(), passes), 1):
+        def counted() -> Iterator[list[torch.Tensor]]:
+            for done, logits in enumerate(self._logits_of_passes(windows(), passes), 1):
                 if progress:
                     progress(done, total)
-                yield probability
+                yield logits
 
-        predicted = counted()
+        seen = counted()
+        if len(tops) == len(lefts) == 1:
+            rows = max(1, LARGEST_STRIP // shape[1])
+            for index in range(len(picture)):
+                logits = next(seen)
+                for top in range(0, shape[0], rows):
+                    yield index, top, self._averaged(logits, passes, shape, slice(top, min(top + rows, shape[0])))
+            return
+        whole = slice(0, height)
+        probabilities = (self._averaged(logits, passes, (height, width), whole) for logits in seen)
         for index in range(len(picture)):
-            for top, strip in blended(predicted, tops, lefts, shape):
+            for top, strip in blended(probabilities, tops, lefts, shape):
                 yield index, top, strip
 
-    def _probabilities(
+    def _logits_of_passes(
         self, windows: Iterator[npt.NDArray[np.uint8]], passes: Sequence[tuple[int, ...]]
-    ) -> Iterator[torch.Tensor]:
-        """Yield (classes, height, width) float32 per (channels, height, width): the mean over its mirror images."""
+    ) -> Iterator[list[torch.Tensor]]:
+        """Yield, for each (channels, height, width), the logits of its mirror images."""
         size = self.model.image_size
         while batch := [*islice(windows, BATCH_SIZE // len(passes))]:
             boxed = [letterbox(np.flip(window, flip), size) for window in batch for flip in passes]
             logits = self._logits(torch.from_numpy(np.stack([square for square, _ in boxed])).to(self.device))
-            for window in batch:
-                yield self._averaged(logits, passes, (window.shape[-2], window.shape[-1]))
+            for _ in batch:
+                yield [*islice(logits, len(passes))]
 
     def _averaged(
-        self, logits: Iterator[torch.Tensor], passes: Sequence[tuple[int, ...]], shape: tuple[int, int]
+        self, logits: Sequence[torch.Tensor], passes: Sequence[tuple[int, ...]], shape: tuple[int, int], rows: slice
     ) -> torch.Tensor:
-        """Take the logits of all passes over one window; return its mean probabilities, (classes, height, width)."""
+        """Return the mean probabilities of some rows of a window over its mirror images: (classes, rows, width)."""
         size = self.model.image_size
+        upside_down = slice(shape[0] - rows.stop, shape[0] - rows.start)
         total: torch.Tensor | None = None
-        for flip, one in zip(passes, islice(logits, len(passes)), strict=True):
-            maps = unletterbox(one[None], content_size(shape, size), size, shape)
+        for flip, one in zip(passes, logits, strict=True):
+            mirrored = upside_down if _ROWS in flip else rows
+            maps = unletterbox(one[None], content_size(shape, size), size, shape, mirrored)
             found = maps[0].softmax(0)
             total = found if total is None else total.add_(found.flip(flip))
         assert total is not None
