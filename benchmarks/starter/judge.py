@@ -19,6 +19,8 @@ from benchmarks.machine import machine
 from medsaga import files
 
 CONTENDERS = {"medsaga": "starter", RANDOM: "random", "unet": "U-Net"}
+ASKED = tuple(str(shots) for shots in next(iter(SHOTS.values())))
+"""Numbers of cases, as keys; of the axons 8 stands for 6."""
 UNSEEN = ("spider_lumbar_mr", "axondeepseg_sem")
 """Kinds of images that no pre-training here has ever seen."""
 KEPT = ("dice_mean", "dice", "steps", "seconds_per_step", "peak_memory_bytes", "trainable_parameters")
@@ -53,39 +55,69 @@ def _place(record: Record) -> tuple[int, ...]:
 
 
 def table(records: Sequence[Record]) -> str:
-    """Lay out the mean Dice over seeds, with the spread between them, then the means over datasets, as Markdown."""
+    """Lay out the mean Dice over seeds, with the spread between them, then means over datasets, as Markdown."""
     contenders = [name for name in CONTENDERS.values() if any(r["contender"] == name for r in records)]
     lines = [f"| dataset | shots | {' | '.join(contenders)} |", f"|---|---|{'---:|' * len(contenders)}"]
-    sets = [name for name in SHOTS if any(r["dataset"] == name for r in records)]
-    for dataset in sets:
-        for shots in SHOTS[dataset]:
-            found = [_scores(records, [(dataset, shots)], contender) for contender in contenders]
-            lines.append(f"| {dataset} | {shots} | {' | '.join(map(_spread, found))} |")
+    found = dice(records)
+    for dataset in (name for name in SHOTS if name in found):
+        for asked in ASKED:
+            of = found[dataset].get(asked, {})
+            cells = (_spread(list(of.get(name, {}).values())) for name in contenders)
+            lines.append(f"| {dataset} | {SHOTS[dataset][ASKED.index(asked)]} | {' | '.join(cells)} |")
     for heading, chosen in (("mean of all", tuple(SHOTS)), ("mean of kinds never taught", UNSEEN)):
-        in_the_mean = means(records, chosen)
-        for asked in map(str, next(iter(SHOTS.values()))):
-            of = in_the_mean.get(asked, {})
-            cells = (f"{of[name]:.3f}" if name in of else "not measured" for name in contenders)
-            lines.append(f"| {heading} | {asked} | {' | '.join(cells)} |")
+        for seed, in_the_mean in means(records, chosen).items():
+            for asked, of_seed in in_the_mean.items():
+                cells = (f"{of_seed[name]:.3f}" if name in of_seed else "not measured" for name in contenders)
+                lines.append(f"| {heading}, seed {seed} | {asked} | {' | '.join(cells)} |")
+    for asked, ahead in leads(records).items():
+        cells = (f"{ahead[name]:+.3f}" if name in ahead else "" for name in contenders)
+        lines.append(f"| starter against it, same seeds, mean of all | {asked} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
-def means(records: Sequence[Record], sets: Sequence[str] = tuple(SHOTS)) -> dict[str, dict[str, float]]:
-    """Return means over datasets of means over seeds, by the number of cases asked for and by contender.
-
-    A contender that lacks a dataset has none.
-    """
-    found: dict[str, dict[str, float]] = {}
-    for n, asked in enumerate(next(iter(SHOTS.values()))):
-        for contender in CONTENDERS.values():
-            of_sets = [_scores(records, [(name, SHOTS[name][n])], contender) for name in sets]
-            if all(of_sets):
-                found.setdefault(str(asked), {})[contender] = mean(map(mean, of_sets))
+def dice(records: Iterable[Record]) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
+    """Return the mean Dice of runs by dataset, number of cases asked for, contender and seed."""
+    found: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
+    for record in records:
+        asked = ASKED[SHOTS[record["dataset"]].index(record["shots"])]
+        of_set = found.setdefault(record["dataset"], {}).setdefault(asked, {})
+        of_set.setdefault(record["contender"], {})[str(record["seed"])] = record["dice_mean"]
     return found
 
 
-def _scores(records: Iterable[Record], places: Sequence[tuple[str, int]], contender: str) -> list[float]:
-    return [r["dice_mean"] for r in records if (r["dataset"], r["shots"]) in places and r["contender"] == contender]
+def means(records: Sequence[Record], sets: Sequence[str] = tuple(SHOTS)) -> dict[str, dict[str, dict[str, float]]]:
+    """Return means over datasets, by seed, number of cases asked for and contender, which has none if it lacks one."""
+    found = dice(records)
+    result: dict[str, dict[str, dict[str, float]]] = {}
+    for seed in sorted({str(record["seed"]) for record in records}):
+        for asked in ASKED:
+            for contender in CONTENDERS.values():
+                of = [found.get(name, {}).get(asked, {}).get(contender, {}).get(seed) for name in sets]
+                present = [each for each in of if each is not None]
+                if len(present) == len(sets):
+                    result.setdefault(seed, {}).setdefault(asked, {})[contender] = mean(present)
+    return result
+
+
+def leads(records: Sequence[Record], sets: Sequence[str] = tuple(SHOTS)) -> dict[str, dict[str, float]]:
+    """Return by how much the starter is ahead, by the number of cases asked for and by contender.
+
+    Seeds choose the test cases, too, so that runs are compared seed by seed: the mean over datasets of the mean over
+    the seeds that both have. A contender that shares none of a dataset has no number.
+    """
+    starter, *others = CONTENDERS.values()
+    found = dice(records)
+    result: dict[str, dict[str, float]] = {}
+    for asked in ASKED:
+        for other in others:
+            of_sets = []
+            for name in sets:
+                of = found.get(name, {}).get(asked, {})
+                ours, theirs = of.get(starter, {}), of.get(other, {})
+                of_sets.append([ours[seed] - theirs[seed] for seed in ours.keys() & theirs.keys()])
+            if all(of_sets):
+                result.setdefault(asked, {})[other] = mean(map(mean, of_sets))
+    return result
 
 
 def _spread(scores: Sequence[float]) -> str:
@@ -95,14 +127,19 @@ def _spread(scores: Sequence[float]) -> str:
     return f"{mean(scores):.3f}{spread} ({len(scores)})"
 
 
+def document_of(records: Sequence[Record]) -> dict[str, Any]:
+    """Return what is written: the runs, and what comes of them."""
+    sums = {"dice": dice(records), "means": means(records), "leads": leads(records)}
+    return {"machine": machine(), **sums, "runs": records}
+
+
 def main() -> None:
     """Do it."""
     given = arguments_for(__doc__, Path(__file__).parent, list(CONTENDERS))
     cells = measure(given)
     records = [record_of(name, cell) for name, of_set in cells.items() for cell in of_set if cell["status"] == "done"]
     records = with_earlier(records, given.out / "judgement.json")
-    document = {"machine": machine(), "means": means(records), "runs": records}
-    files.write_json(given.out / "judgement.json", document)
+    files.write_json(given.out / "judgement.json", document_of(records))
     files.write_text(given.out / "judgement.md", table(records))
 
 
