@@ -6,7 +6,7 @@ import contextlib
 import gc
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +103,19 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Setting
         return runs[settings]
 
     return whole
+
+
+@contextlib.contextmanager
+def no_more_than(size: int) -> Iterator[None]:
+    """Let no file become larger, as if the disk were full: the system knows this limit for each process."""
+    import resource  # not on Windows
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def interrupt_in(monkeypatch: pytest.MonkeyPatch, number: int) -> None:

@@ -174,6 +174,27 @@ def test_info(toy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "Traceback" not in captured.err
 
 
+def test_info_says_each_problem_once(
+    toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["info", str(tmp_path / "none")]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    expected = "expected a dataset folder; found nothing of this name. Check the path."
+    assert said.err == f"medsaga: {tmp_path / 'none'}: {expected}\n"
+    (toy / "images" / "img4.png").write_bytes(b"no picture")
+    assert main(["info", str(toy)]) == 2
+    assert "img4.png" in capsys.readouterr().err, "who writes the table to a file reads the problem here"
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "300")  # wide enough for a path in one line
+    with pytest.raises(SystemExit, match="2"):
+        main(["info", str(toy)])
+    said = capsys.readouterr()
+    assert "img4.png" in said.out
+    assert "img4.png" not in said.err
+
+
 def test_errors_are_one_line_and_debug_shows_the_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", str(tmp_path / "none"), "--out", str(tmp_path / "run")]) == 2
     message = capsys.readouterr().err

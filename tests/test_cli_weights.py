@@ -6,7 +6,9 @@ import dataclasses
 import hashlib
 import http.server
 import json
+import re
 import shutil
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -225,6 +227,27 @@ def test_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     for source in weights_named("starter").data:
         for said in (source.name, source.licence_url, source.authors, source.changes):
             assert said in detail
+
+
+@pytest.mark.parametrize("width", [60, 76, 80, 99, 100, 140])
+def test_the_list_leaves_out_nothing_of_names_and_numbers(
+    width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert main(["weights", "list"]) == 0
+    said = re.sub("\x1b[^m]*m", "", capsys.readouterr().out)
+    table = said.partition("\nparam.")[0].splitlines()
+    assert max(map(len, table)) <= max(76, width)
+    assert "\N{HORIZONTAL ELLIPSIS}" not in said
+    for known in map(registry.describe, registry.known_weights().values()):
+        (line,) = (line for line in table if line.startswith(known["name"]))
+        peaks = [round(known[f"peak_memory_bytes_{side}px"] / 2**20) for side in (512, 1024)]
+        numbers = [f"{known['parameters'] / 1e6:.1f}", str(known["megabytes"]), *map(str, peaks)]
+        assert " ".join(numbers) in " ".join(line.split())
+        assert known["status"] in line
+        assert (known["licence"] in line) == (width >= 100)
+    assert ("licence of all: Apache-2.0\n" in said) == (width < 100)
 
 
 def test_the_page_which_sam_has_the_numbers_of_the_list() -> None:

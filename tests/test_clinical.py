@@ -25,6 +25,8 @@ from pydicom.uid import generate_uid
 
 import medsaga
 from medsaga.cli import main
+from medsaga.data.types import Item
+from medsaga.prediction.segmenter import Prediction, Segmenter
 
 pytestmark = pytest.mark.xdist_group("clinical")
 
@@ -117,6 +119,38 @@ def require_belongs_to(document: Any, files: Sequence[Path]) -> None:
     assert named - known <= {str(source.StudyInstanceUID)}
     series = {str(element.value) for element in document.iterall() if element.keyword == "SeriesInstanceUID"}
     assert series == {str(source.SeriesInstanceUID), str(document.SeriesInstanceUID)}
+
+
+@pytest.mark.parametrize(
+    ("kind", "keyword"), [("seg", "StudyInstanceUID"), ("seg", "FrameOfReferenceUID"), ("rtstruct", "StudyInstanceUID")]
+)
+def test_what_a_result_must_repeat_is_missing(
+    clinic: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    keyword: str,
+) -> None:
+    """As home-made anonymisers leave it. It is said before the model runs on that case; the others are segmented."""
+    write_ct_series(tmp_path / "in/bad", anatomy(8)[0], AFFINES["axial"], edit=lambda image, _: delattr(image, keyword))
+    write_ct_series(tmp_path / "in/good", anatomy(9)[0], AFFINES["axial"])
+    segmented, predicted = list[str](), Segmenter.predict_item
+
+    def noted(segmenter: Segmenter, item: Item, **options: Any) -> Prediction:
+        segmented.append(item.name)
+        return predicted(segmenter, item, **options)
+
+    monkeypatch.setattr(Segmenter, "predict_item", noted)
+    assert predict(clinic, tmp_path / "in", tmp_path / "out", "--format", kind) == 1
+    said = capsys.readouterr()
+    assert segmented == ["good"]
+    assert [path.name for path in (tmp_path / "out").glob("*.dcm")] == ["good.dcm"]
+    assert "1 of 2 images could not be segmented" in said.err
+    assert (
+        f"repeats; found no {keyword}. Export the images again with these, or write the prediction as NIfTI" in said.err
+    )
+    assert predict(clinic, tmp_path / "in", tmp_path / "nifti", "--format", "nifti") == 0
 
 
 def test_a_structure_set_has_the_volumes_of_the_label_map(clinic: Path, tmp_path: Path) -> None:

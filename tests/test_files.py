@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+import torch
+from conftest import no_more_than
+from safetensors.torch import save_file
 
 from medsaga import files
 from medsaga.errors import InputError
@@ -26,6 +30,28 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
         fail_half_way()
     assert files.read_json(path) == {"dice": 1}
     assert [entry.name for entry in tmp_path.iterdir()] == ["result.json"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no such limits")
+@pytest.mark.parametrize("writer", ["torch", "safetensors", "python"])
+def test_a_full_disk_is_called_one_whoever_writes(tmp_path: Path, writer: str) -> None:
+    tensors = {"a": torch.zeros(10**5), "b": torch.zeros(10**5)}
+
+    def write() -> None:
+        with files.replacing(tmp_path / "file") as temporary:
+            if writer == "safetensors":
+                save_file(tensors, temporary)
+                return
+            with temporary.open("wb") as file:
+                if writer == "torch":
+                    torch.save(tensors, file)
+                else:
+                    file.write(bytes(10**6))
+
+    with no_more_than(10**5), pytest.raises(OSError, match="File too large") as caught:
+        write()
+    assert caught.value.errno == errno.EFBIG
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_temporary_name_keeps_the_suffix(tmp_path: Path) -> None:

@@ -6,14 +6,19 @@ import csv
 import math
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.distance import pdist
 
+from medsaga.data.dataset import check_items, read_dataset
+from medsaga.data.formats import format_of
 from medsaga.data.types import Grid
 from medsaga.prediction.measure import COLUMNS, Measurement, largest_diameter, measure, voxel_size, write_csv
+from medsaga.prediction.postprocess import PostProcessing, apply
 
 SHEARED = np.array([[-0.9, 0.1, 0.2, 30.0], [0.1, 1.2, -0.3, -20.5], [0.05, 0.2, 4.0, 7.25], [0, 0, 0, 1]])
 
@@ -93,6 +98,46 @@ def test_an_image_has_an_area() -> None:
     labels = two_boxes()[:, :, 1]
     (liver,) = measure(labels, Grid((10, 12), (2.0, 1.0)), {"liver": 300})
     assert liver == Measurement("liver", 12, None, 24.0, 5.0, 1)
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".mha", ".nrrd"])
+def test_an_image_in_a_format_of_volumes_has_an_area(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"flat{suffix}"
+    image = SimpleITK.GetImageFromArray(two_boxes()[:, :, 1].T.astype(np.float32))
+    image.SetSpacing((2.0, 1.5))
+    SimpleITK.WriteImage(image, path)
+    grid = format_of(path).read_header(path).grid
+    labels = two_boxes()[:, :, 1:2]
+    (liver,) = measure(labels, grid, {"liver": 300})
+    assert (liver.voxels, liver.volume_ml, liver.components) == (12, None, 1)
+    assert liver.area_mm2 == pytest.approx(12 * 3.0)
+    assert liver.largest_diameter_mm == pytest.approx(math.hypot(2 * 2, 3 * 1.5))
+    # So --min-size is in mm2, as for a PNG or an X-ray.
+    for least, left in ((35.9, 12), (36.1, 0)):
+        cleaned = apply(labels, grid, PostProcessing(min_size_mm3=least), values=[300])
+        assert np.count_nonzero(cleaned == 300) == left
+
+
+def test_a_sheared_image_has_its_own_area_whatever_its_thickness() -> None:
+    grid = Grid((10, 12, 1), (1.0, 1.0, 1.0), np.array(SHEARED), flat=True)
+    assert voxel_size(grid) == pytest.approx(np.linalg.norm(np.cross(SHEARED[:3, 0], SHEARED[:3, 1])))
+
+
+def test_a_volume_of_one_slice_stays_a_volume_and_its_mask_may_be_flat(tmp_path: Path) -> None:
+    voxels = two_boxes()[:, :, 1:2]
+    for folder, dims in (("images", 2), ("masks", 3)):
+        (tmp_path / folder).mkdir()
+        for name in "ab":
+            stored = voxels[:, :, 0] if dims == 2 else voxels
+            dims = 5 - dims
+            nib.save(nib.Nifti1Image(stored, np.diag([2.0, 1, 1, 1])), tmp_path / folder / f"{name}.nii")
+    dataset = read_dataset(tmp_path)
+    assert dataset.problems == ()
+    assert [item.header.grid.flat for item in dataset.items] == [True, False]
+    assert check_items(dataset) == ()
+    (liver,) = measure(voxels, dataset.items[1].header.grid, {"liver": 300})
+    assert liver.volume_ml == pytest.approx(12 * 2 / 1000)
+    assert liver.area_mm2 is None
 
 
 @pytest.mark.parametrize("affine", [None, SHEARED])

@@ -6,15 +6,19 @@ import csv
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
 import pytest
+import torch
 from conftest import write_toy_dataset
 from dicom_phantoms import AFFINES, write_ct_series
+from PIL import Image
 
 from medsaga.cli import main
 from medsaga.data.inputs import find_inputs
+from medsaga.data.letterbox import unletterbox
 from medsaga.errors import InputError
 
 
@@ -109,3 +113,28 @@ def test_suggest_leaves_out_what_it_cannot_read(
     said = capsys.readouterr()
     assert {f"img{n}" for n in (0, 2, 3, 5)} == {each["case"] for each in json.loads(said.out)["suggestions"]}
     assert said.err.count("left out: ") == 2
+
+
+def test_an_image_that_does_not_fit_into_memory(
+    trained_toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, images, out = str(trained_toy / "run"), tmp_path / "images", str(tmp_path / "out")
+    shutil.copytree(trained_toy / "data/images", images)
+    large = images / "img2.png"
+    Image.new("L", (640, 480)).save(large)
+
+    def run_out(maps: torch.Tensor, content: Any, size: int, shape: tuple[int, int], rows: slice) -> torch.Tensor:
+        if shape == (480, 640):
+            raise RuntimeError(
+                "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory"
+            )
+        return unletterbox(maps, content, size, shape, rows)
+
+    monkeypatch.setattr("medsaga.prediction.segmenter.unletterbox", run_out)
+    assert main(["predict", run, str(images), "--out", out]) == 1
+    said = capsys.readouterr()
+    assert len(said.out.split()) == 5
+    assert f"1 of 6 images could not be segmented:\n  {large}: " in said.err
+    assert "Cut it into smaller ones" in said.err
+    assert main(["predict", run, str(large), "--out", out]) == 3
+    assert str(large) in capsys.readouterr().err

@@ -210,6 +210,14 @@ def test_one_case_and_nothing_counted(tmp_path: Path) -> None:
     assert "5.0 MiB" in page.text
 
 
+def test_without_a_test_case_there_are_no_empty_tables(tmp_path: Path) -> None:
+    page = Page(report(tmp_path / "report.html", result={**summarise([], "mm"), **COST}, examples=[]))
+    assert "no case was held out to test on" in page.text
+    for absent in ("one case", "Scores per label", "Examples", "Scores per image"):
+        assert absent not in page.text
+    assert "Training" in page.text
+
+
 @pytest.mark.parametrize("history", [HISTORY[:1], HISTORY[-1:], [{"kind": "step", "step": 1, "loss": float("nan")}]])
 def test_short_and_non_finite_histories_are_drawn(tmp_path: Path, history: list[dict[str, Any]]) -> None:
     assert "Memory" in Page(report(tmp_path / "report.html", history=history)).text

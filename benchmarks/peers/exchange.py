@@ -102,7 +102,7 @@ def score(task: Task, predictions: Path) -> dict[str, Any]:
             found = values[np.asarray(image)]
         truth = read_mask(item)
         assert found.shape == truth.shape, f"{item.name}: {found.shape} for {truth.shape}"
-        scores = PROTOCOLS[PROTOCOL](found, truth, list(names), item.header.grid.spacing)
+        scores = PROTOCOLS[PROTOCOL](found, truth, list(names), item.header.grid.to_mm)
         scored.append(ItemScores(item.name, item.case, {names[value]: each for value, each in scores.items()}))
     return summarise(scored, PROTOCOL)
 

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from medsaga.errors import InputError
+from medsaga.errors import InputError, MedsagaError
 
 _TEMPORARY = re.compile(r"\.[0-9a-f]{8}\.|\.tmp[0-9A-Za-z]{6}$")
 """Our own names, and those under which safetensors itself writes, beside the name that it was given."""
@@ -42,6 +42,9 @@ def replacing(path: Path) -> Iterator[Path]:
     works, and is short, so that the longest name that a file system takes can be written. When the block raises, the
     temporary file goes and ``path`` stays as it was. The data reach the disk before the name changes, so that a crash
     leaves the old file or the new one.
+
+    Raises:
+        OSError: also where torch or safetensors call a full disk something else.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{secrets.token_hex(4)}.{path.name[-_KEPT_OF_A_NAME:]}")
@@ -50,8 +53,22 @@ def replacing(path: Path) -> Iterator[Path]:
         with temporary.open("rb+") as handle:
             os.fsync(handle.fileno())
         temporary.replace(path)
+    except Exception as error:
+        if (number := _error_number(error)) is None:
+            raise
+        raise OSError(number, os.strerror(number), str(path), number) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _error_number(error: Exception) -> int | None:
+    """Return what the system has said to a library: torch has it in the context of its error, safetensors in words."""
+    if isinstance(error, OSError | MedsagaError):
+        return None
+    if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
+        return error.__context__.errno
+    found = re.search(r"\(os error (\d+)\)$", str(error))
+    return int(found[1]) if found else None
 
 
 @contextlib.contextmanager
@@ -108,6 +125,31 @@ def locked(path: Path) -> IO[bytes] | None:
     except OSError:  # a file system without locks, as some clusters have
         return file
     return file
+
+
+@contextlib.contextmanager
+def holding(path: Path) -> Iterator[bool]:
+    """Hold a lock file, and say whether that is possible: not while another process does, but when it was killed.
+
+    The file goes at the end.
+    """
+    lock = locked(path)
+    if lock is None:
+        yield False
+        return
+    with lock:
+        # Whoever held it before has removed the file at the end: the next process would lock another one.
+        here = path.stat() if path.exists() else None
+        if here is None or not os.path.samestat(os.fstat(lock.fileno()), here):
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            if os.name == "nt":  # which keeps open files
+                lock.close()
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 @contextlib.contextmanager

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from medsaga import files
+from medsaga.errors import InputError
 
 CONFIG = "config.toml"
 """Every resolved setting: `medsaga.settings.run_config.RunConfig`."""
@@ -28,6 +31,57 @@ REPORT = "report.html"
 """The same for people: `medsaga.reports.run`."""
 CACHE = "cache"
 """Prepared images, while the run goes on: `medsaga.data.samples`."""
+LOCK = "training.lock"
+"""Held while a command trains the run; it goes at the end."""
+
+
+def resuming(run: Path) -> str:
+    """Return the command that finishes a run, whichever verb has begun it."""
+    return f"medsaga train --resume --out {run}"
+
+
+def require_model(path: Path) -> None:
+    """Raise InputError if a file is the model of a run that has none yet."""
+    run = path.parent
+    if path.exists() or path.name != MODEL or not (run / CONFIG).exists():
+        return
+    if not any(line["kind"] == "evaluation" for line in read_metrics(run)):
+        raise _unfinished(run, "first evaluation")
+
+
+def require_finished(run: Path) -> None:
+    """Raise InputError if the log of a run says that it has not made all of its steps."""
+    lines = read_metrics(run)
+    if lines and not any(line["kind"] == "stopped" for line in lines):
+        has_model = any(line["kind"] == "evaluation" for line in lines)
+        raise _unfinished(run, "last step" if has_model else "first evaluation")
+
+
+def _unfinished(run: Path, before: str) -> InputError:
+    return InputError(
+        run,
+        expected="a run that has trained",
+        found=f"one that was stopped before its {before}",
+        do=f"Finish it: {resuming(run)}.",
+    )
+
+
+@contextmanager
+def in_training(run: Path) -> Iterator[None]:
+    """Keep other commands from training a run in the block.
+
+    Raises:
+        InputError: one does.
+    """
+    with files.holding(run / LOCK) as is_ours:
+        if not is_ours:
+            raise InputError(
+                run,
+                expected="a run that no other command is training",
+                found="one that is being trained",
+                do="Wait for it, or stop it first.",
+            )
+        yield
 
 
 class MetricsLog:

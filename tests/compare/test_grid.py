@@ -303,6 +303,7 @@ def test_published_recipes_are_a_table_of_their_own(toy: Path, tmp_path: Path, m
         {"seeds": 0},
         {"shots": [2], "test_cases": 5},
         {"shared": dataclasses.replace(SHARED, precision="int8"), "methods": ["medsaga", "unet"]},
+        {"shared": dataclasses.replace(SHARED, patience=3)},
     ],
     ids=str,
 )

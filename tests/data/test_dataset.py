@@ -476,7 +476,8 @@ def test_all_problems_are_collected_and_one_error_tells_of_them(folder: Path) ->
 
 def test_what_is_no_dataset_says_which_layouts_there_are(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    for root, found in ((tmp_path, "none of these"), (tmp_path / "file", "a file"), (tmp_path / "none", "nothing")):
+    assert the_problem_of(tmp_path / "none").endswith("found nothing of this name. Check the path.")
+    for root, found in ((tmp_path, "none of these"), (tmp_path / "file", "a file")):
         problem = the_problem_of(root)
         assert all(layout.EXPECTED in problem for layout in LAYOUTS)
         assert f"found {found}" in problem or f"with {found}" in problem

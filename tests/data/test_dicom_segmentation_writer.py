@@ -7,7 +7,7 @@ import highdicom as hd
 import numpy as np
 import numpy.typing as npt
 import pytest
-from dicom_phantoms import IDENTITY, NAME, SORTED_AFFINES, new_image, save, secrets_of, set_pixels
+from dicom_phantoms import IDENTITY, NAME, SORTED_AFFINES, new_image, save, secrets_of, set_pixels, write_flat
 from pydicom import dcmread
 from pydicom.config import disable_value_validation
 from pydicom.dataset import Dataset, FileDataset
@@ -171,12 +171,47 @@ def test_a_failed_writing_leaves_no_file_and_names_no_patient(
     with disable_value_validation():
         images = images_in(tmp_path / "ct", SORTED_AFFINES["axial"], edit=edit)
     path = tmp_path / "seg.dcm"
-    with pytest.raises(InputError, match="attributes that a segmentation of them repeats") as caught:
+    with pytest.raises(InputError, match=r"UIDs that a segmentation repeats; found no StudyInstanceUID\.") as caught:
         written(path, images, blobs(1), {"liver": 1})
     assert not path.exists()
     assert [each.name for each in tmp_path.iterdir()] == ["ct"]
     shown = "".join([str(caught.value), *capfd.readouterr()])
     assert not [secret for secret in secrets_of(images.files) if secret in shown]
+
+
+@pytest.mark.parametrize("value", [None, ""])
+def test_uids_that_are_missing_are_named(tmp_path: Path, value: str | None) -> None:
+    lost = ["StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID"]
+
+    def edit(image: Dataset, _: int = 0) -> None:
+        for keyword in lost:
+            if value is None and keyword in image:
+                delattr(image, keyword)
+            else:
+                setattr(image, keyword, "")
+
+    images = images_in(tmp_path / "ct", SORTED_AFFINES["axial"], edit=edit)
+    found = "found no StudyInstanceUID and no SeriesInstanceUID and no FrameOfReferenceUID"
+    with pytest.raises(InputError, match=f"{found}.*as NIfTI"):
+        written(tmp_path / "seg.dcm", images, blobs(1), {"liver": 1})
+    # An image without a place needs no space to lie in.
+    del lost[:2]
+    write_flat(tmp_path / "dx" / "1.dcm", np.zeros((9, 13), np.uint16), edit=edit)
+    (series,) = find_series(tmp_path / "dx")
+    write_segmentation(
+        tmp_path / "flat.dcm", np.ones((9, 13), np.uint8), series, geometry_of(series), {"heart": 1}, model="vit_b"
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ct", "dx", "flat.dcm"]
+
+
+def test_images_that_do_not_say_how_thick_they_are(tmp_path: Path) -> None:
+    def edit(image: Dataset, _: int) -> None:
+        del image.SliceThickness
+
+    images = images_in(tmp_path / "ct", SORTED_AFFINES["axial"], edit=edit)
+    labels = blobs(1)
+    written(tmp_path / "seg.dcm", images, labels, {"liver": 1})
+    assert (read_segmentation(tmp_path / "seg.dcm", images.geometry)[0] == labels).all()
 
 
 def test_an_image_without_a_position_gets_a_segmentation_that_refers_to_it(tmp_path: Path) -> None:

@@ -50,7 +50,8 @@ def test_a_nested_export_is_one_series_per_uid(tmp_path: Path) -> None:
         shutil.move(file, half / file.name)
     (tmp_path / "README.txt").write_text("DICM but no DICOM")
     (tmp_path / "DICOMDIR").write_bytes(bytes(128) + b"DICM" + bytes(100))
-    (tmp_path / "empty.dcm").touch()
+    (tmp_path / "notes.dcm").write_text("A text that somebody named like an image. " * 4)
+    (tmp_path / "empty").touch()
     found = find_series(tmp_path)
     assert [each.label() for each in found] == ["CT 'Thorax 5.0', 7 x (6 x 5)", "CT 'Scout', 3 x (6 x 5)"]
     assert found[0].files == tuple(sorted(found[0].files, key=str))
@@ -82,13 +83,17 @@ def test_every_way_of_writing_is_read(tmp_path: Path, syntax: Any) -> None:
     assert only.label() == "CT 'phantom', 1 x (6 x 5)"
 
 
-@pytest.mark.parametrize("implicit", [True, False])
-def test_files_without_preamble_are_read(tmp_path: Path, implicit: bool) -> None:
-    (file, *_) = write_ct_series(tmp_path, VOLUME[..., :1], AXIAL)
+def without_preamble(file: Path, *, implicit: bool = True) -> None:
     image = dcmread(file)
     del image.file_meta
     image.preamble = None
     image.save_as(file, implicit_vr=implicit, little_endian=True)
+
+
+@pytest.mark.parametrize("implicit", [True, False])
+def test_files_without_preamble_are_read(tmp_path: Path, implicit: bool) -> None:
+    (file, *_) = write_ct_series(tmp_path, VOLUME[..., :1], AXIAL)
+    without_preamble(file, implicit=implicit)
     (only,) = find_series(tmp_path)
     assert only.label() == "CT 'phantom', 1 x (6 x 5)"
     (tmp_path / "noise").write_bytes(b"\x08\x00" + np.random.default_rng(0).bytes(500))
@@ -146,6 +151,58 @@ def test_a_slice_that_is_a_broken_link_is_named(tmp_path: Path) -> None:
     problems: list[InputError] = []
     assert find_series(tmp_path, problems) == []
     assert [Path(problem.where).name for problem in problems] == ["last.dcm"]
+
+
+def test_a_slice_that_a_full_disk_left_is_named(tmp_path: Path) -> None:
+    """Passed over, its series would end early without a word."""
+    (file,) = write_ct_series(tmp_path / "one", VOLUME[..., :1], AXIAL)
+    whole, last = file.read_bytes(), tmp_path / "ct" / "last.dcm"
+    without_preamble(file)
+    bare = file.read_bytes()
+    write_ct_series(tmp_path / "ct", VOLUME, AXIAL)
+    for content, found in (
+        (b"", "an empty file"),
+        (whole[:100], "a truncated file"),
+        (whole[:131], "a truncated file"),
+        (bytes(len(whole)), "zeros"),
+        (bare[:100], "a truncated file"),
+        (bare[:205], "a truncated file"),
+    ):
+        last.write_bytes(content)
+        message = message_of(find_series, tmp_path / "ct")
+        assert message.startswith(f"{last}: expected a DICOM file")
+        assert f"; found {found}. Copy or export the file again; move it away if it is not needed." in message
+        problems: list[InputError] = []
+        assert find_series(tmp_path / "ct", problems) == []
+        assert [problem.where for problem in problems] == [str(last)]
+    last.rename(tmp_path / "ct" / "last")
+    assert [each.images for each in find_series(tmp_path / "ct")] == [7]
+
+
+@pytest.mark.parametrize(
+    ("error", "found"),
+    [
+        (PermissionError(13, "denied"), "a file that may not be read"),
+        (OSError(5, "broken"), "a file that cannot be read"),
+    ],
+)
+@pytest.mark.parametrize("k", [0, 1])
+def test_a_slice_that_cannot_be_opened_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: OSError, found: str, k: int
+) -> None:
+    closed = write_ct_series(tmp_path, VOLUME, AXIAL)[k]  # the second one has no suffix
+    opened = Path.open
+
+    def refusing(path: Path, *arguments: Any, **options: Any) -> Any:
+        if path == closed:
+            raise error
+        return opened(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", refusing)
+    assert message_of(find_series, tmp_path).startswith(f"{closed}: expected a DICOM file; found {found}.")
+    problems: list[InputError] = []
+    assert find_series(tmp_path, problems) == []
+    assert [problem.where for problem in problems] == [str(closed)]
 
 
 def test_a_folder_of_too_many_files_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -412,13 +412,16 @@ def test_a_structure_set_has_what_planning_programs_need(tmp_path: Path) -> None
     assert contour.NumberOfContourPoints * 3 == len(contour.ContourData) == 12
 
 
-def test_structures_need_a_frame_of_reference(tmp_path: Path) -> None:
-    def edit(image: Dataset, _: int) -> None:
-        del image.FrameOfReferenceUID
-
-    write_ct_series(tmp_path / "ct", np.zeros((4, 4, 2)), np.diag([-1.0, -1, 1, 1]), edit=edit)
+@pytest.mark.parametrize("keyword", ["FrameOfReferenceUID", "StudyInstanceUID", "SeriesInstanceUID"])
+def test_structures_need_the_uids_of_their_images(tmp_path: Path, keyword: str) -> None:
+    write_ct_series(
+        tmp_path / "ct",
+        np.zeros((4, 4, 2)),
+        np.diag([-1.0, -1, 1, 1]),
+        edit=lambda image, _: delattr(image, keyword),
+    )
     (series,) = find_series(tmp_path / "ct")
     labels = np.ones((4, 4, 2), np.uint8)
-    with pytest.raises(InputError, match="frame of reference"):
+    with pytest.raises(InputError, match=f"the UIDs that a structure set repeats; found no {keyword}\\."):
         write_structures(tmp_path / "rt.dcm", labels, series, geometry_of(series), {"liver": 1}, model="vit_b")
     assert not (tmp_path / "rt.dcm").exists()

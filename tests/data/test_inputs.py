@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from dicom_phantoms import AFFINES, write_ct_series, write_flat
+from PIL import Image
 from pydicom.uid import generate_uid
 
-from medsaga.data.inputs import find_inputs
+from medsaga.data.inputs import find_all_inputs, find_inputs
 from medsaga.data.items import read_item
 from medsaga.data.types import Series
 from medsaga.errors import InputError
@@ -72,8 +74,84 @@ def test_files_of_their_own(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_item(item)[0], pixels)
 
 
+def test_examinations_in_one_folder_are_told_apart_by_their_first_files(tmp_path: Path) -> None:
+    files = []
+    for name in ("b", "a"):
+        for k, file in enumerate(write_ct_series(tmp_path / name, VOLUME, AFFINE)):
+            (tmp_path / "flat").mkdir(exist_ok=True)
+            files.append(file.rename(tmp_path / "flat" / f"{name}_{3 - k:03d}{'.dcm' if k % 2 else ''}"))
+    items = find_inputs(tmp_path / "flat")
+    assert [item.name for item in items] == ["flat_a_000", "flat_b_000"]
+    assert [{file.name[0] for file in only_series(item).files} for item in items] == [{"a"}, {"b"}]
+    assert [item.name for item in find_all_inputs(files)] == ["flat_a_000", "flat_b_000"]
+    # One that has a folder of its own keeps its name.
+    write_ct_series(tmp_path / "flat" / "c", VOLUME, AFFINE)
+    assert [item.name for item in find_inputs(tmp_path / "flat")] == ["c", "flat_a_000", "flat_b_000"]
+
+
+def test_files_of_an_examination_in_two_folders_beside_another_one(tmp_path: Path) -> None:
+    study, files = generate_uid(), []
+    for name, shape in (("t1", "MR"), ("t2", "MR")):
+        files += write_ct_series(
+            tmp_path / "p1" / name, VOLUME, AFFINE, study_uid=study, description=name, modality=shape
+        )
+    files += write_ct_series(tmp_path / "p2", VOLUME, AFFINE)
+    assert [item.name for item in find_all_inputs(files, series="1")] == ["p1", "p2"]
+
+
+def test_a_picture_that_cannot_be_opened_is_named_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in "ab":
+        Image.new("L", (9, 8)).save(tmp_path / f"{name}.png")
+    (tmp_path / "README").touch()
+    opened = Path.open
+
+    def refusing(path: Path, *arguments: Any, **options: Any) -> Any:
+        if path.name == "a.png":
+            raise PermissionError(13, "denied")
+        return opened(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", refusing)
+    monkeypatch.setattr("builtins.open", lambda path, *a, **k: refusing(Path(path), *a, **k))
+    problems: list[InputError] = []
+    assert [item.name for item in find_inputs(tmp_path, problems=problems)] == ["b"]
+    assert [problem.where for problem in problems] == [str(tmp_path / "a.png")]
+
+
+def test_outputs_are_no_images(tmp_path: Path) -> None:
+    for name in ("a.jpg", "a.png", "b.jpg", "b_overlay.png"):
+        Image.new("L", (9, 8)).save(tmp_path / name)
+    asked, said = list[str](), list[str]()
+
+    def is_output(path: Path) -> bool:
+        asked.append(path.name)
+        return path.suffix == ".png"
+
+    items = find_inputs(tmp_path, leave_out=is_output, warn=said.append)
+    assert [item.name for item in items] == ["a", "b"]
+    assert sorted(asked) == ["a.jpg", "a.png", "b.jpg", "b_overlay.png"]
+    (sentence,) = said
+    assert "a.png" in sentence
+    assert "b_overlay.png" in sentence
+    paths = sorted(tmp_path.iterdir())
+    assert [item.name for item in find_all_inputs(paths, leave_out=is_output)] == ["a", "b"]
+    # Whoever names a single file means it.
+    (item,) = find_all_inputs(paths[-1:], leave_out=is_output)
+    assert item.name == "b_overlay"
+    for some in ([tmp_path], paths):
+        with pytest.raises(InputError, match=r"found nothing but what medsaga wrote there: a\.jpg, a\.png"):
+            find_all_inputs(some, leave_out=lambda _: True)
+
+
+def test_outputs_in_the_folder_of_a_series_are_no_other_images(tmp_path: Path) -> None:
+    write_ct_series(tmp_path, VOLUME, AFFINE)
+    for k in range(6):
+        Image.new("L", (9, 8)).save(tmp_path / f"{k}_overlay.png")
+    (item,) = find_inputs(tmp_path, leave_out=lambda path: path.suffix == ".png")
+    assert len(only_series(item).files) == 4
+
+
 def test_no_dicom_at_all(tmp_path: Path) -> None:
-    (tmp_path / "x.dcm").write_bytes(b"nothing")
+    (tmp_path / "x.dcm").write_bytes(b"nothing of an image " * 9)
     with pytest.raises(InputError):
         find_inputs(tmp_path / "x.dcm")
     with pytest.raises(InputError, match="images that end in"):

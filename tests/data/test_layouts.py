@@ -113,6 +113,69 @@ def test_masks_may_lie_in_a_folder_of_another_name(tmp_path: Path, home: str) ->
     np.testing.assert_array_equal(read_mask(dataset.items[0]), np.random.default_rng(0).integers(0, 2, (9, 8)))
 
 
+def test_a_file_for_each_structure_becomes_a_folder_for_each(tmp_path: Path) -> None:
+    for number in range(2):
+        picture(tmp_path / "images" / f"p{number}.png", number)
+        for structure in ("liver", "spleen"):
+            mask(tmp_path / "masks" / f"p{number}_{structure}.png", number)
+    do = "Several masks belong to p0: put those of each structure into a folder of its own, masks/liver/p0.png."
+    assert the_problem_of(tmp_path).do == do
+    for path in list((tmp_path / "masks").iterdir()):
+        name, structure = path.stem.split("_")
+        (tmp_path / "masks" / structure).mkdir(exist_ok=True)
+        path.rename(tmp_path / "masks" / structure / f"{name}.png")
+    dataset = read_dataset(tmp_path)
+    assert (dataset.problems, dataset.labels) == ((), {"background": 0, "liver": 1, "spleen": 2})
+
+
+def test_a_file_for_each_channel_is_told_of_nnunets_names(tmp_path: Path) -> None:
+    for number in range(2):
+        for channel in ("t1", "t2"):
+            nifti(tmp_path / "images" / f"p{number}_{channel}.nii.gz", number)
+        nifti(tmp_path / "masks" / f"p{number}.nii.gz", number, highest=1)
+    assert the_problem_of(tmp_path).do == (
+        "If p0_t1 and p0_t2 are channels of p0, use nnU-Net's names: imagesTr/p0_0000.nii.gz, "
+        "imagesTr/p0_0001.nii.gz, labelsTr/p0.nii.gz."
+    )
+
+
+def test_masks_of_other_names_are_still_to_be_renamed(tmp_path: Path) -> None:
+    picture(tmp_path / "images" / "p1.png")
+    mask(tmp_path / "masks" / "p10_a.png")
+    mask(tmp_path / "masks" / "p10_b.png")
+    assert the_problem_of(tmp_path).do.startswith("Rename the masks")
+
+
+SLICES = [f"pat{patient:02d}_slice{number}" for patient in range(3) for number in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("names", "first"),
+    [
+        (SLICES, "pat00_slice0 and pat00_slice1"),
+        ([*SLICES, "pat03_slice0"], "pat00_slice0 and pat00_slice1"),
+        ([name.replace("_slice", "-") for name in SLICES], "pat00-0 and pat00-1"),
+        ([f"img{number}" for number in range(9)], None),
+        ([f"case_{number:04d}" for number in range(9)], None),
+        (SLICES[::3], None),
+        (SLICES[:3], None),
+        ([f"{name}{side}" for name in SLICES for side in ("left", "right")], None),
+        (["a_1", "a_2", "b_1", "b_2"], None),
+    ],
+)
+def test_images_that_look_like_those_of_a_few_patients(tmp_path: Path, names: list[str], first: str | None) -> None:
+    for number, name in enumerate(names):
+        picture(tmp_path / "images" / f"{name}.png", number)
+        mask(tmp_path / "masks" / f"{name}.png", number)
+    said = f"no cases.csv; if {first} are of one patient, the test is too easy"
+    found = [warning for warning in read_dataset(tmp_path).warnings if "one patient" in warning]
+    assert len(found) == (first is not None)
+    assert all(said in warning for warning in found)
+    rows = [f"{name},{name.partition('_')[0]}" for name in names]
+    (tmp_path / "cases.csv").write_text("\n".join(["image,case", *rows]) + "\n")
+    assert read_dataset(tmp_path).warnings == ()
+
+
 def test_of_several_folders_of_masks_the_user_chooses(tmp_path: Path) -> None:
     picture(tmp_path / "images" / "a.png")
     mask(tmp_path / "labels" / "a.png")

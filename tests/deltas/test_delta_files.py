@@ -20,13 +20,14 @@ from medsaga.cli import main
 from medsaga.cli.runs import run_meant
 from medsaga.data.dataset import read_dataset
 from medsaga.deltas.applying import load_delta
-from medsaga.deltas.file import FORMAT, Delta, read_delta, write_delta
+from medsaga.deltas.file import FORMAT, Delta, _digest, read_delta, write_delta
 from medsaga.deltas.header import KEY, is_delta
 from medsaga.deltas.making import export_delta, run_weights
 from medsaga.errors import InputError
 from medsaga.models.sam import build_sam
 from medsaga.models.weights.loading import save_model
 from medsaga.prediction.segmenter import Segmenter
+from medsaga.runs.export import export_run
 from medsaga.settings.options import Settings
 from medsaga.settings.run_config import read_config
 
@@ -373,6 +374,41 @@ def test_a_run_that_has_failed_is_refused(made: Made, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=f"NaN or infinity in {MATRIX}"):
         export_delta(tmp_path / "run", tmp_path / "new.safetensors")
     assert not (tmp_path / "new.safetensors").exists()
+
+
+@pytest.mark.parametrize(("written", "instead"), [("image_size = 64", 'image_size = "64"'), ("disc = 1", "disc = inf")])
+def test_a_configuration_that_no_run_has_is_refused(made: Made, tmp_path: Path, written: str, instead: str) -> None:
+    with safe_open(made.file, framework="pt") as file:
+        document = json.loads(file.metadata()[KEY])
+    tensors = load_file(made.file)
+    del document["sha256"]
+    assert written in document["config"]
+    document["config"] = document["config"].replace(written, instead)
+    document["sha256"] = _digest(document, tensors)
+    save_file(tensors, tmp_path / "odd.safetensors", {KEY: json.dumps(document)})
+    with pytest.raises(InputError, match=r"odd\.safetensors: expected the settings of a run"):
+        read_delta(tmp_path / "odd.safetensors")
+
+
+def test_a_description_of_endless_depth_is_refused(tmp_path: Path) -> None:
+    save_file({"x": torch.zeros(1)}, tmp_path / "deep.safetensors", {KEY: "[" * 200_000})
+    with pytest.raises(InputError, match="a whole delta file"):
+        read_delta(tmp_path / "deep.safetensors")
+
+
+def test_the_data_of_the_check_are_looked_at_first(made: Made, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="nope"):
+        export_run(made.run, tmp_path / "new.safetensors", check=tmp_path / "nope")
+    assert not (tmp_path / "new.safetensors").exists()
+
+
+def test_weights_that_have_moved_can_be_named(made: Made, tmp_path: Path) -> None:
+    shutil.copytree(made.run, tmp_path / "run")
+    config = tmp_path / "run" / "config.toml"
+    config.write_text(config.read_text().replace(json.dumps(str(made.weights)), '"/moved/base.safetensors"'))
+    with pytest.raises(InputError, match=r"/moved/base\.safetensors.*--base WEIGHTS"):
+        export_delta(tmp_path / "run", tmp_path / "new.safetensors")
+    export_delta(tmp_path / "run", tmp_path / "new.safetensors", base=str(made.weights))
 
 
 def test_a_decoder_that_float16_cannot_hold_is_stored_in_float32(made: Made, tmp_path: Path) -> None:

@@ -52,6 +52,17 @@ def test_hd95_equals_brute_force(pair: tuple[Mask, Mask, tuple[float, ...]]) -> 
     assert hd95(first, second, spacing) == pytest.approx(expected, rel=1e-12, abs=1e-12)
 
 
+@given(mask_pairs(), st.integers(0, 2**32 - 1))
+@settings(max_examples=60, deadline=None)
+def test_hd95_on_a_sheared_grid_equals_brute_force(pair: tuple[Mask, Mask, tuple[float, ...]], seed: int) -> None:
+    first, second, spacing = pair
+    steps = np.random.default_rng(seed).normal(size=(3, first.ndim))
+    apart = cdist(brute_force_surface(first) @ steps.T, brute_force_surface(second) @ steps.T)
+    expected = max(np.percentile(apart.min(axis=1), 95), np.percentile(apart.min(axis=0), 95))
+    assert hd95(first, second, steps) == pytest.approx(expected, rel=1e-12, abs=1e-12)
+    assert hd95(first, second, np.diag(spacing)) == hd95(first, second, spacing)
+
+
 @given(mask_pairs())
 @settings(max_examples=60, deadline=None)
 def test_metrics_are_symmetric_and_perfect_on_identity(pair: tuple[Mask, Mask, tuple[float, ...]]) -> None:
@@ -159,3 +170,5 @@ def test_shapes_and_spacing_must_fit() -> None:
         dice(np.ones((2, 2), dtype=bool), np.ones((2, 3), dtype=bool))
     with pytest.raises(AssertionError):
         hd95(np.ones((2, 2), dtype=bool), np.ones((2, 2), dtype=bool), (1.0, 1.0, 1.0))
+    with pytest.raises(AssertionError):
+        hd95(np.ones((2, 2), dtype=bool), np.ones((2, 2), dtype=bool), np.eye(3))

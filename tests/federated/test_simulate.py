@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import write_toy_dataset
+from conftest import interrupt_in, write_toy_dataset
 from federation import QUIET, TINY, together
 
 from medsaga.cli import main
@@ -104,6 +104,15 @@ def test_stopped_in_any_message_it_comes_to_the_same_bits(exchange: Any, toy: Pa
     assert sha256(whole / "model.safetensors") == sha256(stopped / "model.safetensors")
     first, second = (read_json(folder / "result.json") for folder in (whole, stopped))
     assert first["sites"] == second["sites"]
+
+
+def test_a_baseline_that_is_stopped_names_the_command_that_goes_on(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupt_in(monkeypatch, 1)
+    federation = Federation(rounds=2, local_steps=1, exchange="pooled")
+    with pytest.raises(Interrupted, match="The same command goes on"):
+        simulate(toy, tmp_path / "out", TINY, federation, sites=2, console=QUIET)
 
 
 def test_an_answer_that_is_not_finite_is_refused_and_its_site_named(toy: Path, tmp_path: Path) -> None:
@@ -267,7 +276,7 @@ def test_cases_are_divided_at_random_by_a_column_or_by_folders(toy: Path, tmp_pa
         (["--exchange", "ffa"], "ffa with --method samed"),
         (["--exchange", "shared-basis", "--strategy", "median"], "--strategy"),
         (["--steps", "5"], "--rounds and --local-steps"),
-        (["--patience", "2"], "last weights of a round"),
+        (["--patience", "2"], "last weights of a round count; found 2. Leave it out."),
         (["--noise", "1"], "--clip beside it"),
         (["--rounds", "0"], "at least 1"),
         (["--sites", "1"], "at least 2"),

@@ -103,7 +103,7 @@ class _Counting(KClassSam):
 
     encoded = 0
 
-    def encode(self, images: torch.Tensor) -> torch.Tensor:
+    def encode(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
         type(self).encoded += len(images)
         return super().encode(images)
 
@@ -156,7 +156,8 @@ def test_layers_that_the_embeddings_have_passed_are_frozen_and_tell_them_apart(
     assert model.mask_decoder.mask_tokens.weight.requires_grad
     _embed(model, samples, tmp_path / "e", augmentation="none")
     with torch.no_grad():
-        model.mask_decoder.get_submodule("conv_s0").weight.add_(0.5)
+        for weight in model.mask_decoder.get_submodule("conv_s0").parameters():
+            weight.add_(0.5)
     again = _embed(model, samples, tmp_path / "e", augmentation="none")
     expected = model.pack(model.encode(samples.batch([0])[0])).detach()
     torch.testing.assert_close(again.batch([0])[0], expected, rtol=1e-4, atol=1e-4)

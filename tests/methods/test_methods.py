@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import itertools
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ import pytest
 import torch
 from conftest import fit_only, write_toy_dataset
 from resolved import resolved
+from rich.console import Console
 from safetensors.torch import load_file
 from torch import nn
 
@@ -23,7 +25,7 @@ from medsaga.models.lora import merged_weights
 from medsaga.models.sam import build_sam
 from medsaga.models.weights.loading import load_pretrained, save_model
 from medsaga.planning.estimate import predict_memory
-from medsaga.planning.resolve import choose_model
+from medsaga.planning.resolve import choose_model, without_effect
 from medsaga.prediction.segmenter import Segmenter
 from medsaga.runs.train import train
 from medsaga.settings.options import ResolvedSettings, Settings
@@ -156,6 +158,28 @@ def test_samed_keeps_the_pretrained_weights_beside_its_updates(toy: Path, tmp_pa
     name = "image_encoder.blocks.3.attn.qkv.weight"
     assert torch.equal(trained.state_dict()[name], base.state_dict()[name])
     assert not torch.equal(merged_weights(trained)[name](), base.state_dict()[name])
+
+
+@pytest.mark.parametrize(
+    ("method", "unused"),
+    [
+        ("medsaga", []),
+        ("samed", ["--refresh-every"]),
+        ("frozen", ["--rank", "--refresh-every"]),
+        ("unet", ["--rank", "--refresh-every"]),
+    ],
+)
+def test_what_a_method_has_no_use_for_is_said(method: str, unused: list[str]) -> None:
+    given = Settings(method=method, rank=8, refresh_every=3)
+    assert [warning.partition(" has no effect")[0] for warning in without_effect(choose_model(given))] == unused
+    assert without_effect(choose_model(Settings(method=method))) == ()
+
+
+def test_a_run_says_so(toy: Path, tmp_path: Path, quick: Settings) -> None:
+    said = io.StringIO()
+    settings = dataclasses.replace(quick, method="unet", model=None, steps=1)
+    fit_only(toy, tmp_path / "run", settings, console=Console(file=said, width=200))
+    assert "warning: --rank has no effect with --method unet, which projects no gradient" in said.getvalue()
 
 
 def test_the_optimizer_is_a_choice(toy: Path, tmp_path: Path, quick: Settings) -> None:

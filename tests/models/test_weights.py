@@ -20,7 +20,7 @@ from transformers.models.sam.modeling_sam import SamModel
 from medsaga.errors import InputError
 from medsaga.models.sam import KClassSam, build_sam
 from medsaga.models.weights import registry
-from medsaga.models.weights.loading import detect_architecture, load_model, load_pretrained, save_model
+from medsaga.models.weights.loading import detect_architecture, load_model, load_pretrained, read_weights, save_model
 
 pytestmark = pytest.mark.xdist_group("weights")
 
@@ -294,6 +294,9 @@ def test_equal_models_are_equal_files(tmp_path: Path) -> None:
         {"medsaga": json.dumps(DESCRIPTION | {"architecture": "vit_x"})},
         {"medsaga": json.dumps(DESCRIPTION | {"classes": "three"})},
         {"medsaga": json.dumps(DESCRIPTION | {"image_size": 65})},
+        {"medsaga": json.dumps(DESCRIPTION | {"classes": -1})},
+        {"medsaga": json.dumps(DESCRIPTION | {"in_channels": 0})},
+        {"medsaga": "[" * 200_000},
     ],
 )
 def test_a_file_that_is_no_saved_model_is_refused(tmp_path: Path, metadata: dict[str, str] | None) -> None:
@@ -307,4 +310,24 @@ def test_a_description_that_the_tensors_contradict_is_refused(tmp_path: Path, wr
     state = {name: tensor.contiguous() for name, tensor in build(classes=3, image_size=64).state_dict().items()}
     save_file(state, tmp_path / "model.safetensors", {"medsaga": json.dumps(DESCRIPTION | wrong)})
     with pytest.raises(InputError, match=r"missing|wrong shape"):
+        load_model(tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float8_e4m3fn])
+def test_tensors_that_nothing_can_be_computed_with_are_refused(tmp_path: Path, dtype: torch.dtype) -> None:
+    state = {name: tensor.contiguous() for name, tensor in build(classes=3).state_dict().items()}
+    state["mask_decoder.mask_tokens.weight"] = state["mask_decoder.mask_tokens.weight"].to(dtype)
+    described = DESCRIPTION | {"image_size": SIDE}
+    save_file(state, tmp_path / "model.safetensors", {"medsaga": json.dumps(described)})
+    for read in (load_model, read_weights):
+        with pytest.raises(InputError, match=r"1 of wrong type: mask_decoder\.mask_tokens\.weight (int64|float8)"):
+            read(tmp_path / "model.safetensors")
+
+
+def test_a_model_that_holds_nan_is_refused(tmp_path: Path) -> None:
+    model = build(classes=3)
+    with torch.no_grad():
+        model.get_parameter("mask_decoder.mask_tokens.weight")[0, 0] = torch.nan
+    save_model(tmp_path / "model.safetensors", model)
+    with pytest.raises(InputError, match=r"finite numbers; found NaN or infinity in mask_decoder\.mask_tokens\.weight"):
         load_model(tmp_path / "model.safetensors")

@@ -225,6 +225,11 @@ def test_what_cannot_be_asked(given: dict[str, Any], message: str, tmp_path: Pat
         suggest(images, console=SILENT, **given)
 
 
+def test_a_folder_that_is_not_there_is_called_that(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="nope: expected a folder of images; found nothing of this name"):
+        suggest(tmp_path / "nope")
+
+
 def test_images_that_do_not_fit_together_or_the_run(trained: Path, tmp_path: Path) -> None:
     folder = write_images(tmp_path / "images")
     Image.fromarray(np.full((8, 8, 3), (200, 0, 0), np.uint8)).save(folder / "red.png")

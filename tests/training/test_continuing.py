@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from rich.console import Console
 import medsaga
 from medsaga import files, run_folder
 from medsaga.data.items import read_mask
+from medsaga.deltas.making import export_delta
 from medsaga.errors import InputError, Interrupted
 from medsaga.methods import METHODS
 from medsaga.models.base import SegmentationModel
@@ -125,6 +127,27 @@ def test_it_says_what_it_continues(first: Path, tmp_path: Path) -> None:
     assert read_config(tmp_path / "run" / run_folder.CONFIG).added == (str(data.resolve()),)
 
 
+def test_a_run_that_was_stopped_is_to_be_finished_first(first: Path, tmp_path: Path) -> None:
+    run, data = tmp_path / "stopped", new_cases(tmp_path / "new", "extra")
+    shutil.copytree(first / "run", run)
+    log = run / run_folder.METRICS
+    log.write_text("".join(line for line in log.read_text().splitlines(True) if '"stopped"' not in line))
+    finish = re.escape(f"Finish it: medsaga train --resume --out {run}.")
+    with pytest.raises(InputError, match=f"a run that has trained; found.*before its last step. {finish}"):
+        continued_run(run, data, tmp_path / "run2", Settings(), SILENT)
+    Segmenter.load(run, "cpu")  # which what it has learned so far is enough for
+    log.write_text("".join(line for line in log.read_text().splitlines(True) if '"evaluation"' not in line))
+    (run / run_folder.MODEL).unlink()
+    for use in (
+        lambda: continued_run(run, data, tmp_path / "run2", Settings(), SILENT),
+        lambda: Segmenter.load(run, "cpu"),
+        lambda: export_delta(run, tmp_path / "delta.safetensors"),
+    ):
+        with pytest.raises(InputError, match=f"a run that has trained; found.*before its first evaluation. {finish}"):
+            use()
+    assert not (tmp_path / "run2").exists()
+
+
 @pytest.mark.parametrize("method", ["medsaga", "samed", "frozen", "unet", "daeformer"])
 def test_it_starts_from_all_of_the_weights(method: str, toy: Path, tmp_path: Path) -> None:
     model = "tiny" if METHODS[method].trains_sam else None
@@ -196,6 +219,14 @@ def test_the_rank_cannot_change_where_it_is_the_models_shape() -> None:
     with pytest.raises(InputError, match="--rank"):
         inherited(resolved(method="samed", rank=4), Settings(rank=8))
     assert inherited(resolved(method="medsaga", rank=4), Settings(rank=8)).rank == 8
+
+
+def test_patience_needs_the_validation_cases_of_the_run(first: Path, tmp_path: Path) -> None:
+    before = shutil.copytree(first / "run", tmp_path / "before")
+    files.write_json(before / run_folder.SPLIT, cases_of(before) | {"validation": []})
+    with pytest.raises(InputError, match=r"--patience: .* found none, with 2 training cases\. Leave it out"):
+        continued_run(before, new_cases(tmp_path / "new", "a"), tmp_path / "run", Settings(patience=2), SILENT)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("use", ["test", "validation"])
@@ -351,6 +382,9 @@ def test_a_continued_run_can_be_continued(first: Path, tmp_path: Path) -> None:
     items = {item.name: item for item in run.dataset.items}
     assert items["extra"].masks == (third.resolve() / "masks" / "extra.png",)
     assert items["b"].masks == (second.resolve() / "masks" / "b.png",)
+    second.rename(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match=r"b: expected the data that the run was trained on.*Put the folder back"):
+        continued_run(tmp_path / "run2", third, tmp_path / "run4", Settings(), SILENT)
 
 
 def test_two_cases_with_an_image_of_one_name_are_refused(first: Path, tmp_path: Path) -> None:

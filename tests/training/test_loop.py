@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import signal
 import time
@@ -17,6 +18,7 @@ from conftest import fit_only, interrupt_in
 from PIL import Image
 from processes import started
 from resolved import resolved
+from rich.console import Console
 from torch import Tensor
 
 from medsaga import methods
@@ -295,6 +297,16 @@ def test_early_stop_keeps_the_best_weights(
     assert sha256(tmp_path / "run" / "model.safetensors") == sha256(tmp_path / "best" / "model.safetensors")
 
 
+def test_patience_without_validation_cases_is_refused(toy: Path, tmp_path: Path, quick: Settings) -> None:
+    settings = dataclasses.replace(quick, patience=2)
+    with pytest.raises(InputError) as refused:
+        train(toy, tmp_path / "run", settings)
+    assert str(refused.value) == (
+        "--patience: expected validation cases beside it; found none, with 3 training cases. Add --validation-cases N."
+    )
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_existing_folder_is_left_alone(toy: Path, tmp_path: Path, quick: Settings) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "precious.txt").write_text("keep")
@@ -328,7 +340,10 @@ def test_nothing_is_written_for_data_that_cannot_be_used(toy: Path, tmp_path: Pa
 
 
 def test_training_on_every_case_works_and_leaves_nothing_to_test_on(toy: Path, tmp_path: Path, quick: Settings) -> None:
-    result = train(toy, tmp_path / "run", dataclasses.replace(quick, shots=6, steps=1))
+    said = io.StringIO()
+    console = Console(file=said, width=200)
+    result = train(toy, tmp_path / "run", dataclasses.replace(quick, shots=6, steps=1), console=console)
+    assert "warning: all 6 cases are trained on, so nothing will be tested" in said.getvalue()
     assert result["dice_mean"] is None
     assert result["cases"] == []
     assert result["projected_parameters"] > 0

@@ -19,6 +19,7 @@ from medsaga.models.sam import build_sam
 from medsaga.models.weights.loading import load_pretrained, save_model
 from medsaga.models.weights.registry import RANDOM, STARTER, weights_named
 from medsaga.planning.resolve import choose_model
+from medsaga.runs.configuration import found_from_anywhere
 from medsaga.runs.prepare import new_run, resumed_run
 from medsaga.settings.options import Settings
 from medsaga.settings.run_config import read_config
@@ -115,6 +116,22 @@ def test_what_may_be_said_on_resuming(toy: Path, tmp_path: Path, quick: Settings
         resumed_run(toy, tmp_path / "run", dataclasses.replace(settings, model=model), silent)
     with pytest.raises(InputError, match="--random-weights"):
         resumed_run(toy, tmp_path / "run", dataclasses.replace(settings, random_weights=True), silent)
+
+
+def test_weights_are_found_from_another_folder_too(
+    toy: Path, tmp_path: Path, quick: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_model(tmp_path / "own.safetensors", build_sam("tiny", classes=4, image_size=64))
+    settings = dataclasses.replace(quick, model="own.safetensors")
+    run = new_run(toy, tmp_path / "run", settings, Console(quiet=True))
+    assert run.config.settings.weights == str(tmp_path / "own.safetensors")
+    resumed_run(toy, tmp_path / "run", settings, Console(quiet=True))
+    # A name stays one, whatever lies here.
+    for name in (STARTER, RANDOM):
+        (tmp_path / name).touch()
+        named = dataclasses.replace(run.config, settings=dataclasses.replace(run.config.settings, weights=name))
+        assert found_from_anywhere(named) == named
 
 
 def test_a_run_does_not_begin_anew_from_other_weights_than_its_first_ones(

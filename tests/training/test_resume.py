@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import io
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,22 +18,26 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import fit_only
+from conftest import fit_only, interrupt_in, no_more_than
 from resolved import resolved
 from rich.console import Console
 
-from medsaga.errors import Interrupted
-from medsaga.files import read_json, remove_temporary, sha256
+from medsaga.data.samples import build_samples
+from medsaga.errors import InputError, Interrupted, OutOfMemoryError
+from medsaga.files import read_json, remove_temporary, sha256, write_json
 from medsaga.memory.tracker import TensorTracker
+from medsaga.optim.galore import GaLoreAdamW
 from medsaga.planning.estimate import predict_memory
 from medsaga.run_folder import read_metrics
+from medsaga.runs import prepare
 from medsaga.runs import train as loop
 from medsaga.runs.evaluate import evaluate_run
 from medsaga.runs.prepare import new_run
-from medsaga.runs.train import fit, train
+from medsaga.runs.train import fit, is_complete, train
 from medsaga.settings.options import Settings
 from medsaga.training import out_of_memory, step, trainer
 from medsaga.training.events import Event, Saved, Stepped, Stopped
+from medsaga.training.step import clip
 from medsaga.training.trainer import Trainer
 
 pytestmark = pytest.mark.xdist_group("uninterrupted")
@@ -103,6 +110,131 @@ def test_a_second_ctrl_c_drops_the_step_and_saves_the_one_before(
     assert "finishing step 4, then saving" in capsys.readouterr().err
     fit_only(toy, tmp_path / "run", quick, resume=True)
     assert sha256(tmp_path / "run" / "model.safetensors") == sha256(uninterrupted(quick) / "model.safetensors")
+
+
+def _press_twice_in_the_update(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    original, updates = GaLoreAdamW.step, 0
+
+    def pressed(optimizer: GaLoreAdamW, *given: Any) -> Any:
+        nonlocal updates
+        updates += 1
+        if updates == number:
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGINT)
+        return original(optimizer, *given)
+
+    monkeypatch.setattr(GaLoreAdamW, "step", pressed)
+
+
+def test_a_second_ctrl_c_in_the_update_loses_no_line_of_the_log(
+    toy: Path,
+    tmp_path: Path,
+    quick: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    uninterrupted: Callable[[Settings], Path],
+) -> None:
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        _press_twice_in_the_update(patch, 3)
+        with pytest.raises(
+            Interrupted, match=rf"after step 3 of 4.*medsaga train --resume --out {re.escape(str(run))}"
+        ):
+            fit_only(toy, run, quick)
+    assert [line["step"] for line in read_metrics(run) if line["kind"] == "step"] == [1, 2, 3]
+    train(toy, run, quick, resume=True)
+    assert is_complete(run)
+    assert sha256(run / "model.safetensors") == sha256(uninterrupted(quick) / "model.safetensors")
+
+
+def test_a_run_whose_log_lacks_a_line_is_complete_and_one_tested_too_early_is_not(
+    tmp_path: Path, quick: Settings, uninterrupted: Callable[[Settings], Path]
+) -> None:
+    whole = uninterrupted(quick)
+    lines = [line for line in read_metrics(whole) if (line["kind"], line["step"]) != ("step", 2)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for steps, complete in ((3, True), (2, False)):
+        write_json(tmp_path / "result.json", {"steps": steps})
+        assert is_complete(tmp_path) == complete
+
+
+def test_ctrl_c_in_the_last_step_is_heard(
+    toy: Path, tmp_path: Path, quick: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        interrupt_in(patch, quick.steps or 0)
+        with pytest.raises(Interrupted, match=r"its test is not.*medsaga train --resume"):
+            train(toy, tmp_path / "run", quick)
+    assert read_metrics(tmp_path / "run")[-1]["kind"] == "stopped"
+    assert train(toy, tmp_path / "run", quick, resume=True)["steps"] == quick.steps
+
+
+def test_a_run_is_trained_by_one_command_at_a_time(
+    toy: Path, tmp_path: Path, quick: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """New and resumed, while its images are prepared and while it is trained."""
+    run, refused = tmp_path / "run", 0
+
+    def meanwhile() -> None:
+        nonlocal refused
+        with pytest.raises(InputError, match="that no other command is training; found one that is"):
+            train(toy, run, quick, resume=True)
+        refused += 1
+
+    def after(original: Callable[..., Any]) -> Callable[..., Any]:
+        def called(*given: Any, **how: Any) -> Any:
+            meanwhile()
+            return original(*given, **how)
+
+        return called
+
+    for resume in (False, True):
+        with monkeypatch.context() as patch:
+            patch.setattr(prepare, "build_samples", after(build_samples))
+            interrupt_in(patch, 1)
+            patch.setattr(out_of_memory, "clip", after(clip))
+            with pytest.raises(Interrupted):
+                train(toy, run, quick, resume=resume)
+    assert refused == 4
+    (run / "training.lock").touch()  # as a killed process leaves it
+    train(toy, run, quick, resume=True)
+    assert not (run / "training.lock").exists()
+
+
+@pytest.mark.parametrize(
+    ("problem", "told"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), (OutOfMemoryError, "--state-bits 8")),
+        (OSError(errno.EIO, "Input/output error"), (OSError, "Input/output error")),
+    ],
+)
+def test_a_state_is_not_called_damaged_for_want_of_memory(
+    toy: Path,
+    tmp_path: Path,
+    quick: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    problem: Exception,
+    told: tuple[type[Exception], str],
+) -> None:
+    run = new_run(toy, tmp_path / "run", quick, Console(quiet=True))
+    with _trainer(run, []) as begun:
+        begun.run(steps=1)
+
+    def failing(*_: Any) -> None:
+        raise problem
+
+    monkeypatch.setattr(GaLoreAdamW, "load_state_dict", failing)
+    with pytest.raises(told[0], match=told[1]):
+        train(toy, tmp_path / "run", quick, resume=True)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no such limits")
+def test_a_state_that_the_disk_has_no_room_for_is_an_error_of_the_disk(
+    toy: Path, tmp_path: Path, quick: Settings
+) -> None:
+    run = new_run(toy, tmp_path / "run", quick, Console(quiet=True))
+    with _trainer(run, []) as begun, no_more_than(2**16), pytest.raises(OSError, match="File too large"):
+        begun.save()
+    assert not (tmp_path / "run" / "state.pt").exists()
 
 
 def test_only_what_a_killed_write_left_is_removed(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -35,6 +36,7 @@ class Info:
 
         Raises:
             InputError: the dataset has problems; they have been printed.
+            SystemExit: likewise, where the error's message would stand below them.
         """
         from medsaga.runs.info import describe, info_table
 
@@ -46,6 +48,8 @@ class Info:
             print(json.dumps(description, indent=2))
         else:
             Console().print(info_table(description))
+        if problems and not self.json and sys.stdout.isatty() and sys.stderr.isatty():
+            raise SystemExit(InputError.exit_code)  # the table above has said it on the same terminal
         if problems:
             raise problems[0]
 

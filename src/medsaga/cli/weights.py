@@ -30,12 +30,14 @@ COLUMNS = {
 """Of the table of all weights: what is in them, and the header."""
 NUMBERS = ("millions", "megabytes", "512px", "1024px", "time")
 LEGEND = """
-param.: parameters. 512 px, 1024 px: what a training step takes by plan, with one image of that
-side, 9 classes, rank 64, bf16 weights, 8-bit state, blocks computed again. time of a step: on a
-CPU, relative to ViT-B's.
+param.: parameters. 512 px, 1024 px: what a training step takes by plan, with
+one image of that side, 9 classes, rank 64, bf16 weights, 8-bit state, blocks
+computed again. time of a step: on a CPU, relative to ViT-B's.
 """
 WIDTH = 100
-"""Characters that the table may take where no terminal says how many there are."""
+"""Characters that the table may take where no terminal says how many there are; with fewer the licences go below."""
+NARROWEST = 76
+"""Characters that the table takes at least: a narrower terminal breaks its lines, and nothing is left out."""
 
 
 @dataclass(kw_only=True)
@@ -61,8 +63,10 @@ class List:
         if self.json:
             print(json.dumps(documents, indent=2))
             return
-        Console(width=None if sys.stdout.isatty() else WIDTH).print(table_of(documents), highlight=False)
-        print(LEGEND, end="")
+        width = max(NARROWEST, Console().width) if sys.stdout.isatty() else WIDTH
+        narrow = width < WIDTH
+        Console(width=width).print(table_of(documents, narrow=narrow), highlight=False)
+        print(LEGEND + (_licences(documents) if narrow else ""), end="")
 
 
 @dataclass(kw_only=True)
@@ -133,14 +137,25 @@ class Weights:
         self.verb.run()
 
 
-def table_of(documents: list[dict[str, Any]]) -> Table:
-    """Lay known weights out, one a line."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name, title in COLUMNS.items():
-        table.add_column(title, justify="right" if name in NUMBERS else "left", no_wrap=True)
+def table_of(documents: list[dict[str, Any]], *, narrow: bool = False) -> Table:
+    """Lay known weights out, one a line; closer together and without their licences if ``narrow``."""
+    table = Table(box=None, pad_edge=False, padding=(0, 1 if narrow else 2, 0, 0))
+    shown = [name for name in COLUMNS if not (narrow and name == "licence")]
+    for name in shown:
+        table.add_column(COLUMNS[name], justify="right" if name in NUMBERS else "left", no_wrap=True)
     for known in documents:
-        table.add_row(*_row(known).values())
+        row = _row(known)
+        table.add_row(*(row[name] for name in shown))
     return table
+
+
+def _licences(documents: list[dict[str, Any]]) -> str:
+    names: dict[str, list[str]] = {}
+    for known in documents:
+        names.setdefault(known["licence"], []).append(known["name"])
+    if len(names) == 1:
+        return f"licence of all: {next(iter(names))}\n"
+    return "".join(f"licence of {', '.join(those)}: {licence}\n" for licence, those in names.items())
 
 
 def _row(known: dict[str, Any]) -> dict[str, str]:

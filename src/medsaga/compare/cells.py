@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import io
-import os
 import shutil
 import time
 import traceback
@@ -30,7 +28,7 @@ from medsaga.prediction.segmenter import Segmenter
 from medsaga.runs.evaluate import most_labelled_slice
 from medsaga.runs.loading import LoadedData
 from medsaga.runs.train import train
-from medsaga.settings.options import ResolvedSettings, Settings, named
+from medsaga.settings.options import ResolvedSettings, Settings, in_json, named
 from medsaga.settings.run_config import read_config
 
 CELLS = "cells"
@@ -102,7 +100,7 @@ def each_free(out: Path, cells: Sequence[Cell], console: Console) -> Iterator[Ce
     while left:
         taken = []
         for cell in left:
-            with _held(out, cell) as is_ours:
+            with files.holding(out / CELLS / f"{cell.name}.lock") as is_ours:
                 if is_ours:
                     yield cell
                 else:
@@ -115,27 +113,6 @@ def each_free(out: Path, cells: Sequence[Cell], console: Console) -> Iterator[Ce
                 told = True
             time.sleep(_WAITING_SECONDS)
         left = taken
-
-
-@contextlib.contextmanager
-def _held(out: Path, cell: Cell) -> Iterator[bool]:
-    """Hold a cell, and say whether that is possible: not while another process does, but when it has been killed."""
-    path = out / CELLS / f"{cell.name}.lock"
-    lock = files.locked(path)
-    if lock is None:
-        yield False
-        return
-    with lock:
-        # Whoever held it before has removed the file at the end: the next process would lock another one.
-        here = path.stat() if path.exists() else None
-        if here is None or not os.path.samestat(os.fstat(lock.fileno()), here):
-            yield False
-            return
-        try:
-            yield True
-        finally:
-            with contextlib.suppress(OSError):  # Windows keeps open files
-                path.unlink()
 
 
 def run_cell(
@@ -230,7 +207,7 @@ def _settings(run: Path) -> dict[str, Any] | None:
     if not (run / run_folder.CONFIG).exists():
         return None
     settings: ResolvedSettings = read_config(run / run_folder.CONFIG).settings
-    return dataclasses.asdict(settings)
+    return {name: in_json(value) for name, value in dataclasses.asdict(settings).items()}
 
 
 def _machine(run: Path) -> dict[str, Any]:

@@ -47,6 +47,8 @@ def read_dataset(root: Path, *, masks_required: bool = True, binary: bool = Fals
 
 
 def _no_dataset(root: Path) -> InputError:
+    if not root.exists():
+        return InputError(root, expected="a dataset folder", found="nothing of this name", do="Check the path.")
     do = "Put the images and masks into two folders images and masks, or name the folder that holds them."
     if root.is_dir():
         inside = [path.name for path in visible_entries(root)]
@@ -55,7 +57,7 @@ def _no_dataset(root: Path) -> InputError:
         if near:
             do = f"Name {listed(near, 4)}, which is one." if len(near) == 1 else f"Name one of {listed(near, 4)}."
     else:
-        found = "a file" if root.exists() else "nothing of this name"
+        found = "a file"
     expected = f"a dataset: {'; '.join(layout.EXPECTED for layout in LAYOUTS)}"
     return InputError(root, expected=expected, found=found, do=do)
 

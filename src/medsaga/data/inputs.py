@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 from medsaga.data.descriptions import channel_names, read_description
@@ -28,6 +28,11 @@ _MOST_CHANNELS = 8
 """More files of a name and a number than this are frames sooner than channels."""
 
 
+def _nothing(path: Path) -> bool:
+    del path
+    return False
+
+
 def find_inputs(
     path: Path,
     *,
@@ -35,6 +40,7 @@ def find_inputs(
     series: str | None = None,
     problems: list[InputError] | None = None,
     warn: Callable[[str], None] | None = None,
+    leave_out: Callable[[Path], bool] = _nothing,
 ) -> list[Item]:
     """Return the images to predict on, without masks and sorted by name.
 
@@ -53,6 +59,7 @@ def find_inputs(
         problems: where given, what is wrong with a single image of a folder goes on this list and the others are
             returned: there may be none.
         warn: called with a sentence about what is left out.
+        leave_out: whether a file of a folder is no image but an output, such as a label map beside its image.
 
     Raises:
         InputError: there is no image, a header cannot be read (without ``problems``), two images would share a name, a
@@ -64,13 +71,20 @@ def find_inputs(
     if not path.is_dir():
         return [_input(stem(path), (path,))]
     before = len(problems or ())
-    found, strays = _dicom_or_others(path, problems, wants_dicom=series is not None)
+    others = [each for each in visible_entries(path) if is_image(each)]
+    outputs = _left_out(others, leave_out, warn)
+    others = [each for each in others if each not in outputs]
+    found, strays = _dicom_or_others(path, others, problems, wants_dicom=series is not None)
     is_damaged = len(problems or ()) > before
-    if found or (is_damaged and not any(map(is_image, visible_entries(path)))):
+    if found or (is_damaged and not others):
         examinations = [(name, _chosen(each, channels, series)) for name, each in _examinations(path, found)]
         items = _inputs(examinations, problems)
     else:
-        paths = image_files(path)
+        paths = [each for each in image_files(path) if each not in outputs]
+        if not paths:
+            raise _only_outputs(path, outputs)
+        if problems is not None:  # of pictures their own readers tell
+            problems[before:] = [each for each in problems[before:] if Path(each.where) not in paths]
         strays += pictures_among_volumes(paths)
         items = _of_files([each for each in paths if each not in strays], channels, problems)
     if strays and warn is not None:
@@ -85,6 +99,7 @@ def find_all_inputs(
     series: str | None = None,
     problems: list[InputError] | None = None,
     warn: Callable[[str], None] | None = None,
+    leave_out: Callable[[Path], bool] = _nothing,
 ) -> list[Item]:
     """Return the images to predict on in several files and folders, as a shell makes them of ``*.png``.
 
@@ -97,24 +112,33 @@ def find_all_inputs(
         series: see `find_inputs`.
         problems: see `find_inputs`.
         warn: see `find_inputs`.
+        leave_out: see `find_inputs`; a single file is what the user wants.
 
     Raises:
         InputError: as `find_inputs`, and where a file or folder does not exist.
     """
     if len(paths) == 1:
-        return find_inputs(paths[0], channels=channels, series=series, problems=problems, warn=warn)
+        return find_inputs(
+            paths[0], channels=channels, series=series, problems=problems, warn=warn, leave_out=leave_out
+        )
     for path in paths:
         if not path.exists():
             raise InputError(
                 path, expected="an image or a folder", found="no such file or folder", do="Check its name."
             )
     files = sorted({path for path in paths if path.is_file()})
+    outputs = _left_out(files, leave_out, warn)
+    if len(outputs) == len(paths):
+        raise _only_outputs(paths[0].parent, outputs)
+    files = [path for path in files if path not in outputs]
     dicom = {path for path in files if path.suffix.lower() == ".dcm" or (not is_image(path) and is_dicom(path))}
     images = [path for path in files if path not in dicom]
     items = _of_files(images, channels, problems) if images else []
     items += _inputs([(name, _chosen(found, channels, series)) for name, found in _studies(dicom)], problems)
     for folder in sorted({path for path in paths if path.is_dir()}):
-        items += find_inputs(folder, channels=channels, series=series, problems=problems, warn=warn)
+        items += find_inputs(
+            folder, channels=channels, series=series, problems=problems, warn=warn, leave_out=leave_out
+        )
     return _distinct(items)
 
 
@@ -147,14 +171,39 @@ def names_of_channels(root: Path) -> tuple[str, ...] | None:
         return None
 
 
+def _left_out(
+    files: Sequence[Path], leave_out: Callable[[Path], bool], warn: Callable[[str], None] | None
+) -> set[Path]:
+    """Return which of some files are outputs, and say so."""
+    outputs = {each for each in files if leave_out(each)}
+    if outputs and warn is not None:
+        warn(f"left out, because medsaga wrote them and nobody has changed them: {listed(sorted(outputs))}")
+    return outputs
+
+
+def _only_outputs(folder: Path, outputs: Collection[Path]) -> InputError:
+    return InputError(
+        folder,
+        expected="images to segment",
+        found=f"nothing but what medsaga wrote there: {listed(sorted(each.name for each in outputs), 4)}",
+        do="Name the folder of the images. A single file that is named alone is segmented, whoever wrote it.",
+    )
+
+
 def _dicom_or_others(
-    root: Path, problems: list[InputError] | None, *, wants_dicom: bool
+    root: Path, images: Sequence[Path], problems: list[InputError] | None, *, wants_dicom: bool
 ) -> tuple[list[Series], list[Path]]:
-    """Return the DICOM series of a folder, none where images of other formats are meant, and the files left out."""
-    entries = visible_entries(root)
-    others = sorted(each for each in entries if each.is_file() and is_image(each))
+    """Return the DICOM series of a folder, none where images of other formats are meant, and the files left out.
+
+    Args:
+        root: the folder.
+        images: what has the suffix of another format there.
+        problems: see `find_inputs`.
+        wants_dicom: whether nothing else can be meant.
+    """
+    others = [each for each in images if each.is_file()]
     # Nothing else is opened: a folder of ten thousand pictures is listed once.
-    found = find_series(root, problems) if len(others) < len(entries) else []
+    found = find_series(root, problems) if len(others) < len(visible_entries(root)) else []
     if not found or not others or wants_dicom:
         if not found and others:
             _require_no_volumes_below(root, others)
@@ -278,7 +327,7 @@ def _studies(files: set[Path]) -> list[tuple[str, list[Series]]]:
                 by_study.setdefault(each.study, []).append(each)
     if len(by_study) == 1:
         return [(found[0].root.resolve().name, found) for found in by_study.values()]
-    return [(_name(found[0].root, found), found) for found in by_study.values()]
+    return _told_apart(by_study.values())
 
 
 def _examinations(root: Path, found: Sequence[Series]) -> list[tuple[str, list[Series]]]:
@@ -288,7 +337,17 @@ def _examinations(root: Path, found: Sequence[Series]) -> list[tuple[str, list[S
         by_study.setdefault(each.study, []).append(each)
     if len(by_study) == 1:
         return [(normal(root.resolve().name), series) for series in by_study.values()]
-    return [(_name(root, series), series) for series in by_study.values()]
+    return _told_apart(by_study.values(), root)
+
+
+def _told_apart(examinations: Collection[list[Series]], root: Path | None = None) -> list[tuple[str, list[Series]]]:
+    """Return examinations with names; those that share a folder have the name of their first file in theirs, too."""
+    names = [_name(root or Path(os.path.commonpath([each.root for each in found])), found) for found in examinations]
+    times = Counter(names)
+    return [
+        (name if times[name] == 1 else f"{name}_{_first_file(found)}", found)
+        for name, found in zip(names, examinations, strict=True)
+    ]
 
 
 def _name(root: Path, found: Sequence[Series]) -> str:
@@ -297,6 +356,13 @@ def _name(root: Path, found: Sequence[Series]) -> str:
     if len(files) == 1:
         return normal("_".join((*files[0].parent.parts, _without_suffix(files[0]))))
     return normal("_".join(_shared_folder(found).relative_to(root).parts) or root.resolve().name)
+
+
+def _first_file(found: Sequence[Series]) -> str:
+    """Return the first file of an examination in its folder, as a name without suffix."""
+    folder = _shared_folder(found)
+    first = min(file.relative_to(folder) for each in found for file in each.files)
+    return normal("_".join((*first.parent.parts, _without_suffix(first))))
 
 
 def _shared_folder(found: Sequence[Series]) -> Path:

@@ -1,6 +1,7 @@
 """What a prediction is written as: the format of its image, and for DICOM also what other programs open.
 
-A new kind of output is a function and a line in `SUFFIXES`, in `kind_of` and in `_WRITERS`.
+A new kind of output is a function and a line in `SUFFIXES`, in `kind_of` and in `_WRITERS`; where not every image can
+become one, also a check in `require_complete`.
 """
 
 from __future__ import annotations
@@ -96,6 +97,29 @@ def suffix_for(kind: str, source: Source) -> str:
         return SUFFIXES[kind][0]
     assert isinstance(source, Path), "a series has no format of its own"
     return labels_suffix(source)
+
+
+def require_complete(item: Item, kind: str) -> None:
+    """Check, before an image is segmented, that its files have what the output must repeat of them.
+
+    Args:
+        item: the image.
+        kind: from `kind_of`.
+
+    Raises:
+        InputError: they lack it; the message names what.
+    """
+    source = item.images[0]
+    if kind == "seg":
+        from medsaga.data.dicom import segmentation_writer
+
+        assert isinstance(source, Series), "a SEG is of a series"
+        segmentation_writer.require_complete(geometry_of(source))
+    elif kind == "rtstruct":
+        from medsaga.data.dicom import structures_writer
+
+        assert isinstance(source, Series), "a structure set is of a series"
+        structures_writer.require_complete(source, geometry_of(source))
 
 
 def write_labels(path: Path, labels: Labels, item: Item, kind: str, meaning: LabelMapInfo) -> None:

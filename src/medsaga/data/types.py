@@ -72,12 +72,27 @@ class Grid:
         affine: (4, 4) float64, voxel index to mm in RAS+ world coordinates; None for 2-D images.
         other_affine: a second one that the file gives, by which other programs place it: of a NIfTI file, the
             qform beside the sform. A mask fits an image where one of its affines is one of the image's.
+        flat: whether the third axis is none: a 2-D image in a format of volumes, whose thickness is made up.
     """
 
     shape: tuple[int, ...]
     spacing: tuple[float, ...] | None = None
     affine: npt.NDArray[np.float64] | None = None
     other_affine: npt.NDArray[np.float64] | None = None
+    flat: bool = False
+
+    @property
+    def to_mm(self) -> npt.NDArray[np.float64] | None:
+        """(axes, axes) float64, a step along each axis of ``shape``, as columns, in mm; None where they are unknown.
+
+        Its columns are not at right angles where the grid is sheared: a tilted CT gantry. An affine beside an unknown
+        spacing tells directions only.
+        """
+        if self.spacing is None:
+            return None
+        if self.affine is None:
+            return np.diag(np.asarray(self.spacing, dtype=np.float64))
+        return self.affine[:3, :3]
 
     @property
     def affines(self) -> tuple[npt.NDArray[np.float64], ...]:

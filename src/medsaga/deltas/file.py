@@ -129,7 +129,7 @@ def read_delta(path: Path) -> tuple[Delta, State]:
         )
     except InputError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise _damaged(path, f"{type(error).__name__}: {error}") from None
     sizes = (len(config.labels), config.settings.image_size, config.in_channels)
     within = 2 <= sizes[0] <= _MOST_CLASSES and 0 < sizes[1] <= _MOST_PIXELS and 0 < sizes[2] <= _MOST_PIXELS
@@ -227,7 +227,7 @@ def _document(path: Path, metadata: Any) -> dict[str, Any]:
         )
     try:
         document = json.loads(metadata[KEY])
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _damaged(path, str(error)) from None
     if not isinstance(document, dict):
         raise _damaged(path, "no description of what it holds")

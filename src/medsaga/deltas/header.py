@@ -23,7 +23,7 @@ def metadata_of(path: Path) -> dict[str, str]:
             if length > _LONGEST:
                 return {}
             metadata = json.loads(file.read(length)).get("__metadata__")
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return {}
     return metadata if isinstance(metadata, dict) else {}
 

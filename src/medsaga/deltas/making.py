@@ -133,7 +133,11 @@ def _start(run: Path, config: RunConfig, base: str | None) -> tuple[State, Base]
     """Return the weights that the run started from."""
     if base is not None:
         config = dataclasses.replace(config, settings=dataclasses.replace(config.settings, weights=base))
-    state, about = starting_state(config)
+    try:
+        state, about = starting_state(config)
+    except InputError as error:
+        do = error.do if base is not None else f"{error.do} If they are elsewhere, name them: --base WEIGHTS."
+        raise InputError(error.where, expected=error.expected, found=error.found, do=do) from None
     begun_with = files.read_json(run / run_folder.MANIFEST).get("model", {})
     if "layout" in begun_with and begun_with["sha256"] != about.sha256:
         raise InputError(

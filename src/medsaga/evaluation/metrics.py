@@ -11,6 +11,13 @@ from scipy.spatial import cKDTree
 
 from medsaga.data.types import Mask
 
+Steps = Sequence[float] | npt.NDArray[np.float64]
+"""From voxel to voxel, in mm: its size along each axis, or ``(world axes, axes)``, a step along each as columns.
+
+Only the matrix tells a sheared grid, as `medsaga.data.types.Grid.to_mm` does: between the axes of a tilted CT gantry is
+no right angle.
+"""
+
 
 def dice(prediction: Mask, truth: Mask) -> float:
     """Return 2 |A and B| / (|A| + |B|) (Dice, Ecology 26, 1945), from 0 to 1; NaN where both masks are empty.
@@ -24,7 +31,7 @@ def dice(prediction: Mask, truth: Mask) -> float:
     return 2.0 * np.count_nonzero(prediction & truth) / total if total else float("nan")
 
 
-def hd95(prediction: Mask, truth: Mask, spacing: Sequence[float] | None = None) -> float:
+def hd95(prediction: Mask, truth: Mask, steps: Steps | None = None) -> float:
     """Return the larger of the two directed 95th percentiles of the surface distances; NaN where a mask is empty.
 
     This is the HD95 of Metrics Reloaded (arXiv 2206.01653) and of MONAI.
@@ -32,14 +39,14 @@ def hd95(prediction: Mask, truth: Mask, spacing: Sequence[float] | None = None) 
     Args:
         prediction: bool, ``(*shape)``.
         truth: bool, ``(*shape)``.
-        spacing: size of a voxel along each axis in mm; the distance is in mm then, and in voxels when None.
+        steps: from voxel to voxel in mm; the distance is in mm then, and in voxels when None.
     """
-    there, back = surface_distances(prediction, truth, spacing)
+    there, back = surface_distances(prediction, truth, steps)
     return max(float(np.percentile(there, 95)), float(np.percentile(back, 95))) if there.size else float("nan")
 
 
 def surface_distances(
-    prediction: Mask, truth: Mask, spacing: Sequence[float] | None = None
+    prediction: Mask, truth: Mask, steps: Steps | None = None
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Return how far each surface voxel of one mask lies from the nearest surface voxel of the other.
 
@@ -50,16 +57,17 @@ def surface_distances(
     Args:
         prediction: bool, ``(*shape)``.
         truth: bool, ``(*shape)``.
-        spacing: size of a voxel along each axis in mm, or None for voxels.
+        steps: from voxel to voxel in mm, or None for voxels.
 
     Returns:
         ``(surface voxels of prediction,)`` and ``(surface voxels of truth,)``, in mm or voxels; both empty where
         either mask is empty.
     """
     assert prediction.shape == truth.shape, f"{prediction.shape} against {truth.shape}"
-    scale = np.ones(truth.ndim) if spacing is None else np.asarray(spacing, dtype=np.float64)
-    assert scale.shape == (truth.ndim,), f"spacing {spacing} for {truth.ndim} axes"
-    surfaces = [_surface(mask) * scale for mask in (prediction, truth)]
+    matrix = np.asarray(np.ones(truth.ndim) if steps is None else steps, dtype=np.float64)
+    matrix = np.diag(matrix) if matrix.ndim == 1 else matrix
+    assert matrix.shape[1:] == (truth.ndim,), f"steps {steps} for {truth.ndim} axes"
+    surfaces = [_surface(mask) @ matrix.T for mask in (prediction, truth)]
     if any(len(surface) == 0 for surface in surfaces):
         return np.empty(0), np.empty(0)
     # Points on a grid: splitting cells at the middle instead of the median builds and queries up to 4 times faster.

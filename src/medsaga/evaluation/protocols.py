@@ -14,6 +14,7 @@ import numpy as np
 from medsaga.data.types import Labels, Mask
 from medsaga.errors import InputError
 from medsaga.evaluation import metrics
+from medsaga.evaluation.metrics import Steps
 
 State = Literal["both", "only_truth", "only_prediction", "neither"]
 """Where a label occurs: ``only_truth`` is a complete miss, ``only_prediction`` a false positive."""
@@ -38,28 +39,26 @@ class LabelScore:
     hd95_unit: Unit
 
 
-Protocol = Callable[[Labels, Labels, Sequence[int], Sequence[float] | None], dict[int, LabelScore]]
-"""``(prediction, truth, label values, spacing) -> label value to score``, with label maps of shape ``(*shape)``."""
+Protocol = Callable[[Labels, Labels, Sequence[int], Steps | None], dict[int, LabelScore]]
+"""``(prediction, truth, label values, steps) -> label value to score``, with label maps of shape ``(*shape)``."""
 
 
-def mm(
-    prediction: Labels, truth: Labels, label_values: Sequence[int], spacing: Sequence[float] | None
-) -> dict[int, LabelScore]:
+def mm(prediction: Labels, truth: Labels, label_values: Sequence[int], steps: Steps | None) -> dict[int, LabelScore]:
     """Score in mm. A label absent from both maps is not counted; absent from one, Dice is 0 and HD95 undefined.
 
     Args:
         prediction: label values, ``(*shape)``.
         truth: label values, ``(*shape)``.
         label_values: the labels to score, without the background.
-        spacing: size of a voxel along each axis in mm; None makes HD95 one of pixels.
+        steps: from voxel to voxel in mm, `medsaga.data.types.Grid.to_mm`; None makes HD95 one of pixels.
     """
     scores = {}
-    unit: Unit = "px" if spacing is None else "mm"
+    unit: Unit = "px" if steps is None else "mm"
     for value in label_values:
         predicted, true = prediction == value, truth == value
         state = _state(predicted, true)
         if state == "both":
-            distance = metrics.hd95(predicted, true, spacing)
+            distance = metrics.hd95(predicted, true, steps)
             scores[value] = LabelScore(metrics.dice(predicted, true), distance, state, unit)
         else:
             scores[value] = LabelScore(None if state == "neither" else 0.0, None, state, unit)
@@ -67,7 +66,7 @@ def mm(
 
 
 def transunet(
-    prediction: Labels, truth: Labels, label_values: Sequence[int], spacing: Sequence[float] | None
+    prediction: Labels, truth: Labels, label_values: Sequence[int], steps: Steps | None
 ) -> dict[int, LabelScore]:
     """Score as TransUNet's public evaluation does, which SAMed and DAE-Former share: only to compare with them.
 
@@ -79,7 +78,7 @@ def transunet(
         prediction: label values, ``(*shape)``.
         truth: label values, ``(*shape)``.
         label_values: the labels to score, without the background.
-        spacing: not used.
+        steps: not used.
     """
     scores = {}
     for value in label_values:

@@ -16,6 +16,7 @@ EXCHANGES: tuple[Exchange, ...] = get_args(Exchange)
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 BASELINES = ("alone", "pooled")
 """Ways in which nothing is exchanged: each site by itself, and all cases in one place."""
+_WITHOUT = "Leave it out."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,10 +121,10 @@ def settings_for(settings: Settings, federation: Federation) -> Settings:
         InputError: they say something that the federation decides.
     """
     decided = "what --rounds and --local-steps make of it"
-    _require("--steps", settings.steps is None, decided, settings.steps)
+    _require("--steps", settings.steps is None, decided, settings.steps, _WITHOUT)
     for name in ("evaluate_every", "patience", "validation_cases"):
         value = getattr(settings, name)
-        _require(flag(name), not value, "none: every site's last weights of a round count", value)
+        _require(flag(name), not value, "none: every site's last weights of a round count", value, _WITHOUT)
     steps = federation.steps
     return dataclasses.replace(settings, steps=steps, evaluate_every=steps, validation_cases=0)
 
@@ -136,9 +137,9 @@ def refuse_choices_of_sites(settings: Settings) -> None:
     """
     for name in ("shots", "test_cases", "fold"):
         value = getattr(settings, name)
-        _require(flag(name), not value, "none at the server: each site divides its own cases", value)
+        _require(flag(name), not value, "none at the server: each site divides its own cases", value, _WITHOUT)
 
 
-def _require(name: str, good: bool, expected: str, found: object) -> None:
+def _require(name: str, good: bool, expected: str, found: object, do: str = "Change it.") -> None:
     if not good:
-        raise InputError(name, expected=expected, found=str(found), do="Change it.")
+        raise InputError(name, expected=expected, found=str(found), do=do)

@@ -83,7 +83,7 @@ def simulate(
                 result = _experiment(experiment, console, seen)
                 for run in experiment.runs.values():
                     run.remove_cache()
-        except KeyboardInterrupt:
+        except (Interrupted, KeyboardInterrupt):
             said = f"{folder}: stopped; the rounds that are complete are kept. The same command goes on."
             raise Interrupted(said) from None
         # Last: it says that the experiment is complete.

@@ -13,7 +13,7 @@ from medsaga.data.tiles import tile_shape
 from medsaga.data.types import Grid
 from medsaga.errors import InputError
 from medsaga.methods import method_named
-from medsaga.methods.base import Method
+from medsaga.methods.base import Method, unchanged
 from medsaga.models.encoders import is_architecture
 from medsaga.models.precision import takes_int8
 from medsaga.models.weights.loading import detect_architecture
@@ -24,8 +24,10 @@ from medsaga.planning.budget import plan
 from medsaga.planning.defaults import DEFAULTS, METHOD, MODEL_DEFAULTS, DeviceDefaults, derived
 from medsaga.planning.detail import Outlined, side_for
 from medsaga.planning.estimate import predict_memory
-from medsaga.settings.options import ResolvedSettings, Settings, named
+from medsaga.settings.options import ResolvedSettings, Settings, flag, named
 from medsaga.settings.recipes import read_recipe
+
+_OF_GALORE = ("refresh_every", "galore", "projection")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +109,17 @@ def choose_model(settings: Settings) -> Choice:
     if settings.precision == "int8" and settings.model != AUTO and not choice.int8:
         raise _no_int8(f"{model}, whose encoder has no linear layers")
     return choice
+
+
+def without_effect(choice: Choice) -> tuple[str, ...]:
+    """Return a warning for each setting that somebody has named and the method has no use for.
+
+    It is no error: whoever compares methods gives all of them the same settings.
+    """
+    adapts = choice.method.adapt is not unchanged  # by LoRA, whose rank it is
+    unused = () if choice.method.ranks else _OF_GALORE if adapts else ("rank", *_OF_GALORE)
+    given = [flag(name) for name in unused if getattr(choice.settings, name) is not None]
+    return tuple(f"{name} has no effect with --method {choice.name}, which projects no gradient" for name in given)
 
 
 def find_weights(choice: Choice) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,15 +18,19 @@ from medsaga.data.dataset import require_order
 from medsaga.data.dicom.terminology import Terminology
 from medsaga.data.inputs import find_all_inputs, images_folder, names_of_channels
 from medsaga.data.items import warnings_of
-from medsaga.data.outputs import LabelMapInfo, write_labels, write_probabilities
+from medsaga.data.outputs import LabelMapInfo, require_complete, write_labels, write_probabilities
 from medsaga.data.slices import most_labelled
+from medsaga.data.sources import place_of
 from medsaga.data.types import Item, Labels, to_class_indices
+from medsaga.device import release_cached_memory
 from medsaga.distributed.group import ALONE, Group
-from medsaga.errors import InputError, RunError, collecting
+from medsaga.errors import InputError, MedsagaError, OutOfMemoryError, RunError, collecting
+from medsaga.memory.tracker import is_out_of_memory
 from medsaga.prediction import confidence_table, postprocess
 from medsaga.prediction import overlay as pictures
 from medsaga.prediction.confidence import ConfidenceScores, look_first
 from medsaga.prediction.confidence_table import CONFIDENCE
+from medsaga.prediction.leftovers import Leftovers, said_of
 from medsaga.prediction.measure import Measurement, measure, read_csv, write_csv
 from medsaga.prediction.postprocess import PostProcessing
 from medsaga.prediction.record import Written
@@ -119,6 +124,7 @@ def predict_files(
         series=series,
         problems=problems,
         warn=lambda text: console.print(text, markup=False, highlight=False),
+        leave_out=_outputs(),
     )
     if not items:
         raise problems[0]
@@ -140,12 +146,13 @@ def predict_files(
     require_free(targets, tables, record, overwrite=overwrite, classes=len(segmenter.config.labels))
     group.wait()  # until all have seen what lies there
     record.share(group)
-    work = _Work(segmenter, wanted, folder, record, tta, console, group, overwrite=overwrite)
-    failed: list[list[InputError]] = []
+    leftovers = Leftovers(targets, record, None if wanted.measure else folder / MEASUREMENTS)
+    work = _Work(segmenter, wanted, folder, record, leftovers, tta, console, group, overwrite=overwrite)
+    failed: list[list[MedsagaError]] = []
     try:
         for target in targets[group.rank :: group.size]:
             failed.append([])
-            with collecting(failed[-1]):
+            with collecting(failed[-1], (InputError, OutOfMemoryError)):
                 work.segment(target)
                 if written is not None and group.size == 1:
                     written(target.labels)
@@ -153,17 +160,18 @@ def predict_files(
     finally:
         # What was done before somebody pressed Ctrl-C is worth a look, too.
         work.say_confidence(one_image=one_image)
-    problems += [problem for each in failed for problem in each]
+        work.say_what_is_gone()
+    told = [*problems, *(problem for each in failed for problem in each)]
     done = [target.labels for target, each in zip(targets, failed, strict=True) if not each]
     if written is not None and group.size > 1 and group.is_first:
         for path in done:
             written(path)
-    if problems and total == 1:
-        raise group.told_once(problems[0])
-    if problems:
-        told = [str(problem) for problem in problems[:_MOST_PROBLEMS]]
-        more = [f"and {len(problems) - _MOST_PROBLEMS:,} more"] if len(problems) > _MOST_PROBLEMS else []
-        said = "\n  ".join([f"{len(problems)} of {total} images could not be segmented:", *told, *more])
+    if told and total == 1:
+        raise group.told_once(told[0])
+    if told:
+        more = [f"and {len(told) - _MOST_PROBLEMS:,} more"] if len(told) > _MOST_PROBLEMS else []
+        listed = [*map(str, told[:_MOST_PROBLEMS]), *more]
+        said = "\n  ".join([f"{len(told)} of {total} images could not be segmented:", *listed])
         raise group.told_once(RunError(said))
     return done
 
@@ -183,6 +191,23 @@ def _named(source: Path, channels: Sequence[str], console: Console) -> Path:
     return images
 
 
+def _outputs() -> Callable[[Path], bool]:
+    """Return a test of whether an earlier call wrote a file into its folder, as the record there says."""
+    records: dict[Path, Written | None] = {}
+
+    def is_output(path: Path) -> bool:
+        folder = path.parent
+        if folder not in records:
+            records[folder] = None
+            # A file may have nothing of a record but the name.
+            with contextlib.suppress(InputError, OSError):
+                records[folder] = Written(folder)
+        record = records[folder]
+        return record is not None and record.has(path)
+
+    return is_output
+
+
 class _Work:
     """Segmenting one image after another, and what has come of it so far."""
 
@@ -192,6 +217,7 @@ class _Work:
         wanted: OutputOptions,
         folder: Path,
         record: Written,
+        leftovers: Leftovers,
         tta: Augmented,
         console: Console,
         group: Group,
@@ -200,6 +226,7 @@ class _Work:
     ) -> None:
         self._segmenter, self._wanted, self._tta, self._console = segmenter, wanted, tta, console
         self._folder, self._record, self._group, self._overwrite = folder, record, group, overwrite
+        self._leftovers = leftovers
         config = segmenter.config
         self._meaning = LabelMapInfo(config.labels, f"{config.settings.model}, {_version()}", wanted.codes)
         self._classes = [name for name, value in config.labels.items() if value != 0]
@@ -212,8 +239,24 @@ class _Work:
 
         Raises:
             InputError: it cannot be read, or its files lack what the output must repeat.
+            OutOfMemoryError: it is too large.
         """
+        try:
+            self._segment(target)
+        except (RuntimeError, MemoryError, OutOfMemoryError) as error:
+            if not isinstance(error, OutOfMemoryError) and not is_out_of_memory(error):
+                raise
+            shortage = str(error)
+        else:
+            return
+        # Only here, after the except clause, are the tensors free that the error's traceback has held.
+        release_cached_memory()
+        place = place_of(target.item.images[0])
+        raise OutOfMemoryError(f"{place}: {shortage}\nCut it into smaller ones, or use a machine with more memory.")
+
+    def _segment(self, target: Target) -> None:
         item, wanted, segmenter = target.item, self._wanted, self._segmenter
+        require_complete(item, target.kind)
         show = counting(self._console, item.name)
         prediction = segmenter.predict_item(item, probabilities=wanted.probabilities, tta=self._tta, progress=show)
         for warning in warnings_of(item):
@@ -228,19 +271,21 @@ class _Work:
                 write_probabilities(path, prediction.probabilities, item)
         with self._record.replacing(target.labels) as path:
             write_labels(path, labels, item, target.kind, self._meaning)
+            self._leftovers.remove(target, path)
         self._scores[item.name] = prediction.confidence
         if wanted.measure:
             self._rows += [(item.name, row) for row in measure(labels, item.header.grid, segmenter.config.labels)]
             # After every case, so that what is interrupted has what is done.
             self._write_rows()
 
-    def join(self, failed: list[list[InputError]]) -> list[list[InputError]]:
+    def join(self, failed: list[list[MedsagaError]]) -> list[list[MedsagaError]]:
         """Let process 0 have what the others have found out, and return what has failed of all images, in order."""
         if self._group.size > 1:
             own = list(self._scores.items())
             self._scores = dict(pair for pairs in self._group.collect(own) for pair in pairs)
             self._rows = [row for rows in self._group.collect(self._rows) for row in rows]
             self._write_rows()
+            self._leftovers.gone.update(*self._group.collect(self._leftovers.gone))
             for texts in self._group.collect(self._said)[1:]:
                 for text in texts:
                     self._say(text)
@@ -249,6 +294,12 @@ class _Work:
     def _say(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
         self._said.append(text)
+
+    def say_what_is_gone(self) -> None:
+        """Warn of what earlier calls had written and this one has removed."""
+        if self._leftovers.gone and self._group.is_first:
+            said = said_of(self._leftovers.gone)
+            self._console.print(said, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
     def _write_rows(self) -> None:
         if self._rows and self._group.is_first:
@@ -264,7 +315,7 @@ class _Work:
 
         Whoever segments case after case into a folder keeps what the tables say of all.
         """
-        return self._record.has(table) or Written(self._folder).has(table)
+        return self._record.has_by_now(table)
 
     def _require_ours(self, table: Path) -> None:
         if os.path.lexists(table) and not (self._overwrite or self._is_ours(table)):

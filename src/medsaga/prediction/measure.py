@@ -1,8 +1,8 @@
 """What is in a label map, in numbers: size, largest diameter and pieces of every class, and the table of them.
 
 Lengths come from the affine where there is one, so that sheared and oblique grids (a tilted CT gantry) are measured as
-they lie in the patient. Where a file does not say its spacing nothing is in mm: those columns stay empty, and the
-count of voxels (pixels, in 2-D) is all there is to say.
+they lie in the patient. A 2-D image has an area, in a format of volumes, too. Where a file does not say its spacing
+nothing is in mm: those columns stay empty, and the count of voxels (pixels, in 2-D) is all there is to say.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Measurement:
     Attributes:
         label: its name.
         voxels: voxels, or pixels in 2-D.
-        volume_ml: volume in millilitres; None in 2-D and where the spacing is unknown.
+        volume_ml: volume in millilitres; None of 2-D images and where the spacing is unknown.
         area_mm2: area in mm2; None for volumes and where the spacing is unknown.
         largest_diameter_mm: largest distance between the centres of two of its voxels in mm, in 3-D for volumes,
             whether or not the line between them stays inside; 0 for a single voxel; None where the spacing is unknown.
@@ -93,8 +93,12 @@ def voxel_size(grid: Grid) -> float | None:
 
     It is the determinant of the affine, to which the product of the spacings is equal only without shear.
     """
-    to_mm = _to_mm(grid)
-    return None if to_mm is None else abs(float(np.linalg.det(to_mm)))
+    to_mm = grid.to_mm
+    if to_mm is None:
+        return None
+    if grid.flat:
+        return float(np.linalg.norm(np.cross(to_mm[:, 0], to_mm[:, 1])))
+    return abs(float(np.linalg.det(to_mm)))
 
 
 def largest_diameter(mask: Mask, to_mm: npt.NDArray[np.float64]) -> float:
@@ -116,8 +120,8 @@ def largest_diameter(mask: Mask, to_mm: npt.NDArray[np.float64]) -> float:
 
 
 def _measured(name: str, mask: Mask, grid: Grid) -> Measurement:
-    to_mm, size = _to_mm(grid), voxel_size(grid)
-    is_volume = mask.ndim == 3
+    to_mm, size = grid.to_mm, voxel_size(grid)
+    is_volume = mask.ndim == 3 and not grid.flat
     mask = _cropped(mask)
     voxels = int(np.count_nonzero(mask))
     in_mm = None if size is None else voxels * size
@@ -129,18 +133,6 @@ def _measured(name: str, mask: Mask, grid: Grid) -> Measurement:
         largest_diameter_mm=None if to_mm is None else largest_diameter(mask, to_mm),
         components=int(scipy.ndimage.label(mask)[1]),
     )
-
-
-def _to_mm(grid: Grid) -> npt.NDArray[np.float64] | None:
-    """Return the (axes, axes) matrix from steps in voxels to mm; None where the spacing is unknown.
-
-    An affine beside an unknown spacing tells directions only.
-    """
-    if grid.spacing is None:
-        return None
-    if grid.affine is None:
-        return np.diag(np.asarray(grid.spacing, dtype=np.float64))
-    return grid.affine[:3, :3]
 
 
 def _cropped(mask: Mask) -> Mask:

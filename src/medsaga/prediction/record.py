@@ -44,7 +44,13 @@ class Written:
 
     def has(self, path: Path) -> bool:
         """Return whether a file of the folder is one that was written, and has not been changed since."""
-        return path.is_file() and files.sha256(path) in self._known.get(path.name, ())
+        # Files of other names are not read: volumes are large.
+        digests = self._known.get(path.name, ())
+        return bool(digests) and path.is_file() and files.sha256(path) in digests
+
+    def has_by_now(self, path: Path) -> bool:
+        """Return the same, where another command may have written the file since the record was read."""
+        return self.has(path) or Written(path.parent).has(path)
 
     @contextlib.contextmanager
     def replacing(self, path: Path) -> Iterator[Path]:

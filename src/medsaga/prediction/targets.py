@@ -35,6 +35,7 @@ class Target:
         kind: what it is written as; see `medsaga.data.outputs.kind_of`.
         overlay: the picture, if it is wanted.
         probabilities: the file of them, if they are wanted.
+        not_wanted: the names that the other files would have; an earlier call may have written them.
     """
 
     item: Item
@@ -42,6 +43,7 @@ class Target:
     kind: str
     overlay: Path | None
     probabilities: Path | None
+    not_wanted: tuple[Path, ...] = ()
 
     @property
     def paths(self) -> list[Path]:
@@ -112,13 +114,15 @@ def targets_of(
             name = files.shortened(item.name, files.longest_name(out) - longest)
             item = item if name == item.name else replace(item, name=name)
             labels = out / f"{name}{suffix}"
+        picture, chances = labels.with_name(f"{name}{OVERLAY}"), labels.with_name(f"{name}{soft}")
         targets.append(
             Target(
                 item,
                 labels,
                 kind,
-                labels.with_name(f"{name}{OVERLAY}") if overlay else None,
-                labels.with_name(f"{name}{soft}") if probabilities else None,
+                picture if overlay else None,
+                chances if probabilities else None,
+                tuple(path for path, wanted in ((picture, overlay), (chances, probabilities)) if not wanted),
             )
         )
     return targets

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
+
 import torch
 
 from medsaga.data.intensity import choose_intensity
 from medsaga.data.splits import Split
 from medsaga.device import free_memory
 from medsaga.methods import method_named
+from medsaga.models.weights.registry import RANDOM, known_as
 from medsaga.planning.defaults import defaults_for
 from medsaga.planning.detail import Outlined
 from medsaga.planning.resolve import Facts, resolve
@@ -42,6 +46,17 @@ def new_config(
         channels=dataset.channels,
         intensities=choose_intensity(dataset, surveyed, resolved.intensity, resolved.window),
         settings=resolved,
+    )
+
+
+def found_from_anywhere(config: RunConfig) -> RunConfig:
+    """Return a configuration whose weights are found from other folders too, if they are a file or a folder."""
+    weights = config.settings.weights
+    if weights in (None, RANDOM) or known_as(str(weights)) is not None or not Path(str(weights)).exists():
+        return config
+    # Not resolved: what a link leads to may lack the suffix by which a format is known.
+    return dataclasses.replace(
+        config, settings=dataclasses.replace(config.settings, weights=str(Path(str(weights)).absolute()))
     )
 
 

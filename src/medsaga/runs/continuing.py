@@ -32,7 +32,7 @@ from medsaga.planning.defaults import DeviceDefaults
 from medsaga.planning.resolve import Facts, resolve
 from medsaga.progress import counting
 from medsaga.runs.loading import warn, without_later_cases
-from medsaga.settings.options import DERIVED, MAY_CHANGE, ResolvedSettings, Settings, flag, named
+from medsaga.settings.options import DERIVED, MAY_CHANGE, ResolvedSettings, Settings, flag, in_json, named
 from medsaga.settings.run_config import RunConfig
 
 
@@ -73,7 +73,7 @@ def inherited(before: ResolvedSettings, settings: Settings) -> ResolvedSettings:
     asked = named(settings)
     for name in sorted(fixed & asked.keys()):
         kept = getattr(before, name)
-        if asked[name] != (list(kept) if isinstance(kept, tuple) else kept):
+        if asked[name] != in_json(kept):
             raise InputError(
                 flag(name),
                 expected="the setting of the run that is continued" + ("" if kept is None else f", {kept}"),
@@ -91,12 +91,19 @@ def inherited(before: ResolvedSettings, settings: Settings) -> ResolvedSettings:
     return dataclasses.replace(after, weights=before.weights)
 
 
-def datasets_of(config: RunConfig) -> list[Dataset]:
+def datasets_of(config: RunConfig, *, last_is_new: bool = False) -> list[Dataset]:
     """Return the dataset of a run, and after it those that were added by continuing, as they were added.
+
+    Args:
+        config: of the run.
+        last_is_new: whether the last was not trained on, but has just been named.
 
     Raises:
         InputError: a folder is gone or has problems, or what was added has other labels or channels than the run.
     """
+    earlier = config.added[:-1] if last_is_new else config.added
+    for folder in (config.data, *earlier):
+        _require_there(Path(folder))
     return [_first(config), *(_added(Path(folder), config) for folder in config.added)]
 
 
@@ -137,7 +144,7 @@ def joined_data(
     Raises:
         InputError: a folder cannot be used, or a new case is among those that the run is validated or tested on.
     """
-    first, *added = datasets = datasets_of(config)
+    first, *added = datasets = datasets_of(config, last_is_new=True)
     if begun_with is not None:
         pairs = zip(datasets, begun_with, strict=True)
         first, *added = datasets = [without_later_cases(dataset, cases, console) for dataset, cases in pairs]
@@ -161,7 +168,14 @@ def joined_data(
 
 
 def _first(config: RunConfig) -> Dataset:
-    root = Path(config.data)
+    dataset = read_dataset(Path(config.data), binary=config.settings.binary)
+    raise_problems(dataset.problems)
+    dataset = select_channels(dataset, config.settings.channels)
+    _check_same_kind(dataset, config, "Restore its labels and channels.")
+    return dataset
+
+
+def _require_there(root: Path) -> None:
     if not root.exists():
         raise InputError(
             root,
@@ -170,11 +184,6 @@ def _first(config: RunConfig) -> Dataset:
             do="Put the folder back, or train on the new cases alone, with --model and the model.safetensors of the "
             "run.",
         )
-    dataset = read_dataset(root, binary=config.settings.binary)
-    raise_problems(dataset.problems)
-    dataset = select_channels(dataset, config.settings.channels)
-    _check_same_kind(dataset, config, "Restore its labels and channels.")
-    return dataset
 
 
 def _added(root: Path, config: RunConfig) -> Dataset:

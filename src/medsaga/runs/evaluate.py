@@ -214,7 +214,7 @@ def _score(
     for done, item in enumerate(own, 1):
         prediction = segmenter.predict_item(item)
         scores: dict[int, LabelScore] = protocol(
-            prediction.labels, read_mask(item), list(names), item.header.grid.spacing
+            prediction.labels, read_mask(item), list(names), item.header.grid.to_mm
         )
         scored.append(ItemScores(item.name, item.case, {names[value]: score for value, score in scores.items()}))
         progress(done, len(own))

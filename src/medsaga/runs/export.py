@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from medsaga import run_folder
+from medsaga.data.dataset import raise_problems, read_dataset
 from medsaga.deltas.making import LARGEST_ERROR, export_delta
 from medsaga.prediction.segmenter import Segmenter
 from medsaga.progress import counting
@@ -46,6 +47,8 @@ def export_run(
         InputError: something cannot be used.
     """
     console = console or Console(stderr=True)
+    if check is not None:
+        raise_problems(read_dataset(check, binary=read_config(run / run_folder.CONFIG).settings.binary).problems)
     done = export_delta(run, out, error=error, codes=codes, base=base, progress=counting(console, "looking at weights"))
     document = {"file": str(out), **done}
     if check is None:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from medsaga.data.dataset import read_dataset
+from medsaga.data.dataset import raise_problems, read_dataset
 from medsaga.data.items import overlap, warnings_of
 from medsaga.data.labels import listed
 from medsaga.data.survey import survey
@@ -33,9 +33,11 @@ def describe(data: Path, console: Console, *, binary: bool = False) -> tuple[dic
         a JSON document with ``cases``, ``labels``, ``problems`` and more, and the problems as errors.
 
     Raises:
-        InputError: the folder is no dataset at all.
+        InputError: there is no such folder.
     """
     dataset = read_dataset(data, binary=binary)
+    if not data.exists():
+        raise_problems(dataset.problems)
     found = survey(dataset, counting(console, "checking images"))
     problems = (*dataset.problems, *found.problems)
     warnings = [*dataset.warnings, *found.warnings]

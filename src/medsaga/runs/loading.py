@@ -19,8 +19,9 @@ from medsaga.data.labels import listed
 from medsaga.data.splits import Split, split_cases
 from medsaga.data.survey import Survey, survey
 from medsaga.data.types import Dataset
+from medsaga.errors import InputError
 from medsaga.progress import counting
-from medsaga.settings.options import Settings
+from medsaga.settings.options import Settings, flag
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +75,16 @@ def unseen_labels(loaded: LoadedData, split: Split) -> tuple[str, ...]:
     return (f"no training case holds {listed(unseen)}: the model cannot learn what it never sees",)
 
 
+def untested(split: Split) -> tuple[str, ...]:
+    """Return a warning for a split that leaves no case to test on."""
+    if split.test:
+        return ()
+    count = len(split.train) + len(split.validation)
+    cases = "the only case is" if count == 1 else f"all {count} cases are"
+    used = "trained on, or chosen by" if split.validation else "trained on"
+    return (f"{cases} {used}, so nothing will be tested",)
+
+
 def warn(console: Console, warnings: Sequence[str]) -> None:
     """Print what the user should know of the data, each thing once."""
     for warning in dict.fromkeys(warnings):
@@ -81,8 +92,12 @@ def warn(console: Console, warnings: Sequence[str]) -> None:
 
 
 def split_of(loaded: LoadedData, settings: Settings) -> Split:
-    """Return the cases of a run; InputError where there are not enough."""
-    return split_cases(
+    """Return the cases of a run.
+
+    Raises:
+        InputError: there are not enough, or none for what the settings ask of validation cases.
+    """
+    split = split_cases(
         loaded.dataset,
         shots=settings.shots,
         seed=settings.seed,
@@ -91,3 +106,22 @@ def split_of(loaded: LoadedData, settings: Settings) -> Split:
         labels_of=loaded.survey.labels_of_cases,
         test_cases=settings.test_cases,
     )
+    require_validation(settings, split, "Add --validation-cases N.")
+    return split
+
+
+def require_validation(settings: Settings, split: Split, do: str) -> None:
+    """Check that a run that is to stop early has cases to tell when.
+
+    Args:
+        settings: what the user asks for.
+        split: the cases of the run.
+        do: what the user can do where there are none.
+
+    Raises:
+        InputError: there are none.
+    """
+    if settings.patience is not None and not split.validation:
+        count = len(split.train)
+        found = f"none, with {count} training case{'s' * (count != 1)}"
+        raise InputError(flag("patience"), expected="validation cases beside it", found=found, do=do)

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import platform
 import shutil
+from contextlib import ExitStack
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,11 @@ from rich.console import Console
 
 from medsaga import files, run_folder
 from medsaga.data.augment import AUGMENTATIONS
-from medsaga.data.dataset import fingerprint
 from medsaga.data.known import Digests, digests_of_cases, images_on_both_sides
 from medsaga.data.samples import Samples, build_samples
 from medsaga.data.splits import Split
 from medsaga.data.symmetries import symmetries_of
-from medsaga.data.types import Dataset, Item
+from medsaga.data.types import Item
 from medsaga.device import choose_device, free_memory
 from medsaga.errors import InputError
 from medsaga.methods import build_model, loading, method_named, starting_model
@@ -28,14 +28,23 @@ from medsaga.models.base import SegmentationModel
 from medsaga.models.precision import set_precision
 from medsaga.models.weights.loading import load_model
 from medsaga.planning.at_hand import AUTO, advice
-from medsaga.planning.resolve import choose_model, find_weights
+from medsaga.planning.resolve import choose_model, find_weights, without_effect
 from medsaga.progress import counting
-from medsaga.runs.configuration import new_config, note_on_size
+from medsaga.runs.configuration import found_from_anywhere, new_config, note_on_size
 from medsaga.runs.continuing import inherited, joined_data
-from medsaga.runs.loading import LoadedData, load_data, split_of, unseen_labels, warn, without_later_cases
+from medsaga.runs.loading import (
+    LoadedData,
+    load_data,
+    require_validation,
+    split_of,
+    unseen_labels,
+    untested,
+    warn,
+)
 from medsaga.runs.plan import Plan, Prepared, Run, require_images_for_all
-from medsaga.settings.options import ResolvedSettings, Settings, flag, named
-from medsaga.settings.run_config import RunConfig, read_config
+from medsaga.runs.resuming import data_again, require_same
+from medsaga.settings.options import Settings, flag, named
+from medsaga.settings.run_config import RunConfig, parse_config, read_config
 from medsaga.training.class_tokens import start_class_tokens
 
 PACKAGES = ("torch", "nibabel", "numpy", "pillow", "safetensors", "scipy")
@@ -55,6 +64,7 @@ def new_run(
     console: Console,
     loaded: LoadedData | None = None,
     processes: int = 1,
+    held: ExitStack | None = None,
 ) -> Run:
     """Check everything, then make the run folder.
 
@@ -65,24 +75,27 @@ def new_run(
         console: where progress is shown.
         loaded: the same dataset, if it has been checked with the same channels.
         processes: that share each batch.
+        held: keeps other commands from training the run until it is closed.
 
     Raises:
         InputError: the data, the settings or the weights cannot be used; nothing has been written.
     """
     files.require_new(out, "a run folder", _OR_RESUME)
-    find_weights(choose_model(settings))
+    choice = choose_model(settings)
+    find_weights(choice)
+    warn(console, without_effect(choice))
     device = choose_device(settings.device)
     loaded = loaded or load_data(data, settings, console)
     split = split_of(loaded, settings)
-    warn(console, unseen_labels(loaded, split))
-    config = new_config(settings, loaded, split, device, processes)
+    warn(console, (*unseen_labels(loaded, split), *untested(split)))
+    config = found_from_anywhere(new_config(settings, loaded, split, device, processes))
     on_accelerator = free_memory(device) is not None
     if settings.model == AUTO and on_accelerator and (line := advice(str(config.settings.weights))):
         console.print(line, markup=False, highlight=False)
     if line := note_on_size(settings, config.settings):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     require_images_for_all(config.settings, processes)
-    return begun_run(config, split, loaded, out, console, requested=named(settings))
+    return begun_run(config, split, loaded, out, console, requested=named(settings), held=held)
 
 
 def begun_run(
@@ -94,6 +107,7 @@ def begun_run(
     *,
     requested: dict[str, Any],
     model: tuple[SegmentationModel, dict[str, Any]] | None = None,
+    held: ExitStack | None = None,
 ) -> Run:
     """Make the folder of a run whose configuration is settled.
 
@@ -105,14 +119,23 @@ def begun_run(
         console: where progress is shown.
         requested: what the user has asked for.
         model: of the run and the record of its weights, if they are there; else they are made.
+        held: as for :func:`new_run`.
     """
     device = choose_device(config.settings.device)
     made, model_info = model or new_model(config, console)
     manifest = manifest_of(loaded.fingerprint, config, device, model_info) | {"requested": requested}
-    return _begun(Prepared(out, config, split, loaded.dataset, made, model_info, device), manifest, console)
+    return _begun(Prepared(out, config, split, loaded.dataset, made, model_info, device), manifest, console, held)
 
 
-def continued_run(before: Path, data: Path, out: Path, settings: Settings, console: Console, processes: int = 1) -> Run:
+def continued_run(
+    before: Path,
+    data: Path,
+    out: Path,
+    settings: Settings,
+    console: Console,
+    processes: int = 1,
+    held: ExitStack | None = None,
+) -> Run:
     """Check everything, then make the folder of a run that goes on from another with new or corrected cases.
 
     Args:
@@ -123,18 +146,23 @@ def continued_run(before: Path, data: Path, out: Path, settings: Settings, conso
         settings: what is not as in the run before.
         console: where progress is shown.
         processes: that share each batch.
+        held: as for :func:`new_run`.
 
     Raises:
         InputError: the run, its data, the new data or the settings cannot be used; nothing has been written.
     """
     files.require_new(out, "a run folder", _OR_RESUME)
     config = read_config(before / run_folder.CONFIG)
+    run_folder.require_finished(before)
     config = dataclasses.replace(
         config, settings=inherited(config.settings, settings), added=(*config.added, str(data.resolve()))
     )
     require_images_for_all(config.settings, processes)
     device = choose_device(settings.device)
-    joined = joined_data(config, Split.from_json(files.read_json(before / run_folder.SPLIT)), console)
+    split = Split.from_json(files.read_json(before / run_folder.SPLIT))
+    require_validation(settings, split, "Leave it out: a run that continues another has its validation cases.")
+    joined = joined_data(config, split, console)
+    warn(console, untested(joined.split))
     earlier = files.read_json(before / run_folder.MANIFEST).get("data_fingerprint")
     if joined.fingerprint_before != earlier:
         console.print(
@@ -148,32 +176,17 @@ def continued_run(before: Path, data: Path, out: Path, settings: Settings, conso
     manifest = manifest_of(joined.fingerprint, config, device, model_info)
     manifest |= {"requested": named(settings), "continues": continues}
     prepared = Prepared(out, config, joined.split, joined.dataset, model, model_info, device)
-    return _begun(prepared, manifest, console)
-
-
-def require_same(out: Path, settings: Settings, before: Path | None = None) -> None:
-    """Raise InputError unless a folder is a run that was begun with these settings.
-
-    Args:
-        out: the run folder.
-        settings: none, or those that the run began with.
-        before: the run that it continues, if it does.
-    """
-    config = read_config(out / run_folder.CONFIG)
-    manifest = files.read_json(out / run_folder.MANIFEST)
-    continued = manifest.get("continues", {}).get("run")
-    if continued != (None if before is None else str(before.resolve())):
-        raise InputError(
-            "continue",
-            expected=f"the run that {out} continues, {continued}" if continued else f"none: {out} continues no other",
-            found="none" if before is None else str(before),
-            do="Give the command that the run began with, and --resume.",
-        )
-    _check_same(named(settings), manifest.get("requested", {}), config.settings)
+    return _begun(prepared, manifest, console, held)
 
 
 def resumed_run(
-    data: Path, out: Path, settings: Settings, console: Console, before: Path | None = None, processes: int = 1
+    data: Path,
+    out: Path,
+    settings: Settings,
+    console: Console,
+    before: Path | None = None,
+    processes: int = 1,
+    held: ExitStack | None = None,
 ) -> Run:
     """Open an existing run folder to go on with it.
 
@@ -184,12 +197,16 @@ def resumed_run(
         console: where progress is shown.
         before: the run that it continues, if it does.
         processes: that share each batch; as many as before or not.
+        held: as for :func:`new_run`.
 
     Raises:
-        InputError: the folder is no run, its data have changed, or ``settings`` ask for something else than it has.
+        InputError: the folder is no run, another command trains it, its data have changed, or ``settings`` ask for
+            something else than it has.
     """
     require_same(out, settings, before)
     files.require_writable(out)
+    if held is not None:
+        held.enter_context(run_folder.in_training(out))
     files.remove_temporary(out)
     config = read_config(out / run_folder.CONFIG)
     config = dataclasses.replace(config, settings=dataclasses.replace(config.settings, device=settings.device))
@@ -197,7 +214,7 @@ def resumed_run(
     manifest = files.read_json(out / run_folder.MANIFEST)
     device = choose_device(settings.device)
     split = Split.from_json(files.read_json(out / run_folder.SPLIT))
-    dataset = _data_again(data, config, split, out, manifest, console)
+    dataset = data_again(data, config, split, out, manifest, console)
     if dataset is None:
         raise InputError(
             data,
@@ -221,44 +238,6 @@ def resumed_run(
             do="Restore the file, or start a new run.",
         )
     return _with_samples(Prepared(out, config, split, dataset, model, model_info, device), console)
-
-
-def _check_same(asked: dict[str, Any], before: dict[str, Any], kept: ResolvedSettings) -> None:
-    """Raise InputError unless every setting is as it was asked for when the run began, or as it was resolved then."""
-    for name, value in asked.items():
-        if value not in (before.get(name), getattr(kept, name)):
-            raise InputError(
-                flag(name),
-                expected=f"the run's own setting, {before.get(name, getattr(kept, name))}, with --resume",
-                found=str(value),
-                do="Leave it out, or start a new run.",
-            )
-
-
-def _data_again(
-    data: Path, config: RunConfig, split: Split, out: Path, manifest: dict[str, Any], console: Console
-) -> Dataset | None:
-    """Return the data of a run that has begun, without cases that came later; None where others have changed.
-
-    Args:
-        data: the dataset; of a run that continues another, the new cases.
-        config: of the run.
-        split: of the run.
-        out: the run folder.
-        manifest: of the run, with the fingerprint of its data at the beginning.
-        console: where progress is shown, and which cases are left out.
-    """
-    begun_with = manifest.get("data_fingerprint")
-    if config.added:
-        config = dataclasses.replace(config, added=(*config.added[:-1], str(data.resolve())))
-        joined = joined_data(config, split, console, manifest.get("continues", {}).get("cases"))
-        return joined.dataset if joined.fingerprint == begun_with else None
-    loaded = load_data(data, config.settings, console)
-    if loaded.fingerprint == begun_with:
-        return loaded.dataset
-    known: Digests = files.read_json(out / run_folder.DIGESTS) if (out / run_folder.DIGESTS).exists() else {}
-    earlier = without_later_cases(loaded.dataset, known, console)
-    return earlier if earlier.labels == config.labels and fingerprint(earlier) == begun_with else None
 
 
 def _empty_model(config: RunConfig) -> SegmentationModel:
@@ -307,13 +286,14 @@ def manifest_of(
     }
 
 
-def _begun(prepared: Prepared, manifest: dict[str, Any], console: Console) -> Run:
+def _begun(prepared: Prepared, manifest: dict[str, Any], console: Console, held: ExitStack | None) -> Run:
     """Make the run folder; what goes wrong after that takes it away again, but never one that another command has made.
 
     It gets its name when all is in it that resuming needs: a process that is killed leaves a run, or none.
     """
     out, tensors = prepared.folder, (*prepared.model.parameters(), *prepared.model.buffers())
     files.require_room(out, 2 * sum(tensor.nbytes for tensor in tensors), "the model and the state of the run")
+    parse_config(out / run_folder.CONFIG, prepared.config.text())  # as it will be read when all is done
     digests = digests_of_cases(prepared.dataset.items)
     for fitted, tested in images_on_both_sides(prepared.split, digests):
         console.print(
@@ -327,9 +307,13 @@ def _begun(prepared: Prepared, manifest: dict[str, Any], console: Console) -> Ru
         files.write_json(starting / run_folder.SPLIT, prepared.split.to_json())
         files.write_json(starting / run_folder.DIGESTS, _with_earlier(digests, manifest))
         files.write_json(starting / run_folder.MANIFEST, manifest)
+    if held is not None:
+        held.enter_context(run_folder.in_training(out))
     try:
         return _with_samples(prepared, console)
     except BaseException:
+        if held is not None:
+            held.close()  # Windows keeps open files
         shutil.rmtree(out, ignore_errors=True)
         raise
 
@@ -362,7 +346,7 @@ def _with_samples(prepared: Prepared, console: Console) -> Run:
         )
 
     # What goes wrong lets go of the files, so that the folder can be removed.
-    with contextlib.ExitStack() as opened:
+    with ExitStack() as opened:
         train = opened.enter_context(contextlib.closing(samples("train", dataset.items_of(split.train))))
         train.check_labelled()
         if AUGMENTATIONS[settings.augmentation].mirror > 0:

@@ -17,11 +17,12 @@ from medsaga.models.lora import updated_layers
 from medsaga.models.weights.loading import load_in_place
 from medsaga.planning.estimate import predict_memory
 from medsaga.prediction.segmenter import Segmenter
-from medsaga.run_folder import MetricsLog, read_metrics
+from medsaga.run_folder import MetricsLog, read_metrics, resuming
 from medsaga.runs.evaluate import evaluate_run
 from medsaga.runs.loading import LoadedData
 from medsaga.runs.plan import Plan, Run
-from medsaga.runs.prepare import continued_run, joined_run, new_run, require_same, resumed_run
+from medsaga.runs.prepare import continued_run, joined_run, new_run, resumed_run
+from medsaga.runs.resuming import require_same
 from medsaga.settings.options import Settings
 from medsaga.training.bar import RunProgress
 from medsaga.training.events import Evaluated, Event, Stepped, Stopped
@@ -70,14 +71,19 @@ def train(
         if result is not None:
             return result
 
-    def prepare() -> Run:
-        if resume:
-            return resumed_run(data, out, settings, console, before, group.size)
-        if before is not None:
-            return continued_run(before, data, out, settings, console, group.size)
-        return new_run(data, out, settings, console, loaded, group.size)
+    with contextlib.ExitStack() as held:
 
-    run = prepared_once(group, prepare, out, console)
+        def prepare() -> Run:
+            if resume:
+                return resumed_run(data, out, settings, console, before, group.size, held)
+            if before is not None:
+                return continued_run(before, data, out, settings, console, group.size, held)
+            return new_run(data, out, settings, console, loaded, group.size, held)
+
+        return _trained_and_tested(prepared_once(group, prepare, out, console), console, group)
+
+
+def _trained_and_tested(run: Run, console: Console, group: Group) -> dict[str, Any]:
     try:
         with contextlib.closing(run.train), contextlib.closing(run.monitor):
             fit(run, console, group)
@@ -91,11 +97,12 @@ def train(
             run.remove_cache()
         return _test(run, console, group)
     except KeyboardInterrupt:
-        raise group.told_once(
-            Interrupted(
-                f"{run.folder}: training is complete, its test is not. The same command with --resume makes the test."
-            )
-        ) from None
+        raise group.told_once(_without_test(run)) from None
+
+
+def _without_test(run: Run) -> Interrupted:
+    # Other verbs make runs too, and have no --resume.
+    return Interrupted(f"{run.folder}: training is complete, its test is not. Make it: {resuming(run.folder)}")
 
 
 def _result(out: Path, settings: Settings, before: Path | None, console: Console) -> dict[str, Any] | None:
@@ -129,16 +136,18 @@ def prepared_once(group: Group, prepare: Callable[[], Run], out: Path, console: 
 
 def is_complete(folder: Path) -> bool:
     """Whether a run has made all of its steps and has been tested after the last one."""
-    stopped = [line["step"] for line in read_metrics(folder) if line["kind"] == "stopped"]
-    result = folder / run_folder.RESULT
-    return bool(stopped) and result.exists() and files.read_json(result).get("steps") == stopped[-1]
+    lines, result = read_metrics(folder), folder / run_folder.RESULT
+    if not result.exists() or not any(line["kind"] == "stopped" for line in lines):
+        return False
+    # A result counts the lines of the steps before it; logs of earlier versions may lack that of an interrupted step.
+    return bool(files.read_json(result).get("steps") == sum(line["kind"] == "step" for line in lines))
 
 
 def fit(run: Run, console: Console, group: Group = ALONE) -> None:
     """Train the model of a prepared run; at the end ``model.safetensors`` and ``state.pt`` are in its folder.
 
     Raises:
-        Interrupted: the user pressed Ctrl-C; the state is saved.
+        Interrupted: the user pressed Ctrl-C, be it in the last step; the state is saved.
         RunError: too many steps in a row had a gradient that was not finite.
     """
     settings = run.config.settings
@@ -172,9 +181,11 @@ def fit(run: Run, console: Console, group: Group = ALONE) -> None:
         raise group.told_once(
             Interrupted(
                 f"{run.folder}: stopped after step {stopped.step} of {settings.steps}; its state is saved. "
-                "Continue with the same command and --resume."
+                f"Go on: {resuming(run.folder)}"
             )
         )
+    if group.any(trainer.interrupts.asked.is_set()):  # in the last step
+        raise group.told_once(_without_test(run))
 
 
 @contextlib.contextmanager

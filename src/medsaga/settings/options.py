@@ -7,6 +7,7 @@ A field that is None is resolved when the run starts, from the recipe, the model
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -167,7 +168,7 @@ class SharedSettings:
         shown="a tenth of the steps",
     )
     patience: int | None = option(
-        "Stop after this many evaluations without a better validation Dice.",
+        "Stop after this many evaluations without a better Dice; needs validation cases.",
         group="evaluation",
         metavar="N",
         shown="never",
@@ -294,8 +295,10 @@ class Settings(SharedSettings):
             )
         for name in ["neighbours", "seed", "fold", "validation_cases", "test_cases", "warmup", "weight_decay"]:
             value = getattr(self, name)
-            if value is not None and value < 0:
+            if value is not None and not 0 <= value < math.inf:
                 raise InputError(flag(name), expected="0 or more", found=str(value), do="Give a larger number.")
+        if self.seed >= 2**63:  # so many there are, for torch
+            raise InputError(flag("seed"), expected="less than 2^63", found=str(self.seed), do="Give a smaller number.")
         for name, most in (("encoder_lr", 1e3), ("decoder_lr", 1e3), ("max_gradient_norm", float("inf"))):
             value = getattr(self, name)
             if value is not None and not 0 < value <= most:
@@ -304,12 +307,12 @@ class Settings(SharedSettings):
                 )
         if self.dice_weight is not None and not 0 <= self.dice_weight <= 1:
             raise InputError(flag("dice_weight"), expected="0 to 1", found=str(self.dice_weight), do="Give a share.")
-        if self.window is not None and self.window[0] >= self.window[1]:
+        if self.window is not None and not -math.inf < self.window[0] < self.window[1] < math.inf:
             raise InputError(
                 flag("window"),
                 expected="the lower end before the upper end",
                 found=f"{self.window[0]:g} {self.window[1]:g}",
-                do="Swap the two values.",
+                do="Give the lower one first.",
             )
         if self.window is not None and self.intensity not in ("auto", "window"):
             raise InputError(
@@ -382,7 +385,14 @@ def named(settings: Settings) -> dict[str, Any]:
         for option in dataclasses.fields(Settings)
         if option.name != "device" and getattr(settings, option.name) != option.default
     }
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+    return {name: in_json(value) for name, value in values.items()}
+
+
+def in_json(value: Any) -> Any:
+    """Return the value of a setting as JSON has it, which knows no infinity."""
+    if isinstance(value, tuple):
+        return list(value)
+    return str(value) if value == math.inf else value
 
 
 def flag(name: str) -> str:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import dataclasses
 import os
 import tomllib
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 import tomli_w
 
 from medsaga import files
 from medsaga.data.intensity import Intensity
+from medsaga.data.labels import HIGHEST_VALUE
 from medsaga.data.names import normal
 from medsaga.errors import InputError
 from medsaga.settings.options import ResolvedSettings
@@ -103,18 +106,64 @@ def parse_config(path: Path, text: str) -> RunConfig:
         for name in ("window", "channels"):
             if name in settings:
                 settings[name] = tuple(settings[name])
+        known = {option.name for option in dataclasses.fields(ResolvedSettings)}
+        if unknown := sorted(settings.keys() - known):
+            raise InputError(
+                path,
+                expected="settings that this version knows",
+                found=f"others: {', '.join(map(ascii, unknown))}",
+                do="Install a newer medsaga, or restore the file.",
+            )
+        _check_types(settings)
         return RunConfig(
             data=_as_path(document["data"]),
-            labels={normal(str(k)): int(v) for k, v in document["labels"].items()},
-            channels=tuple(map(normal, document["channels"])),
+            labels=_labels(document["labels"]),
+            channels=tuple(map(_name, document["channels"])),
             intensities=tuple(Intensity(**entry) for entry in document["intensities"]),
             settings=ResolvedSettings(**settings),
             added=tuple(_as_path(path) for path in document.get("added", ())),
         )
     except InputError:
         raise
-    except (tomllib.TOMLDecodeError, KeyError, TypeError, ValueError) as error:
+    except (tomllib.TOMLDecodeError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise _no_settings(path, error) from None
+
+
+def _check_types(settings: dict[str, Any]) -> None:
+    """Raise TypeError where a value is of another type than the setting: the file may have come from anywhere."""
+    hints = get_type_hints(ResolvedSettings)
+    for name, value in settings.items():
+        if not _fits(value, hints[name]):
+            raise TypeError(f"{name} = {value!r}")
+
+
+def _fits(value: object, hint: Any) -> bool:
+    origin, among = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return value in among
+    if origin in (Union, UnionType):
+        return any(_fits(value, each) for each in among)
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_fits(each, among[0]) for each in value)
+    return type(value) is hint or (hint is float and type(value) is int)
+
+
+def _labels(found: dict[str, Any]) -> dict[str, int]:
+    """Return the labels of a run; ValueError where no label map can hold them."""
+    labels = {_name(name): value for name, value in found.items()}
+    if len(labels) != len(found) or len({*labels.values()}) != len(labels):
+        raise ValueError("two labels with one name or value")
+    for name, value in labels.items():
+        if type(value) is not int or not 0 <= value <= HIGHEST_VALUE:
+            raise ValueError(f"the label {name!a} = {value!r}")
+    return labels
+
+
+def _name(text: str) -> str:
+    """Return the name of a label or a channel; ValueError where a terminal would obey it."""
+    if any(unicodedata.category(character) == "Cc" for character in text):
+        raise ValueError(f"the name {text!a}")
+    return normal(text)
 
 
 def _no_settings(path: Path, error: Exception) -> InputError:

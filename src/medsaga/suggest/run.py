@@ -93,6 +93,8 @@ def suggest(
 
     if run is not None and model is not None:
         raise InputError("--model", expected="no other model beside a run", found=model, do="Leave one of the two out.")
+    if not folder.exists():
+        raise InputError(folder, expected="a folder of images", found="nothing of this name", do="Check the path.")
     problems: list[InputError] = []
     if run is None:
         looked_with = model or STARTER

@@ -14,6 +14,7 @@ import torch
 
 from medsaga import files, run_folder
 from medsaga.errors import InputError
+from medsaga.memory.tracker import is_out_of_memory
 from medsaga.models.base import SegmentationModel
 from medsaga.models.int8 import load_plain_state, plain_state
 from medsaga.models.weights.names import layout_of
@@ -82,8 +83,9 @@ class Counters:
 def save_state(run: Path, model: SegmentationModel, optimizer: AccumulatingOptimizer, counters: Counters) -> None:
     """Write ``state.pt``, whole or not at all."""
     state = {"model": plain_state(model), "optimizer": optimizer.state_dict(), "counters": asdict(counters)}
-    with files.replacing(run / run_folder.STATE) as temporary:
-        torch.save(state, temporary)
+    # Of a file that torch opens itself, its error would not say that the disk is full.
+    with files.replacing(run / run_folder.STATE) as temporary, temporary.open("wb") as file:
+        torch.save(state, file)
 
 
 def load_state(
@@ -116,6 +118,8 @@ def load_state(
     except (AssertionError, InputError):
         raise  # a fault of ours, or a sentence already
     except Exception as error:  # a damaged archive raises whatever the damage hits first
+        if isinstance(error, OSError) or is_out_of_memory(error):
+            raise  # the file is whole
         raise InputError(
             path, expected="the state of this run", found=str(error).splitlines()[0], do="Train again from the start."
         ) from None

@@ -18,6 +18,7 @@ class Interrupts:
     def __init__(self) -> None:
         self.asked = threading.Event()
         self._shielded = 0
+        self._lasting = False
         self._urgent = False
 
     @contextlib.contextmanager
@@ -27,10 +28,18 @@ class Interrupts:
         try:
             yield
         finally:
-            self._shielded -= 1
-        if self._urgent and not self._shielded:
-            self._urgent = False
-            raise KeyboardInterrupt
+            self._shielded -= not self._lasting
+        self._catch_up()
+
+    @contextlib.contextmanager
+    def lasting(self) -> Iterator[None]:
+        """Let a shield that is raised in the block last to its end: what is begun behind it is also told."""
+        before, self._lasting = self._shielded, True
+        try:
+            yield
+        finally:
+            self._shielded, self._lasting = before, False
+        self._catch_up()
 
     @contextlib.contextmanager
     def on_signals(self, said: Callable[[], None]) -> Iterator[None]:
@@ -58,3 +67,9 @@ class Interrupts:
         finally:
             for kind, handler in before.items():
                 signal.signal(kind, handler)
+
+    def _catch_up(self) -> None:
+        """Make up for a second Ctrl-C that had to wait."""
+        if self._urgent and not self._shielded:
+            self._urgent = False
+            raise KeyboardInterrupt

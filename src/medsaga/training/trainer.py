@@ -158,27 +158,28 @@ class Trainer:
         factor = learning_rate_factor(step, steps=settings.steps, warmup=settings.warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = factor * group["peak_lr"]
-        self._last_loss, made = step_within_memory(
-            self._part,
-            self.optimizer,
-            self._batch(step, images, labels),
-            settings=settings,
-            counters=counters,
-            meter=self._meter,
-            notice=lambda text: self._tell(Notice(text=text)),
-            interrupts=self.interrupts,
-            group=self.group,
-        )
-        self._note_peaks(self._meter.tracker)
-        done = Stepped(
-            step=counters.step,
-            loss=self._last_loss,
-            made=made,
-            lr_factor=factor,
-            seconds=time.perf_counter() - began,
-            peak_bytes=counters.peak_bytes,
-        )
-        self._tell(done)
+        with self.interrupts.lasting():  # a step that is counted is also told: its line in the log comes only once
+            self._last_loss, made = step_within_memory(
+                self._part,
+                self.optimizer,
+                self._batch(step, images, labels),
+                settings=settings,
+                counters=counters,
+                meter=self._meter,
+                notice=lambda text: self._tell(Notice(text=text)),
+                interrupts=self.interrupts,
+                group=self.group,
+            )
+            self._note_peaks(self._meter.tracker)
+            done = Stepped(
+                step=counters.step,
+                loss=self._last_loss,
+                made=made,
+                lr_factor=factor,
+                seconds=time.perf_counter() - began,
+                peak_bytes=counters.peak_bytes,
+            )
+            self._tell(done)
         if counters.step % CHECK_EVERY == 0:
             require_same_weights(self.group, self.model)
         if counters.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:

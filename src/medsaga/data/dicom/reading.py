@@ -255,6 +255,21 @@ def uid(path: Path, header: Dataset, keyword: str) -> str:
         return "" if value is None else str(value)[:64]
 
 
+def require_uids(path: Path, keywords: tuple[str, ...], what: str, do: str) -> None:
+    """Raise an `InputError` that names the UIDs which a header lacks, or has empty.
+
+    Args:
+        path: the file.
+        keywords: of the UIDs.
+        what: repeats them, such as ``a segmentation``.
+        do: what the user can do about it.
+    """
+    header = read_header(path, keywords)
+    missing = [keyword for keyword in keywords if not uid(path, header, keyword)]
+    if missing:
+        raise InputError(path, expected=f"the UIDs that {what} repeats", found=f"no {' and no '.join(missing)}", do=do)
+
+
 def as_uid(value: str) -> UID:
     """Return pydicom's UID of a text, without its warning, which would quote the text."""
     from pydicom import config

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medsaga.data.dicom.documents import printable, quiet
-from medsaga.data.dicom.reading import whole
+from medsaga.data.dicom.reading import require_uids, whole
 from medsaga.data.dicom.sources import derived_series_number, source_headers
 from medsaga.data.dicom.terminology import Code, Terminology, terminology_of
 from medsaga.data.types import Labels
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from medsaga.data.types import Series
 
 SERIES_DESCRIPTION = "medsaga segmentation - research use only, not for clinical use"
+UIDS = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
+"""Of images, which whatever is derived from them repeats; of images in space also FrameOfReferenceUID."""
 _FAMILY = Code("123110", "DCM", "Artificial Intelligence")
 
 
@@ -61,6 +63,7 @@ def write_segmentation(
     Raises:
         InputError: the images lack what a segmentation must repeat, or cannot be read any more.
     """
+    require_complete(geometry)
     segments = {value: name for name, value in sorted(names.items(), key=lambda pair: pair[1]) if value > 0}
     assert segments, "a segmentation has at least one segment"
     assert labels.shape == geometry.grid.shape, "labels lie on the grid of their images"
@@ -76,6 +79,27 @@ def write_segmentation(
     _compose(path, sources, frames, descriptions, series)
 
 
+def require_complete(geometry: Geometry) -> None:
+    """Check that the images of a series have what a segmentation of them must repeat.
+
+    Raises:
+        InputError: UIDs are missing, it is several multi-frame files, or a file cannot be read.
+    """
+    files = list(dict.fromkeys(each.file for each in geometry.instances))
+    is_flat = geometry.grid.affine is None
+    instead = f"or write the prediction as {'PNG' if is_flat else 'NIfTI'}."
+    if len(files) > 1 and geometry.instances[0].frame is not None:
+        raise InputError(
+            files[0].parent,
+            expected="one multi-frame file, or single-frame files",
+            found=f"{len(files)} multi-frame files of one series",
+            do=f"Name one of the files, {instead}",
+        )
+    keywords = UIDS if is_flat else (*UIDS, "FrameOfReferenceUID")
+    for file in files:
+        require_uids(file, keywords, "a segmentation", f"Export the images again with these, {instead}")
+
+
 def _sources(
     planes: npt.NDArray[np.unsignedinteger], geometry: Geometry
 ) -> tuple[list[Dataset], npt.NDArray[np.unsignedinteger]]:
@@ -83,14 +107,10 @@ def _sources(
     instances = geometry.instances
     headers = source_headers(geometry)
     if instances[0].frame is None:
+        for header in headers:
+            # highdicom asks for it; that it is unknown is no reason to lose a segmentation.
+            header.setdefault("SliceThickness", None)
         return headers, planes
-    if len(headers) > 1:
-        raise InputError(
-            instances[0].file.parent,
-            expected="one multi-frame file, or single-frame files",
-            found=f"{len(headers)} multi-frame files of one series",
-            do="Write the prediction as NIfTI.",
-        )
     count = whole(instances[0].file, headers[0], "NumberOfFrames")
     frames = np.zeros((count, *planes.shape[1:]), planes.dtype)
     frames[[(each.frame or 1) - 1 for each in instances]] = planes

@@ -21,6 +21,8 @@ _KEYWORDS = (
     *("Rows", "Columns", "NumberOfFrames"),
 )
 _BEHIND_COLUMNS = 0x00280012
+_LEAST_BYTES = 132
+"""Preamble and mark of a DICOM file."""
 _NO_IMAGES = frozenset(
     ("SEG", "RTSTRUCT", "RTPLAN", "RTDOSE", "RTRECORD", "SR", "PR", "KO", "REG", "FID", "DOC", "PLAN", "AU", "ECG")
 )
@@ -54,8 +56,8 @@ def find_series(root: Path, problems: list[InputError] | None = None) -> list[Se
         Largest first; empty where there is none.
 
     Raises:
-        InputError: there is no such file or folder, it holds more than 100,000 files, or a file is damaged DICOM or
-            a broken link to one (without ``problems``).
+        InputError: there is no such file or folder, it holds more than 100,000 files, or (without ``problems``) a file
+            is damaged DICOM, a broken link to one, an empty or truncated ``.dcm``, or cannot be opened.
     """
     found: dict[tuple[str, Path | None], list[_Found]] = {}
     damaged = set()
@@ -170,7 +172,34 @@ def _files(root: Path) -> Iterator[Path]:
 
 def _is_broken_link(path: Path) -> bool:
     """Whether the name is that of DICOM, and its file is gone: passed over, a series would end early."""
-    return path.suffix.lower() == ".dcm" and path.is_symlink() and not path.exists()
+    return _is_named_dicom(path) and path.is_symlink() and not path.exists()
+
+
+def _is_named_dicom(path: Path) -> bool:
+    return path.suffix.lower() == ".dcm"
+
+
+def _require_no_lost_slice(path: Path) -> None:
+    """Raise InputError where a file without DICOM's mark may have been a slice: its series would end early.
+
+    A disk that filled up leaves empty files, short ones and such of zeros.
+    """
+    try:
+        with path.open("rb") as file:
+            beginning = file.read(_LEAST_BYTES)
+    except OSError as error:
+        found = f"a file that {'may not' if isinstance(error, PermissionError) else 'cannot'} be read"
+    else:
+        if not _is_named_dicom(path) or (len(beginning) == _LEAST_BYTES and any(beginning)):
+            return
+        is_short = len(beginning) < _LEAST_BYTES
+        found = "an empty file" if not beginning else "a truncated file" if is_short else "zeros"
+    raise InputError(
+        path,
+        expected="a DICOM file",
+        found=found,
+        do="Copy or export the file again; move it away if it is not needed.",
+    )
 
 
 def _image(path: Path) -> _Found | None:
@@ -182,9 +211,13 @@ def _image(path: Path) -> _Found | None:
             found="a broken link",
             do="Bring the file that it stands for (git annex get, datalad get), or remove the link.",
         )
-    has_magic = reading.is_dicom(path)
-    if path.name.upper() == "DICOMDIR" or not (has_magic or reading.may_be_bare(path)):
+    if path.name.upper() == "DICOMDIR":
         return None
+    has_magic = reading.is_dicom(path)
+    if not has_magic:
+        _require_no_lost_slice(path)
+        if not reading.may_be_bare(path):
+            return None
     try:
         header = reading.read_header(path, _KEYWORDS, _BEHIND_COLUMNS)
         modality, storage = reading.text(path, header, "Modality"), reading.uid(path, header, "SOPClassUID")
@@ -193,8 +226,8 @@ def _image(path: Path) -> _Found | None:
         size = reading.whole(path, header, "Rows"), reading.whole(path, header, "Columns")
         images = max(1, reading.whole(path, header, "NumberOfFrames", 1))
     except InputError:
-        # Without the mark it was only a guess that it is DICOM at all.
-        if has_magic:
+        # Without mark and suffix it was only a guess that it is DICOM at all.
+        if has_magic or _is_named_dicom(path):
             raise
         return None
     uid, study = (reading.uid(path, header, name) for name in ("SeriesInstanceUID", "StudyInstanceUID"))

@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from medsaga.data.dicom.documents import printable, quiet
-from medsaga.data.dicom.reading import guarded
+from medsaga.data.dicom.reading import guarded, require_uids
+from medsaga.data.dicom.segmentation_writer import UIDS
 from medsaga.data.dicom.sources import COPIED, derived_series_number, source_headers
 from medsaga.data.types import Labels
 from medsaga.errors import InputError
@@ -50,20 +51,14 @@ def write_structures(
         model: what made the labels, for people; it must not identify a patient.
 
     Raises:
-        InputError: the images have no positions or no frame of reference, or cannot be read any more.
+        InputError: the images lack what a structure set must repeat, or cannot be read any more.
     """
     from pydicom.config import disable_value_validation
 
     rois = [(name, value) for name, value in sorted(names.items(), key=lambda pair: pair[1]) if value > 0]
     assert rois, "a structure set has at least one structure"
     assert labels.shape == geometry.grid.shape, "labels lie on the grid of their images"
-    if geometry.grid.affine is None or not geometry.frame_of_reference:
-        raise InputError(
-            series.label(),
-            expected="images with positions in a frame of reference, for contours are in mm",
-            found="images without",
-            do="Write the prediction as a DICOM segmentation.",
-        )
+    require_complete(series, geometry)
     headers = source_headers(geometry)
     with disable_value_validation():
         document = _document(headers, geometry, model)
@@ -72,6 +67,24 @@ def write_structures(
         _colour(document)
         with replacing(path) as temporary, guarded(path, "images whose headers a structure set can repeat"):
             document.save_as(temporary, enforce_file_format=True)
+
+
+def require_complete(series: Series, geometry: Geometry) -> None:
+    """Check that the images of a series have what a structure set of them must repeat.
+
+    Raises:
+        InputError: they have no positions, UIDs are missing, or a file cannot be read.
+    """
+    if geometry.grid.affine is None:
+        raise InputError(
+            series.label(),
+            expected="images with positions in space, for contours are in mm",
+            found="images without",
+            do="Write the prediction as a DICOM segmentation.",
+        )
+    do = "Export the images again with these, or write the prediction as NIfTI."
+    for file in dict.fromkeys(each.file for each in geometry.instances):
+        require_uids(file, (*UIDS, "FrameOfReferenceUID"), "a structure set", do)
 
 
 def outlines(mask: npt.NDArray[np.bool_]) -> list[Contour]:

@@ -38,7 +38,7 @@ class Stored:
         dtype: with the byte order of the file.
         offset: where the voxels start, in bytes.
         is_compressed: by deflate, as a gzip or a zlib stream.
-        grid: (i, j, k); a 2-D image is a volume with one slice.
+        grid: (i, j, k); a 2-D image is one slice, and ``flat``.
         unit: the name of the file's unit of length; ``grid`` is in mm.
         notes: what the program that wrote the file noted in its header, by the name of the note (NRRD alone).
     """
@@ -223,11 +223,11 @@ def make_grid(fields: Fields, shape: tuple[int, ...], steps: Matrix | None, orig
         origin: (world axes,) likewise.
         unit: a key of `MM_PER_UNIT`.
     """
-    shape = (*shape, 1)[:3]
+    shape, flat = (*shape, 1)[:3], len(shape) == 2
     affine = np.eye(4)
     if steps is None:
         affine[:3, :3] = LPS_TO_RAS
-        return Grid(shape, None, affine)
+        return Grid(shape, None, affine, flat=flat)
     if steps[3:, :3].any() or steps[:3, 3:].any():
         raise _misplaced(fields, "a time that depends on the place")
     steps, origin = steps[:3, :3], origin[:3]
@@ -247,7 +247,7 @@ def make_grid(fields: Fields, shape: tuple[int, ...], steps: Matrix | None, orig
             raise _misplaced(fields, f"a spacing of {' x '.join(f'{size:g}' for size in spacing)} mm")
         if abs(np.linalg.det(affine[:3, :3] / spacing)) < 1e-3:
             raise _misplaced(fields, "axes that lie in one plane")
-    return Grid(shape, tuple(float(size) for size in spacing), affine)
+    return Grid(shape, tuple(float(size) for size in spacing), affine, flat=flat)
 
 
 def _misplaced(fields: Fields, found: str) -> InputError:

@@ -243,7 +243,9 @@ def grid_of(path: Path, stored: Stored) -> Grid:
         if abs(np.linalg.det(affine[:3, :3] / spacing)) < 1e-3:
             raise _unusable_affine(path, "axes that lie in one plane")
     other = _affine_of_itk(header, spacing, scale)
-    return Grid(stored.shape[:3], tuple(float(size) for size in spacing), affine, other)
+    return Grid(
+        stored.shape[:3], tuple(float(size) for size in spacing), affine, other, flat=int(header["dim"][0]) == 2
+    )
 
 
 def _affine_of_itk(header: Any, spacing: npt.NDArray[np.float64], scale: float) -> npt.NDArray[np.float64] | None:

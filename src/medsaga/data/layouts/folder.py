@@ -30,6 +30,7 @@ from medsaga.data.layouts.labelling import (
     labels_of_masks,
     labels_of_named_masks,
     names_for,
+    patients_in_names,
 )
 from medsaga.data.layouts.pairing import paired, pairing_problems
 from medsaga.data.names import normal
@@ -77,7 +78,9 @@ def read(root: Path, *, masks_required: bool) -> Dataset:
             named = () if values else names_for(masks, labels)
             items.append(Item(name, cases[name], (path,), masks, joint_header((path,)), values, named))
     any_mask = {**single, **{name: next(iter(masks.values())) for name, masks in by_structure.items()}}
-    problems += pairing_problems(images, any_mask, home, masks_required=masks_required)
+    problems += pairing_problems(images, any_mask, home, masks_required=masks_required, label_maps=not structures)
+    if all(item.header.grid.flat or len(item.header.grid.shape) == 2 for item in items):
+        warnings += patients_in_names(root, cases)
     by_value = not structures and not any(item.names for item in items)
     return Dataset(
         root,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Mapping
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from medsaga.errors import InputError, collecting
 BACKGROUND = {"background": 0}
 DESCRIPTION = "dataset.json"
 CASES = "cases.csv"
+_NUMBERED = re.compile(r"(.+)[_-][^\W\d_]*\d+")
+"""A name that ends in ``_0``, ``-12`` or ``_slice3``."""
 
 
 def described(
@@ -62,6 +65,27 @@ def cases_of(root: Path, names: Collection[str], problems: list[InputError]) -> 
             cases.update(given)
             problems += wrong
     return cases
+
+
+def patients_in_names(root: Path, names: Iterable[str]) -> Iterator[str]:
+    """Yield a warning where each image is a case, but many names look like images of a few patients.
+
+    They do where they agree up to their last number, in several groups: ``p0_slice0``, ``p0_slice1``, ``p1_slice0``.
+    Images that are numbered through have one beginning for all.
+    """
+    if (root / CASES).exists():
+        return
+    groups: dict[str, list[str]] = {}
+    for name in sorted(names):
+        numbered = _NUMBERED.fullmatch(name)
+        groups.setdefault(numbered[1] if numbered else name, []).append(name)
+    repeated = [group for group in groups.values() if len(group) > 1]
+    if len(repeated) > 1 and len(groups) < sum(map(len, groups.values())) / 2:
+        one, other, *_ = repeated[0]
+        yield (
+            f"each image counts as a case, because there is no {CASES}; if {one} and {other} are of one patient, the "
+            "test is too easy"
+        )
 
 
 def labels_of_masks(

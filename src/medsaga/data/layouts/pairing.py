@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
+from medsaga.data.formats import suffix_of
 from medsaga.errors import InputError
 
 _SEPARATORS = "_-. "
@@ -56,18 +57,27 @@ def pairing_problems(
     folder: Path,
     *,
     masks_required: bool,
+    label_maps: bool = False,
 ) -> Iterator[InputError]:
     """Yield a problem for each mask without an image and, if masks are required, for each image that lacks one.
 
     Images that are not labelled yet lack none; see `are_unlabelled`.
     Where no mask has the name of any image there is one problem, not two for each image.
+
+    Args:
+        names: of the images.
+        masks: of a folder, by name.
+        folder: where they are.
+        masks_required: see above.
+        label_maps: whether these are the label maps of the plain layout, which could be in folders by structure.
     """
     if names and masks and not set(names) & set(masks):
         yield InputError(
             folder,
             expected=f"masks named exactly like their images, such as {min(names)}",
             found=f"no mask of the name of an image, but such as {min(masks)}",
-            do="Rename the masks: only the suffix of a mask's format may differ.",
+            do=(label_maps and _other_layout(names, masks, folder))
+            or "Rename the masks: only the suffix of a mask's format may differ.",
         )
         return
     # Without any mask the missing folder has been reported already.
@@ -87,6 +97,30 @@ def pairing_problems(
             found="none",
             do="Rename the mask like its image, or remove it.",
         )
+
+
+def _other_layout(names: Collection[str], masks: Mapping[str, Path], folder: Path) -> str | None:
+    """Return what to do where an image has several masks, or a mask several images; None where neither is so."""
+    for name in sorted(names):
+        several = _belonging(masks, name)
+        if len(several) > 1:
+            path = masks[several[0]]
+            to_be = f"{folder.name}/{several[0][len(name) + 1 :]}/{name}{suffix_of(path) or path.suffix}"
+            return f"Several masks belong to {name}: put those of each structure into a folder of its own, {to_be}."
+    for name in sorted(masks):
+        several = _belonging(names, name)
+        if len(several) > 1:
+            suffix = suffix_of(masks[name]) or masks[name].suffix
+            to_be = ", ".join(f"imagesTr/{name}_{number:04d}{suffix}" for number in range(2))
+            return (
+                f"If {several[0]} and {several[1]} are channels of {name}, use nnU-Net's names: {to_be}, "
+                f"labelsTr/{name}{suffix}."
+            )
+    return None
+
+
+def _belonging(names: Collection[str], to: str) -> list[str]:
+    return sorted(name for name in names if name.startswith((f"{to}_", f"{to}-")) and len(name) > len(to) + 1)
 
 
 def _is_addition(text: str, *, at_end: bool) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from medsaga import files
+from medsaga import files, run_folder
 from medsaga.data.symmetries import SYMMETRIES
 from medsaga.errors import InputError
 from medsaga.memory.meta import on_meta
@@ -40,6 +40,10 @@ SYMMETRIES_OF_DATA = "symmetries"
 """Key of the metadata of a trained model: `medsaga.models.base.SegmentationModel.symmetries`."""
 SHOWN = 6
 """How many names of a kind an error lists."""
+_MOST = {"classes": 256, "image_size": 16384, "in_channels": 16384}
+"""Of a description: a model is built before its tensors can be compared with those of the file."""
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""What is computed with; torch can do next to nothing with the types of 8 bits and fewer."""
 
 
 @dataclass(frozen=True)
@@ -149,14 +153,7 @@ def read_weights(source: str | Path) -> Weights:
     check_tensors(
         source, file.state, {name: tensor for name, tensor in expected.items() if not name.startswith(file.absent)}
     )
-    odd = [name for name, tensor in file.state.items() if not tensor.isfinite().all()]
-    if odd:
-        raise InputError(
-            source,
-            expected="finite numbers",
-            found=f"NaN or infinity in {_some(odd)}",
-            do="The training that made the file has failed; use other weights.",
-        )
+    _check_finite(source, file.state)
     return Weights(file, digest, architecture, classes, side, in_channels, _is_episodic(file))
 
 
@@ -221,15 +218,18 @@ def load_model(path: Path, build: Callable[..., SegmentationModel] = build_sam) 
 
 def open_model(path: Path, build: Callable[..., SegmentationModel] = build_sam) -> SegmentationModel:
     """Return what :func:`load_model` does with tensors that lie in the file: they take no memory, and keep it open."""
+    run_folder.require_model(path)
     state, metadata = read_safetensors(path)
     refuse_others(path, state)
     try:
         described = json.loads(metadata["medsaga"])
         architecture, classes, image_size, in_channels = (described[name] for name in DESCRIPTION)
+        if not all(isinstance(described[name], int) and 0 < described[name] <= most for name, most in _MOST.items()):
+            raise ValueError("numbers that no model has")
         symmetries = tuple(name for name in described.get(SYMMETRIES_OF_DATA, ()) if name in SYMMETRIES)
         with on_meta():
             model = build(architecture, classes=classes, image_size=image_size, in_channels=in_channels)
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
         raise InputError(
             path,
             expected="a model file of medsaga",
@@ -238,6 +238,7 @@ def open_model(path: Path, build: Callable[..., SegmentationModel] = build_sam) 
         ) from None
     state = own_names(state)
     check_tensors(path, state, model.state_dict())
+    _check_finite(path, state)
     model.load_state_dict(state, assign=True)
     model.make_constants()
     model.symmetries = symmetries
@@ -268,7 +269,7 @@ def _facts(file: SourceFile) -> dict[str, object]:
     """Return what a file says of itself, if this package wrote it."""
     try:
         facts = json.loads(file.metadata.get("medsaga", "{}"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return facts if isinstance(facts, dict) else {}
 
@@ -321,7 +322,7 @@ def _layout_of(architecture: str, classes: int, image_size: int, in_channels: in
 
 
 def check_tensors(source: str | Path, found: State, expected: State) -> None:
-    """Raise InputError unless names and shapes agree."""
+    """Raise InputError unless names and shapes agree, and what is to be computed with can be."""
     problems = {
         "missing": sorted(expected.keys() - found.keys()),
         "unexpected": sorted(found.keys() - expected.keys()),
@@ -329,6 +330,11 @@ def check_tensors(source: str | Path, found: State, expected: State) -> None:
             f"{name} {tuple(found[name].shape)} instead of {tuple(expected[name].shape)}"
             for name in sorted(found.keys() & expected.keys())
             if found[name].shape != expected[name].shape
+        ],
+        "of wrong type": [
+            f"{name} {str(found[name].dtype).removeprefix('torch.')}"
+            for name in sorted(found.keys() & expected.keys())
+            if expected[name].is_floating_point() and found[name].dtype not in _FLOATS
         ],
     }
     if not any(problems.values()):
@@ -339,6 +345,17 @@ def check_tensors(source: str | Path, found: State, expected: State) -> None:
         found="; ".join(f"{len(names)} {kind}: {_some(names)}" for kind, names in problems.items() if names),
         do="The file is incomplete or of another model; nothing was loaded.",
     )
+
+
+def _check_finite(source: str | Path, state: State) -> None:
+    odd = [name for name, tensor in state.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    if odd:
+        raise InputError(
+            source,
+            expected="finite numbers",
+            found=f"NaN or infinity in {_some(odd)}",
+            do="The training that made the file has failed; use other weights.",
+        )
 
 
 def _some(names: list[str]) -> str:
