@@ -115,7 +115,7 @@ def test_a_hub_id_is_fetched_and_older_models_have_only_a_bin(tmp_path: Path, mo
 
 def test_a_hub_id_without_the_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(InputError, match=r"facebook/sam-vit-base.*pip install medsaga\[hub\]"):
+    with pytest.raises(InputError, match=r"facebook/sam-vit-base.*pip install 'medsaga\[hub\]'"):
         read_source("facebook/sam-vit-base")
 
 

@@ -37,7 +37,6 @@ from medsaga.runs.train import fit, is_complete, train
 from medsaga.settings.options import Settings
 from medsaga.training import out_of_memory, step, trainer
 from medsaga.training.events import Event, Saved, Stepped, Stopped
-from medsaga.training.step import clip
 from medsaga.training.trainer import Trainer
 
 pytestmark = pytest.mark.xdist_group("uninterrupted")
@@ -191,7 +190,7 @@ def test_a_run_is_trained_by_one_command_at_a_time(
         with monkeypatch.context() as patch:
             patch.setattr(prepare, "build_samples", after(build_samples))
             interrupt_in(patch, 1)
-            patch.setattr(out_of_memory, "clip", after(clip))
+            patch.setattr(out_of_memory, "clip", after(vars(out_of_memory)["clip"]))
             with pytest.raises(Interrupted):
                 train(toy, run, quick, resume=resume)
     assert refused == 4

@@ -275,7 +275,8 @@ class GaLoreAdamW(AccumulatingOptimizer):
 
     def _is_with_the_rest(self, weight: Tensor, group: dict[str, Any]) -> bool:
         """Whether a weight is updated together with others, by one call."""
-        return group["rank"] is None and _storage(group).keeps_as_is(weight) and is_simple(weight, self.state[weight])
+        state = self.state.get(weight, {})  # a weight that is not updated gets none
+        return group["rank"] is None and _storage(group).keeps_as_is(weight) and is_simple(weight, state)
 
     def _update_the_rest(self) -> None:
         for group in self.param_groups:
