@@ -95,6 +95,32 @@ def test_a_run_is_scored_in_mm_of_the_patient(tmp_path: Path, monkeypatch: pytes
     assert list(result["hd95"].values()) == [pytest.approx(np.sqrt(1 + 4**2))]
 
 
+def test_a_flat_image_in_a_format_of_volumes_is_scored_like_a_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    truth, prediction = np.zeros((2, 40, 36), np.uint8)
+    truth[5:30, 5:30] = 1
+    prediction[9:26, 9:26] = 1
+    for folder, pixels in (("images", truth * 99), ("masks", truth)):
+        (tmp_path / "data" / folder).mkdir(parents=True)
+        for name in "abc":
+            nib.save(nib.Nifti1Image(pixels, np.diag([0.5, 2, 1, 1])), tmp_path / "data" / folder / f"{name}.nii.gz")
+    settings = Settings(model="tiny", shots=1, image_size=64, steps=1, batch_size=2, rank=4, device="cpu")
+    train(tmp_path / "data", tmp_path / "run", settings)
+    predicted = Segmenter.predict_item
+
+    def smaller(segmenter: Segmenter, item: Item, **options: Any) -> Prediction:
+        made = predicted(segmenter, item, **options)
+        return replace(made, labels=prediction.reshape(made.labels.shape))
+
+    monkeypatch.setattr(Segmenter, "predict_item", smaller)
+    result = evaluate_run(tmp_path / "run", device="cpu", console=Console(quiet=True))
+    expected = PROTOCOLS["mm"](prediction, truth, [1], (0.5, 2))[1].hd95
+    assert expected is not None
+    assert list(result["hd95"].values()) == [pytest.approx(expected)]
+    assert expected > 4, "of all pixels most lie in both masks"
+
+
 def test_transunet_keeps_the_published_conventions() -> None:
     scores = PROTOCOLS["transunet"](*label_maps(), [1, 2, 4, 7], SPACING)
     assert scores == {

@@ -212,10 +212,10 @@ def _score(
     progress = counting(console, "evaluating")
     own, scored = items[group.rank :: group.size], []
     for done, item in enumerate(own, 1):
-        prediction = segmenter.predict_item(item)
-        scores: dict[int, LabelScore] = protocol(
-            prediction.labels, read_mask(item), list(names), item.header.grid.to_mm
-        )
+        found, truth, steps = segmenter.predict_item(item).labels, read_mask(item), item.header.grid.to_mm
+        if item.header.grid.flat:  # in a volume of one slice every voxel would lie at the surface
+            found, truth, steps = found[..., 0], truth[..., 0], None if steps is None else steps[:, :2]
+        scores: dict[int, LabelScore] = protocol(found, truth, list(names), steps)
         scored.append(ItemScores(item.name, item.case, {names[value]: score for value, score in scores.items()}))
         progress(done, len(own))
     return group.dealt_out(scored)
