@@ -133,3 +133,14 @@ def interrupt_in(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
         return original(*args, **kwargs)
 
     monkeypatch.setattr(out_of_memory, "clip", interrupted)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """All files below a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def labels_in(path: Path) -> np.ndarray:
+    """A label map in PNG."""
+    with Image.open(path) as picture:
+        return np.asarray(picture)
