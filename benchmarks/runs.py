@@ -1,4 +1,4 @@
-"""What benchmarks that train on real images share: their arguments, and that no run is made twice."""
+"""What benchmarks share: their arguments, and that no run on real images is made twice."""
 
 from __future__ import annotations
 
@@ -11,9 +11,14 @@ from typing import Any
 from medsaga import files
 
 
+def described(module_doc: str | None) -> argparse.ArgumentParser:
+    """Return a parser without arguments, whose help is the text of a module as it stands there."""
+    return argparse.ArgumentParser(description=module_doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
 def parser_for(module_doc: str | None, out: Path) -> argparse.ArgumentParser:
     """Return a parser of the folder of datasets, the folder of runs, and that of the results, by default ``out``."""
-    parser = argparse.ArgumentParser(description=module_doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = described(module_doc)
     parser.add_argument("datasets", type=Path)
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=out)

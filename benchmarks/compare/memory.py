@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from benchmarks.runs import described
 from medsaga import files
 from medsaga.methods import METHODS
 from medsaga.planning.defaults import GPU, DeviceDefaults
@@ -29,6 +30,7 @@ PLACES: dict[str, tuple[str, DeviceDefaults, dict[str, Any]]] = {
 
 def main() -> None:
     """Do it."""
+    described(__doc__).parse_args()
     rows: dict[str, dict[str, float]] = {name: {} for name in METHODS}
     for place, (architecture, defaults, given) in PLACES.items():
         for name, method in METHODS.items():

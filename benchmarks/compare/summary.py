@@ -7,13 +7,13 @@ RUNS is that of ``benchmarks.compare.run``. Without it the table is made again f
 
 from __future__ import annotations
 
-import argparse
 import csv
 from collections import defaultdict
 from pathlib import Path
 from statistics import mean, median
 
 from benchmarks.compare.run import RANDOM, SHOTS
+from benchmarks.runs import described
 from medsaga import files
 
 HERE = Path(__file__).parent
@@ -23,7 +23,7 @@ MIB = 2**20
 
 def main() -> None:
     """Do it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = described(__doc__)
     parser.add_argument("--runs", type=Path)
     runs = parser.parse_args().runs
     if runs is not None:

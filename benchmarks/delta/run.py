@@ -14,7 +14,6 @@ change of full rank in the position tables and all small tensors.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import threading
@@ -29,6 +28,7 @@ from torch import Tensor
 
 import medsaga
 from benchmarks.machine import machine
+from benchmarks.runs import described
 from medsaga import files, run_folder
 from medsaga.deltas.base import Base, starting_state
 from medsaga.deltas.factorise import CODE_ERRORS, CODES, as_matrix, choose_ranks, spectrum
@@ -217,7 +217,7 @@ def table(document: dict[str, Any]) -> str:
 
 def main() -> None:
     """Do it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = described(__doc__)
     parser.add_argument("data", type=Path)
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)

@@ -15,6 +15,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.machine import machine
+from benchmarks.runs import described
 from medsaga import files, run_folder
 
 RECORD = Path(__file__).with_name("results.json")
@@ -22,6 +23,7 @@ RECORD = Path(__file__).with_name("results.json")
 
 def main() -> None:
     """Run the demo and write the record."""
+    described(__doc__).parse_args()
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "demo"
         subprocess.run([sys.executable, "-m", "medsaga", "demo", "--out", out], check=True, stdout=subprocess.DEVNULL)

@@ -10,7 +10,6 @@ its sketches in one step of every twelve, as in a run of 250 steps; the table ha
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.runs import described
 from medsaga import files
 from medsaga.data.augment import AUGMENTATIONS
 from medsaga.distributed.group import Group, packed
@@ -102,7 +102,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     """Count, print the table, and write the numbers."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = described(__doc__)
     parser.add_argument("--out", type=Path, required=True)
     out = parser.parse_args().out
     rows = [

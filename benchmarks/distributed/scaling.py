@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from benchmarks.runs import described
 from medsaga import files
 
 BYTES = Path(__file__).with_name("bytes.json")
@@ -33,6 +34,7 @@ def times_faster(gpus: int, payload: float, link: tuple[float, float], step: flo
 
 def main() -> None:
     """Print the table."""
+    described(__doc__).parse_args()
     rows = {(row["model"], row["side"], row["precision"], row["rank"]): row for row in files.read_json(BYTES)["rows"]}
     print("| model | link | what travels | " + " | ".join(f"{gpus} GPUs" for gpus in GPUS) + " |")
     print("|---|---|---|" + "---|" * len(GPUS))

@@ -9,7 +9,6 @@ be faster. The time of a step is the median, the first `WARM_UP` steps left out.
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.machine import machine
+from benchmarks.runs import described
 from medsaga import files
 from medsaga.data.phantom import write_phantom_ct
 from medsaga.run_folder import read_metrics
@@ -72,7 +72,7 @@ def measure(model: str, steps: int, folder: Path) -> dict[str, Any]:
 
 def main() -> None:
     """Measure, print, and write the numbers."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = described(__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--models", nargs="+", default=MODELS)
     parser.add_argument("--steps", type=int, default=STEPS)

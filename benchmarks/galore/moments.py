@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.galore.sketch_quality import batches
+from benchmarks.runs import described
 from medsaga.files import write_json
 from medsaga.models.sam import build_sam
 from medsaga.optim import GaLoreAdamW
@@ -75,7 +76,7 @@ def losses(args: argparse.Namespace, treatment: str, rank: int, seed: int) -> li
 
 def main() -> None:
     """Train with every treatment, rank and seed, and write one JSON file."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = described(__doc__)
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--side", type=int, default=128)
     parser.add_argument("--batch", type=int, default=4)

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks.runs import described
 from medsaga.data.phantom import phantom_ct
 from medsaga.files import write_json
 from medsaga.models.linear import give_factors, taker_of
@@ -180,7 +181,7 @@ def measure(args: argparse.Namespace, rank: int) -> dict[str, object]:
 
 def main() -> None:
     """Measure every rank and write one JSON file."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = described(__doc__)
     parser.add_argument("--model", default="lite")
     parser.add_argument("--side", type=int, default=128)
     parser.add_argument("--batch", type=int, default=4)

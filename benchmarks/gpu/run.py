@@ -25,6 +25,7 @@ import torch
 from benchmarks.gpu import kernels, steps, trainings
 from benchmarks.gpu.place import Place
 from benchmarks.machine import machine
+from benchmarks.runs import described
 from medsaga import files
 from medsaga.device import choose_device
 
@@ -96,7 +97,7 @@ def device(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> int:
     """Do it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = described(__doc__)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--seconds", type=float, default=540)
     parser.add_argument("--small", action="store_true", help="small models and few steps, for a CPU")

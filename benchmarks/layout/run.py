@@ -13,6 +13,8 @@ import matplotlib.pyplot as plt
 from matplotlib.patches import FancyArrowPatch
 from test_layout import GROUND, ROOMS, SOURCE, imports
 
+from benchmarks.runs import described
+
 OUT = Path(__file__).parents[2] / "docs" / "images" / "layout.png"
 WHAT = {
     "memory": "counting the bytes of all tensors",
@@ -44,6 +46,7 @@ def lines_of(room: str) -> int:
 
 def main() -> None:
     """Do it."""
+    described(__doc__).parse_args()
     figure, axes = plt.subplots(figsize=(9, 9.5))
     places = {room: number for number, room in enumerate(ROOMS)}
     for room, height in places.items():

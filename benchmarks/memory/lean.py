@@ -7,7 +7,6 @@ Writes lean.json and lean.png. The peers' numbers come from peers.json: `python 
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
+from benchmarks.runs import described
 from medsaga import files
 from medsaga.memory.tracker import CATEGORIES
 from medsaga.models import attention, lean
@@ -112,7 +112,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
 
 def main() -> None:
     """Do it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = described(__doc__)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     arguments = parser.parse_args()
     rows = []

@@ -9,7 +9,6 @@ tensors. Images are noise: neither memory nor time depends on what they show.
 
 from __future__ import annotations
 
-import argparse
 import time
 from pathlib import Path
 from statistics import median
@@ -17,6 +16,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.runs import described
 from medsaga import files
 from medsaga.data.augment import AUGMENTATIONS
 from medsaga.device import choose_device
@@ -105,7 +105,7 @@ def measure(settings: ResolvedSettings, device: torch.device, steps: int) -> dic
 
 def main() -> None:
     """Do it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = described(__doc__)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     arguments = parser.parse_args()

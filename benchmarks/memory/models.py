@@ -13,7 +13,6 @@ then a time after the other. With ``--only`` the other models keep what they hav
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 from pathlib import Path
@@ -23,6 +22,7 @@ import torch
 
 from benchmarks.machine import machine
 from benchmarks.memory.step_time import stepper
+from benchmarks.runs import described
 from medsaga import files
 from medsaga.models.encoders import ENCODERS
 from medsaga.models.sam import build_sam
@@ -108,7 +108,7 @@ def write(rows: dict[str, Any], out: Path) -> None:
 
 def main() -> None:
     """Do it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = described(__doc__)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     parser.add_argument("--only", help="architectures, separated by commas")
     arguments = parser.parse_args()

@@ -14,7 +14,6 @@ With a clone of github.com/hitachinsk/SAMed or github.com/mindflow-institue/DAEF
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import subprocess
 import sys
@@ -31,6 +30,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 from torch.optim import SGD, AdamW, Optimizer
 
+from benchmarks.runs import described
 from medsaga import files
 from medsaga.memory.tracker import TensorTracker
 from medsaga.models import decoder
@@ -263,7 +263,7 @@ def _source(clone: Path | None) -> str:
 
 def main() -> None:
     """Print a table, and write the same as JSON when asked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = described(__doc__)
     parser.add_argument("--samed", type=Path, help="a clone of SAMed")
     parser.add_argument("--daeformer", type=Path, help="a clone of DAEFormer")
     parser.add_argument("--out", type=Path, help="a JSON file to write")

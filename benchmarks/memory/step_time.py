@@ -5,7 +5,6 @@ OMP_NUM_THREADS=1 python -m benchmarks.memory.step_time --out benchmarks/memory
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 
 from benchmarks.machine import machine
+from benchmarks.runs import described
 from benchmarks.training_steps import CLASSES, TrainingSteps
 from medsaga import files
 from medsaga.planning.defaults import DeviceDefaults
@@ -102,7 +102,7 @@ def measure(workload: Workload) -> list[dict[str, Any]]:
 
 def main() -> None:
     """Do it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = described(__doc__)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     arguments = parser.parse_args()
     results: dict[str, Any] = {}

@@ -9,7 +9,6 @@ which it is told here.
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 from benchmarks.machine import machine
 from benchmarks.parity.comparison import distance, draw_all, furthest_gradient
+from benchmarks.runs import described
 from medsaga import files
 from medsaga.models.encoders.lite import LiteEncoder
 from medsaga.models.sam import build_sam
@@ -81,7 +81,7 @@ def compare(side: int) -> dict[str, Any]:
 
 def main() -> None:
     """Compare, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = described(__doc__)
     parser.add_argument("--code", type=Path, required=True, help="folder that holds efficientnet_lite_pytorch")
     parser.add_argument("--out", type=Path, required=True)
     asked = parser.parse_args()

@@ -10,7 +10,6 @@ of timm, and what it imports for prompts and pictures only stays out. Its encode
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import sys
 import tempfile
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 
 from benchmarks.machine import machine
 from benchmarks.parity.comparison import distance, draw_all, furthest_gradient
+from benchmarks.runs import described
 from medsaga import files
 from medsaga.models.sam import KClassSam, build_sam
 from medsaga.models.weights.loading import load_pretrained
@@ -121,7 +121,7 @@ def compare_whole(code: Path) -> dict[str, Any]:
 
 def main() -> None:
     """Compare, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = described(__doc__)
     parser.add_argument("--code", type=Path, required=True, help="folder of the public repository")
     parser.add_argument("--out", type=Path, required=True)
     asked = parser.parse_args()

@@ -9,7 +9,6 @@ images. What had to be another way is in the README. The seconds are those of th
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,6 +34,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from benchmarks.peers import costs
+from benchmarks.runs import described
 from medsaga import files
 
 CROP = (96, 96)
@@ -126,7 +126,7 @@ def _forever(loader: Any) -> Iterator[dict[str, Tensor]]:
 
 def main() -> None:
     """Do it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = described(__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
     training, predicting = verbs.add_parser("train"), verbs.add_parser("predict")
     for each in (training, predicting):

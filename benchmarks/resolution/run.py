@@ -9,7 +9,6 @@ they are upsampled as in prediction. What is missing to a Dice of 1 is the price
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 from statistics import mean
@@ -22,6 +21,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from benchmarks.machine import machine
+from benchmarks.runs import described
 from medsaga import files
 
 DATASETS = ("spider_lumbar_mr", "axondeepseg_sem")
@@ -104,7 +104,7 @@ def _resized(mask: torch.Tensor, side: int) -> torch.Tensor:
 
 def main() -> None:
     """Do it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = described(__doc__)
     parser.add_argument("datasets", type=Path)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     arguments = parser.parse_args()

@@ -10,7 +10,6 @@ content up to times. Exit code 1 if one differs.
 
 from __future__ import annotations
 
-import argparse
 import faulthandler
 import os
 import random
@@ -28,6 +27,7 @@ from PIL import Image
 import medsaga.runs.evaluate
 import medsaga.runs.train  # noqa: F401 - the children should not spend their time on imports
 from benchmarks.resume.outcome import differences, outcome
+from benchmarks.runs import described
 from medsaga.cli import main
 from medsaga.files import write_json
 
@@ -117,7 +117,7 @@ def measure(moments: int, seed: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = described(__doc__)
     parser.add_argument("--moments", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)

@@ -13,7 +13,6 @@ have been compared.
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import signal
@@ -28,6 +27,7 @@ from PIL import Image
 
 from benchmarks.machine import machine
 from benchmarks.resume.outcome import differences, outcome
+from benchmarks.runs import described
 from medsaga import files, run_folder
 from medsaga.models.weights.costs import training_costs
 
@@ -119,7 +119,7 @@ def measure(model: str, data: Path, runs: Path) -> dict[str, Any]:
 
 def main() -> int:
     """Do it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = described(__doc__)
     parser.add_argument("datasets", type=Path, nargs="+")
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--only", help="architectures, separated by commas")

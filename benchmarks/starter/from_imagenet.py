@@ -8,12 +8,12 @@ these are what a run of seed 0 with SAM's number of masks draws. All is rounded 
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from pathlib import Path
 
 import torch
 
+from benchmarks.runs import described
 from medsaga import files
 from medsaga.models.encoders import ENCODERS
 from medsaga.models.sam import build_sam
@@ -44,7 +44,7 @@ def make_starter(encoder: Path, out: Path) -> None:
 
 def main() -> None:
     """Do it, and say what ``starter.toml`` has to say."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = described(__doc__)
     parser.add_argument("encoder", type=Path, help="the published file of EfficientNet-Lite1")
     parser.add_argument("out", type=Path, help="the file to write")
     arguments = parser.parse_args()

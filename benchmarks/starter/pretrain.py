@@ -13,7 +13,6 @@ over the last part of the training.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import time
@@ -26,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.runs import described
 from benchmarks.starter.bank import Bank, make_bank
 from benchmarks.starter.tasks import Task, draw_task
 from medsaga import files
@@ -185,7 +185,7 @@ def _tie(model: KClassSam) -> None:
 
 def main() -> None:
     """Do it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = described(__doc__)
     parser.add_argument("data", type=Path)
     parser.add_argument("--encoder", type=Path, required=True, help="the published file of EfficientNet-Lite1")
     parser.add_argument("--out", type=Path, required=True)

@@ -9,7 +9,6 @@ machine can only add to them. Writes predict.json beside this file.
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
@@ -21,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.machine import machine
+from benchmarks.runs import described
 from medsaga import files
 
 AIM = 1.6
@@ -79,7 +79,7 @@ def measure(model: str, rounds: int) -> dict[str, Any]:
 
 def main() -> None:
     """Do it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = described(__doc__)
     parser.add_argument("--model", default="lite")
     parser.add_argument("--rounds", type=int, default=7)
     asked = parser.parse_args()

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.machine import machine
+from benchmarks.runs import described
 from medsaga import files
 from medsaga.models.convolutions import PixelConvolution, depthwise
 
@@ -45,6 +46,7 @@ def there_and_back(convolve: Callable[..., Tensor], *parts: Tensor) -> Callable[
 
 def main() -> None:
     """Do it."""
+    described(__doc__).parse_args()
     torch.manual_seed(0)
     records = []
     for channels, side, stride in DEPTHWISE:

@@ -5,7 +5,6 @@ python -m benchmarks.step.run DATASET --out benchmarks/step
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import time
 from collections.abc import Callable
@@ -18,6 +17,7 @@ import torch
 from rich.console import Console
 
 import medsaga
+from benchmarks.runs import described
 from medsaga import files
 from medsaga.data.augment import AUGMENTATIONS
 from medsaga.data.samples import batch_indices
@@ -82,7 +82,7 @@ def measure(data: Path, folder: Path) -> dict[str, Any]:
 
 def main() -> None:
     """Do it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = described(__doc__)
     parser.add_argument("dataset", type=Path)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     arguments = parser.parse_args()

@@ -10,7 +10,6 @@ differences mean something.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ import torch.nn.functional as F
 from scipy.cluster.vq import kmeans2
 
 from benchmarks.machine import machine
+from benchmarks.runs import described
 from benchmarks.suggest.run import CHOSEN, MODEL, TEST_CASES
 from medsaga import files
 from medsaga.data.dataset import read_dataset
@@ -218,7 +218,7 @@ def table(results: dict[str, dict[str, list[float]]]) -> str:
 
 def main() -> None:
     """Do it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = described(__doc__)
     parser.add_argument("datasets", type=Path)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     arguments = parser.parse_args()

@@ -5,7 +5,6 @@ PYTHONPATH=tests:src python -m benchmarks.volumes.run --out benchmarks/volumes
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from rich.console import Console
 
 import medsaga
 from benchmarks.machine import machine
+from benchmarks.runs import described
 from medsaga import files
 from medsaga.data.phantom import phantom_ct, write_phantom_ct
 from medsaga.settings.options import Axis
@@ -125,7 +125,7 @@ def _record(out: Path, slices: int, rows: list[dict[str, Any]]) -> None:
 
 def main() -> None:
     """Measure, and write the record."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = described(__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--slices", type=int, default=SLICES)
     arguments = parser.parse_args()
