@@ -33,12 +33,13 @@ def help_text(verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
 
 
 @pytest.mark.parametrize("verb", ["", *VERBS, *SUBVERBS])
-def test_no_default_is_the_parsers_own_word(
+def test_no_default_and_no_value_is_the_parsers_own_word(
     verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = " ".join(help_text(verb, monkeypatch, capsys))
     assert "None" not in text
     assert "(default: )" not in text
+    assert not {"STR", "PATH", "INT", "FLOAT"} & set(text.replace("[", " ").replace("]", " ").split())
 
 
 def test_verbs_stand_in_the_order_of_use_with_a_line_each(

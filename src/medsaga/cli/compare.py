@@ -21,15 +21,15 @@ from medsaga.settings.options import SharedSettings
 class Compare:
     """Train and test methods on the same cases; draw a page."""
 
-    data: Positional[Path]
+    data: Annotated[Positional[Path], arg("DATA")]
     """Dataset folder, in one of the layouts."""
-    out: Path
+    out: Annotated[Path, arg("OUT")]
     """Folder for the results; a comparison that was stopped there goes on."""
-    methods: str = "medsaga,samed,full,frozen,daeformer,unet"
+    methods: Annotated[str, arg("METHOD[,METHOD...]", shown="all six")] = "medsaga,samed,full,frozen,daeformer,unet"
     """Methods of `medsaga train`, with commas between; the first is compared with all others."""
-    shots: str = "1,4,16"
+    shots: Annotated[str, arg("N[,N...]", shown="1,4,16")] = "1,4,16"
     """Numbers of labelled cases to train on, with commas between; all are tested on the same other cases."""
-    seeds: int = 3
+    seeds: Annotated[int, arg("N", shown="3")] = 3
     """Number of seeds: they choose the cases, the initial weights and the batches."""
     test_cases: Annotated[int | None, arg("N", shown="all that no run trains on")] = None
     """Number of cases to test on."""

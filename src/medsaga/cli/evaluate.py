@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import tyro
 from rich.console import Console
 from tyro.conf import Positional
 
@@ -22,7 +21,7 @@ from medsaga.errors import InputError
 class Info:
     """Describe a dataset: cases, labels, spacing, problems."""
 
-    data: Positional[Path]
+    data: Annotated[Positional[Path], arg("DATA")]
     """Dataset folder: nnU-Net layout, or images/ and masks/ (DICOM: images/CASE/ and masks/CASE.dcm)."""
     binary: bool = False
     """Read every mask as background and foreground, whatever its values are."""
@@ -58,7 +57,7 @@ class Info:
 class Evaluate:
     """Score a trained model on its held-out or on other cases."""
 
-    folder: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]
+    folder: Annotated[Positional[Path], arg("RUN")]
     """Run folder, or a delta file."""
     other: Annotated[Positional[Path | None], arg("[DATA]", shown="its own")] = None
     """Another dataset, with the same labels, or the run's own where it lies now; what the run has seen is left out."""
@@ -66,8 +65,8 @@ class Evaluate:
     """The same as DATA."""
     base: Annotated[str | None, arg("WEIGHTS", shown="found by their SHA-256")] = None
     """The weights that a delta file belongs to, as --model takes them."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:N or mps."""
+    device: Annotated[str, arg("DEVICE", shown="a GPU if any")] = "auto"
+    """cpu, cuda, cuda:N or mps."""
     devices: Annotated[int, arg("N", shown="1")] = 1
     """GPUs, or CPU processes, that share the images."""
     json: bool = False

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-import tyro
 from tyro.conf import Positional
 
 from medsaga.cli.options import arg
@@ -18,7 +17,7 @@ from medsaga.cli.runs import run_meant
 class Export:
     """Write what a run has changed as a small file, to send."""
 
-    folder: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]
+    folder: Annotated[Positional[Path], arg("RUN")]
     """Run folder."""
     delta: Annotated[Path, arg("FILE")]
     """File to write; it ends in .safetensors and must not exist."""
@@ -30,8 +29,8 @@ class Export:
     """The weights that the run started from, as --model takes them, if they have moved."""
     check: Annotated[Path | None, arg("DATA", shown="not done")] = None
     """Compare the Dice of the run and of the file on labelled cases; of the run's own data, on its test cases."""
-    device: str = "auto"
-    """Of the comparison: auto, cpu, cuda, cuda:N or mps."""
+    device: Annotated[str, arg("DEVICE", shown="a GPU if any")] = "auto"
+    """Of the comparison: cpu, cuda, cuda:N or mps."""
     json: bool = False
     """Print one JSON document."""
     debug: bool = False

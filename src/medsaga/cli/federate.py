@@ -55,7 +55,7 @@ class FederationOptions:
 class Simulate:
     """Try it on one machine: all sites in one process."""
 
-    data: Positional[Path]
+    data: Annotated[Positional[Path], arg("DATA")]
     """Dataset folder; with --sites-by folder, a folder with one for each site."""
     out: Annotated[Path, arg("DIR")]
     """Folder for the results; each method and exchange is an experiment of its own in it, and one page has them all."""
@@ -164,7 +164,7 @@ class Serve:
 class Join:
     """Train at a hospital, with images that stay there."""
 
-    data: Positional[Path]
+    data: Annotated[Positional[Path], arg("DATA")]
     """Dataset folder, in one of the layouts."""
     out: Annotated[Path, arg("SITE")]
     """Folder for what this site keeps; a site that was stopped goes on there."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from typing import Annotated
 
 from rich.console import Console
 
-from medsaga.cli.options import TrainOptions, settings_of
+from medsaga.cli.options import TrainOptions, arg, settings_of
 from medsaga.settings.options import Settings
 
 
@@ -16,9 +17,9 @@ class Memory:
     """Predict the memory of a training run, without GPU and data."""
 
     options: TrainOptions
-    classes: int = 9
+    classes: Annotated[int, arg("N", shown="9")] = 9
     """Number of classes, background included."""
-    in_channels: int = 3
+    in_channels: Annotated[int, arg("N", shown="3")] = 3
     """Channels of the model's input; a single grey one takes what three take."""
     json: bool = False
     """Print one JSON document."""

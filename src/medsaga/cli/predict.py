@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-import tyro
 from tyro.conf import Positional
 
 from medsaga.cli.options import arg
@@ -19,15 +18,15 @@ from medsaga.errors import InputError
 class Predict:
     """Segment images, volumes, DICOM series, or folders of them."""
 
-    folder: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]
+    folder: Annotated[Positional[Path], arg("RUN")]
     """Run folder, or a delta file."""
     input: Annotated[Positional[tuple[Path, ...]], arg("INPUT [INPUT ...]")]
     """Image or volume files, DICOM series, or folders of them."""
-    out: Path
+    out: Annotated[Path, arg("OUT")]
     """Label map to write, its format given by the suffix; a folder when INPUT has several images."""
     overwrite: bool = False
     """Replace files that medsaga did not write, or that were changed since; inputs never are."""
-    format: str = "auto"
+    format: Annotated[str, arg("FORMAT", shown="auto")] = "auto"
     """auto (the input's own; of DICOM a segmentation object), seg, rtstruct, nifti, png or tiff."""
     series: Annotated[str | None, arg("SERIES", shown="the only one")] = None
     """Which DICOM series, where there are several: a part of its description, its number, its UID, or largest."""
@@ -43,14 +42,14 @@ class Predict:
     """Keep the largest piece of every class only."""
     fill_holes: bool = False
     """Fill what a class encloses."""
-    min_size: float = 0.0
+    min_size: Annotated[float, arg("SIZE", shown="0")] = 0.0
     """Remove pieces smaller than this, in mm3 (2-D: mm2; without a spacing: voxels)."""
     codes: Annotated[Path | None, arg("FILE", shown="our own codes")] = None
     """JSON file with coded terminology of the labels, for DICOM."""
     base: Annotated[str | None, arg("WEIGHTS", shown="found by their SHA-256")] = None
     """The weights that a delta file belongs to, as --model takes them."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:N or mps."""
+    device: Annotated[str, arg("DEVICE", shown="a GPU if any")] = "auto"
+    """cpu, cuda, cuda:N or mps."""
     devices: Annotated[int, arg("N", shown="1")] = 1
     """GPUs, or CPU processes, that share the images."""
     debug: bool = False

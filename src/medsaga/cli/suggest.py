@@ -28,8 +28,8 @@ class Suggest:
     """Weights of SAM to look with when there is no run, as `medsaga train --model` takes them."""
     series: Annotated[str | None, arg("SERIES", shown="the only one")] = None
     """Which DICOM series, where there are several: a part of its description, its number, its UID, or largest."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:N or mps."""
+    device: Annotated[str, arg("DEVICE", shown="a GPU if any")] = "auto"
+    """cpu, cuda, cuda:N or mps."""
     json: bool = False
     """Print one JSON document."""
     debug: bool = False

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import tyro
 from tyro.conf import Positional
 
 from medsaga import files, run_folder
@@ -21,7 +20,7 @@ from medsaga.settings.options import Settings
 class Demo:
     """Try it all on a generated phantom CT: on a CPU, in minutes."""
 
-    out: Path = Path("demo")
+    out: Annotated[Path, arg("DIR", shown="demo")] = Path("demo")
     """Folder for the data, the run and the pictures; it must not exist."""
     debug: bool = False
     """Show the traceback of an error."""
@@ -94,11 +93,11 @@ class Train:
 class Continue:
     """Go on from a finished run with new or corrected cases."""
 
-    before: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]
+    before: Annotated[Positional[Path], arg("RUN")]
     """Run to start from: its weights, its settings, its training cases, and the same test cases."""
-    new: Annotated[Positional[Path], tyro.conf.arg(metavar="NEW")]
+    new: Annotated[Positional[Path], arg("NEW")]
     """Dataset folder of the cases to add; one that the run trained on is replaced."""
-    out: Annotated[Path, tyro.conf.arg(metavar="RUN2")]
+    out: Annotated[Path, arg("RUN2")]
     """Run folder to make."""
     options: ContinueOptions
     devices: Annotated[int, arg("N", shown="1")] = 1

@@ -73,7 +73,7 @@ class List:
 class Fetch:
     """Download known weights into the cache, or go on with a download; print the path. Nothing else downloads them."""
 
-    name: Positional[str]
+    name: Annotated[Positional[str], arg("NAME")]
     """Name of the weights, as `medsaga weights list` has it."""
     url: Annotated[str | None, arg("URL", shown="the publisher's")] = None
     """Address of a mirror, instead of the publisher's; the file must be the same."""
@@ -91,7 +91,7 @@ class Fetch:
 class Verify:
     """Check that weights can be used: the file is whole, every tensor is there and finite. Exit code 0 only then."""
 
-    source: Positional[str]
+    source: Annotated[Positional[str], arg("WEIGHTS")]
     """Name of the weights, a file, a Hugging Face folder or hub id."""
     json: bool = False
     """Print one JSON document."""
@@ -109,9 +109,9 @@ class Verify:
 class Convert:
     """Write weights as a safetensors file with medsaga's names (for SAM, the official ones), which --model takes."""
 
-    source: Positional[str]
+    source: Annotated[Positional[str], arg("WEIGHTS")]
     """Name of the weights, a file, a Hugging Face folder or hub id."""
-    out: Positional[Path]
+    out: Annotated[Positional[Path], arg("FILE")]
     """File to write; it ends in .safetensors and must not exist."""
     half: bool = False
     """Write float16: half the size."""
