@@ -399,6 +399,10 @@ def test_a_description_of_endless_depth_is_refused(tmp_path: Path) -> None:
 def test_the_data_of_the_check_are_looked_at_first(made: Made, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="nope"):
         export_run(made.run, tmp_path / "new.safetensors", check=tmp_path / "nope")
+    other = shutil.copytree(made.data, tmp_path / "other")
+    (other / "dataset.json").write_text('{"labels": {"background": 0, "something else": 1}}')
+    with pytest.raises(InputError, match="the labels of the run"):
+        export_run(made.run, tmp_path / "new.safetensors", check=other)
     assert not (tmp_path / "new.safetensors").exists()
 
 

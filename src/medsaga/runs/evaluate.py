@@ -85,7 +85,7 @@ def evaluate_run(
     segmenter = segmenter or Segmenter.load(run, device, base)
     known_to_be_good = dataset is not None
     if dataset is None:
-        dataset = _labelled(_own_data(config, run) if data is None else data, config, console)
+        dataset = labelled(_own_data(config, run) if data is None else data, config, console)
     split = Split.from_json(files.read_json(run / run_folder.SPLIT))
     skipped: tuple[str, ...] = ()
     if data is None:
@@ -122,15 +122,19 @@ def _score_delta(file: Path, data: Path | None, segmenter: Segmenter, console: C
         do = f"Name labelled cases that it was not trained on: medsaga evaluate {file} DATA."
         raise InputError(file, expected="a dataset beside a delta file", found="none", do=do)
     config = segmenter.config
-    dataset = _labelled(data, config, console)
+    dataset = labelled(data, config, console)
     _check_images(dataset, dataset.items, config)
     console.print("all cases are scored: a delta file does not say which ones it was trained on")
     scored = _score(segmenter, dataset, dataset.items, console, group)
     return {**summarise(scored, config.settings.protocol), "symmetries": list(segmenter.model.symmetries)}
 
 
-def _labelled(data: Path, config: RunConfig, console: Console) -> Dataset:
-    """Return a dataset that a run can be scored on, as far as the names of its files tell."""
+def labelled(data: Path, config: RunConfig, console: Console) -> Dataset:
+    """Return a dataset that a run can be scored on, as far as the names of its files tell.
+
+    Raises:
+        InputError: the data have problems, or other labels or channels than the run.
+    """
     dataset = read_dataset(data, binary=config.settings.binary)
     raise_problems(dataset.problems)
     warn(console, dataset.warnings)

@@ -8,11 +8,10 @@ from typing import Any
 from rich.console import Console
 
 from medsaga import run_folder
-from medsaga.data.dataset import raise_problems, read_dataset
 from medsaga.deltas.making import LARGEST_ERROR, export_delta
 from medsaga.prediction.segmenter import Segmenter
 from medsaga.progress import counting
-from medsaga.runs.evaluate import evaluate_run
+from medsaga.runs.evaluate import evaluate_run, labelled
 from medsaga.settings.run_config import read_config
 
 
@@ -48,7 +47,7 @@ def export_run(
     """
     console = console or Console(stderr=True)
     if check is not None:
-        raise_problems(read_dataset(check, binary=read_config(run / run_folder.CONFIG).settings.binary).problems)
+        labelled(check, read_config(run / run_folder.CONFIG), Console(quiet=True))  # before the file is written
     done = export_delta(run, out, error=error, codes=codes, base=base, progress=counting(console, "looking at weights"))
     document = {"file": str(out), **done}
     if check is None:
