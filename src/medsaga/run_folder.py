@@ -57,6 +57,15 @@ def require_finished(run: Path) -> None:
         raise _unfinished(run, "last step" if has_model else "first evaluation")
 
 
+def said_if_unfinished(run: Path) -> list[str]:
+    """Return a warning if the log of a run says that it has not made all of its steps, or else none."""
+    lines = read_metrics(run)
+    steps = [line["step"] for line in lines if line["kind"] == "evaluation"]
+    if not steps or any(line["kind"] == "stopped" for line in lines):
+        return []
+    return [f"{run} has not been trained to its end: this is its model up to step {max(steps)}"]
+
+
 def _unfinished(run: Path, before: str) -> InputError:
     return InputError(
         run,

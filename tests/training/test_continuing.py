@@ -26,8 +26,10 @@ from medsaga.errors import InputError, Interrupted
 from medsaga.methods import METHODS
 from medsaga.models.base import SegmentationModel
 from medsaga.models.weights.loading import save_model
+from medsaga.prediction.files import predict_files
 from medsaga.prediction.segmenter import Segmenter
 from medsaga.runs.continuing import inherited
+from medsaga.runs.evaluate import evaluate_run
 from medsaga.runs.prepare import continued_run, new_run, resumed_run
 from medsaga.runs.train import train
 from medsaga.settings.options import ResolvedSettings, Settings
@@ -135,7 +137,14 @@ def test_a_run_that_was_stopped_is_to_be_finished_first(first: Path, tmp_path: P
     finish = re.escape(f"Finish it: medsaga train --resume --out {run}.")
     with pytest.raises(InputError, match=f"a run that has trained; found.*before its last step. {finish}"):
         continued_run(run, data, tmp_path / "run2", Settings(), SILENT)
-    Segmenter.load(run, "cpu")  # which what it has learned so far is enough for
+    # What it has learned so far is enough for these.
+    for look in (
+        lambda console: predict_files(run, data / "images", tmp_path / "out", device="cpu", console=console),
+        lambda console: evaluate_run(run, data=data, device="cpu", console=console),
+    ):
+        said = io.StringIO()
+        look(Console(file=said, width=200))
+        assert f"{run} has not been trained to its end: this is its model up to step" in said.getvalue()
     log.write_text("".join(line for line in log.read_text().splitlines(True) if '"evaluation"' not in line))
     (run / run_folder.MODEL).unlink()
     for use in (

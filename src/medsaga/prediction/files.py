@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from rich.console import Console
 
-from medsaga import files
+from medsaga import files, run_folder
 from medsaga.data.dataset import require_order
 from medsaga.data.dicom.terminology import Terminology
 from medsaga.data.inputs import find_all_inputs, images_folder, names_of_channels
@@ -115,6 +115,8 @@ def predict_files(
     files.require_writable(out.parent)
     files.require_name(out)
     segmenter = Segmenter.load(run, device, base)
+    for text in run_folder.said_if_unfinished(run):
+        console.print(f"warning: {text}", style="yellow", markup=False, highlight=False, soft_wrap=True)
     channels = segmenter.config.channels
     sources = [_named(Path(each), channels, console) for each in ([source] if isinstance(source, Path) else source)]
     problems: list[InputError] = []

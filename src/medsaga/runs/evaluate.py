@@ -83,6 +83,7 @@ def evaluate_run(
     if data is None and group.is_first:
         files.require_writable(run, "Copy the run to another place, or make room for its report.")
     segmenter = segmenter or Segmenter.load(run, device, base)
+    warn(console, run_folder.said_if_unfinished(run))
     known_to_be_good = dataset is not None
     if dataset is None:
         dataset = labelled(_own_data(config, run) if data is None else data, config, console)
