@@ -56,8 +56,30 @@ def test_what_the_user_gives_overrides_a_recipe() -> None:
 
 def test_a_file_of_ones_own(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
-    path.write_text('method = "full"\nsteps = 3\n')
-    assert resolved(recipe=str(path)).steps == 3
+    path.write_text('method = "full"\nsteps = 3\nwindow = [-20, 300]\nencoder_lr = 1\nmax_gradient_norm = inf\n')
+    settings = resolved(recipe=str(path))
+    assert (settings.steps, settings.window, settings.encoder_lr) == (3, (-20, 300), 1)
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ('augmentation = "wild"', "augmentation = 'wild', which is not fewshot or samed or none"),
+        ("rank = 2.5", "rank = 2.5, which is not a whole number"),
+        ("image_size = 64.0", "image_size = 64.0, which is not a whole number"),
+        ("state_bits = 16", "state_bits = 16, which is not 8 or 32"),
+        ("dice_weight = true", "dice_weight = True, which is not a number"),
+        ('binary = "yes"', "binary = 'yes', which is not true or false"),
+        ("window = [1]", r"window = \(1,\), which is not a list of numbers"),
+        ('window = [1, "a"]', r"window = \(1, 'a'\), which is not a list of numbers"),
+        ("stesp = 3", "'stesp', which no setting is called"),
+    ],
+)
+def test_a_value_of_another_type_is_named(line: str, found: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(line)
+    with pytest.raises(InputError, match=f"--recipe {path}: expected settings; found {found}. Correct the file"):
+        read_recipe(str(path))
 
 
 @pytest.mark.parametrize(

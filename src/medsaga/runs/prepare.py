@@ -86,7 +86,7 @@ def new_run(
     warn(console, without_effect(choice))
     device = choose_device(settings.device)
     loaded = loaded or load_data(data, settings, console)
-    split = split_of(loaded, settings)
+    split = split_of(loaded, choice.settings)  # with what the recipe says
     warn(console, (*unseen_labels(loaded, split), *untested(split)))
     config = found_from_anywhere(new_config(settings, loaded, split, device, processes))
     on_accelerator = free_memory(device) is not None

@@ -8,8 +8,7 @@ import tomllib
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 import tomli_w
@@ -19,6 +18,7 @@ from medsaga.data.intensity import Intensity
 from medsaga.data.labels import HIGHEST_VALUE
 from medsaga.data.names import normal
 from medsaga.errors import InputError
+from medsaga.settings.kinds import require_kinds
 from medsaga.settings.options import ResolvedSettings
 
 _FILE = "file://"
@@ -103,9 +103,7 @@ def parse_config(path: Path, text: str) -> RunConfig:
                 found="a run of an earlier version",
                 do="Train again, or use the version that made it.",
             )
-        for name in ("window", "channels"):
-            if name in settings:
-                settings[name] = tuple(settings[name])
+        settings = {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
         known = {option.name for option in dataclasses.fields(ResolvedSettings)}
         if unknown := sorted(settings.keys() - known):
             raise InputError(
@@ -114,7 +112,7 @@ def parse_config(path: Path, text: str) -> RunConfig:
                 found=f"others: {', '.join(map(ascii, unknown))}",
                 do="Install a newer medsaga, or restore the file.",
             )
-        _check_types(settings)
+        require_kinds(settings, ResolvedSettings)
         return RunConfig(
             data=_as_path(document["data"]),
             labels=_labels(document["labels"]),
@@ -127,25 +125,6 @@ def parse_config(path: Path, text: str) -> RunConfig:
         raise
     except (tomllib.TOMLDecodeError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise _no_settings(path, error) from None
-
-
-def _check_types(settings: dict[str, Any]) -> None:
-    """Raise TypeError where a value is of another type than the setting: the file may have come from anywhere."""
-    hints = get_type_hints(ResolvedSettings)
-    for name, value in settings.items():
-        if not _fits(value, hints[name]):
-            raise TypeError(f"{name} = {value!r}")
-
-
-def _fits(value: object, hint: Any) -> bool:
-    origin, among = get_origin(hint), get_args(hint)
-    if origin is Literal:
-        return value in among
-    if origin in (Union, UnionType):
-        return any(_fits(value, each) for each in among)
-    if origin is tuple:
-        return isinstance(value, tuple) and all(_fits(each, among[0]) for each in value)
-    return type(value) is hint or (hint is float and type(value) is int)
 
 
 def _labels(found: dict[str, Any]) -> dict[str, int]:

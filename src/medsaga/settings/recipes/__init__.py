@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tomllib
 from functools import cache
 from importlib import resources
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from medsaga.errors import InputError
+from medsaga.settings.kinds import require_kinds
 from medsaga.settings.options import Settings
 
 NOT_OF_A_RECIPE = frozenset(
@@ -36,11 +38,22 @@ def read_recipe(name: str) -> dict[str, Any]:
     shipped = name in recipe_names()
     source = resources.files(__name__).joinpath(f"{name}.toml") if shipped else Path(name)
     try:
-        values: dict[str, Any] = tomllib.loads(source.read_text(encoding="utf-8"))
-        Settings(**values)
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, TypeError) as error:
+        document = tomllib.loads(source.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         expected = f"{', '.join(recipe_names())}, or a TOML file of settings"
         raise InputError(f"--recipe {name}", expected=expected, found=str(error), do="Correct the name.") from None
+    values: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in document.items()
+    }
+    known = {setting.name for setting in dataclasses.fields(Settings)}
+    try:
+        if unknown := sorted(values.keys() - known):
+            raise TypeError(f"{', '.join(map(ascii, unknown))}, which no setting is called")
+        require_kinds(values, Settings)
+    except TypeError as error:
+        do = "Correct the file: settings are called and written as in config.toml of a run."
+        raise InputError(f"--recipe {name}", expected="settings", found=str(error), do=do) from None
+    Settings(**values)
     given_elsewhere = NOT_OF_A_RECIPE & values.keys()
     if given_elsewhere:
         raise InputError(
