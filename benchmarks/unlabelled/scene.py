@@ -124,7 +124,7 @@ def scene_of(data: Path, cache: Path, *, shots: int, seed: int, settings: Settin
     train = samples(labelled)
     model, info = new_model(config, QUIET)
     assert method_named(resolved.method).trains_sam
-    model.symmetries = symmetries_of(train.labels, model.classes)
+    model.symmetries = symmetries_of(train, model.classes)
     if info.get("episodic"):
         start_class_tokens(model, train)
     return Scene(config, train, samples(unlabelled), dataset.items_of(tuple(tested)), dataset, model)

@@ -70,6 +70,7 @@ def plain_samples(foreground: list[bool], neighbours: int = 0) -> Samples:
         item_names=("x",) * n,
         slice_indices=np.arange(n),
         content=np.full((n, 2), 4),
+        windows=np.tile([0.0, 0.0, 1.0, 1.0], (n, 1)),
         foreground=np.array(foreground),
         neighbours=neighbours,
     )
@@ -123,6 +124,8 @@ def test_tiles_of_large_slices_are_samples_of_their_own(dataset: Dataset, tmp_pa
                 assert samples.foreground[n] == expected.any()
                 assert (samples.item_names[n], samples.slice_indices[n]) == (item.name, index)
                 assert tuple(samples.content[n]) == (SIZE, SIZE)
+                sides = np.array([*view.slice_shape, *view.slice_shape])
+                np.testing.assert_allclose(samples.windows[n] * sides, [y, x, tile, tile])
                 n += 1
     assert n == len(samples) == 4 * 5 + 6 * 4
     assert len(whole) == 5 + 4

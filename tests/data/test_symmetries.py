@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from medsaga.data.augment import Augmentation, augment
+from medsaga.data.letterbox import letterbox_labels
+from medsaga.data.samples import Samples
 from medsaga.data.symmetries import SYMMETRIES, flips, symmetries_of
 from medsaga.models.sam import build_sam
 from medsaga.models.weights.loading import load_model, save_model
@@ -31,6 +33,23 @@ def masks(*places: tuple[int, slice, slice], n: int = 40) -> npt.NDArray[np.uint
     return labels
 
 
+def samples_of(
+    labels: npt.NDArray[np.uint8],
+    content: tuple[int, int] = (SIDE, SIDE),
+    windows: npt.NDArray[np.float64] | None = None,
+) -> Samples:
+    """Samples with these labels, each of which is a whole slice unless it is said to be a part of one."""
+    return Samples(
+        images=np.zeros((len(labels), 1, SIDE, SIDE), np.uint8),
+        labels=labels,
+        item_names=("x",) * len(labels),
+        slice_indices=np.zeros(len(labels), np.int64),
+        content=np.tile(content, (len(labels), 1)),
+        windows=np.tile([0.0, 0.0, 1.0, 1.0], (len(labels), 1)) if windows is None else windows,
+        foreground=np.ones(len(labels), np.bool_),
+    )
+
+
 @pytest.mark.parametrize(
     ("places", "kept"),
     [
@@ -44,11 +63,24 @@ def masks(*places: tuple[int, slice, slice], n: int = 40) -> npt.NDArray[np.uint
 def test_a_mirroring_that_takes_a_label_to_the_place_of_another_is_left_out(
     places: list[tuple[int, slice, slice]], kept: list[str]
 ) -> None:
-    assert list(symmetries_of(masks(*places), 1 + len(places))) == kept
+    labels = masks(*places)
+    assert list(symmetries_of(samples_of(labels), 1 + len(places))) == kept
+    # Nor does it matter how much padding there is beside or below an image.
+    for stretch, content in (((2, 1), (SIDE, SIDE // 2)), ((1, 3), (round(SIDE / 3), SIDE))):
+        stretched = [np.kron(image, np.ones(stretch, np.uint8)).astype(np.uint8) for image in labels]
+        padded = np.stack([letterbox_labels(image, SIDE) for image in stretched])
+        assert list(symmetries_of(samples_of(padded, content), 1 + len(places))) == kept
+
+
+def test_where_a_tile_lies_in_its_slice_counts() -> None:
+    left, right = masks((1, ALL, ALL)), masks((2, ALL, ALL))
+    windows = np.repeat([[0.0, 0.0, 1.0, 0.5], [0.0, 0.5, 1.0, 0.5]], len(left), axis=0)
+    tiles = samples_of(np.concatenate([left, right]), (SIDE, SIDE), windows)
+    assert symmetries_of(tiles, 3) == ("up-down",)
 
 
 def test_a_label_that_no_image_has_tells_nothing() -> None:
-    assert symmetries_of(masks((1, ALL, ALL)), 4) == tuple(SYMMETRIES)
+    assert symmetries_of(samples_of(masks((1, ALL, ALL))), 4) == tuple(SYMMETRIES)
 
 
 def test_images_and_labels_are_mirrored_alike_half_of_the_time_and_nothing_else_changes() -> None:

@@ -27,6 +27,7 @@ def made_up_samples(number: int, classes: int) -> Samples:
         item_names=tuple(map(str, range(number))),
         slice_indices=np.zeros(number, dtype=np.int64),
         content=np.full((number, 2), SIDE),
+        windows=np.tile([0.0, 0.0, 1.0, 1.0], (number, 1)),
         foreground=np.ones(number, dtype=np.bool_),
     )
 

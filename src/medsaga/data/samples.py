@@ -30,11 +30,11 @@ from medsaga.data.letterbox import content_size, letterbox, letterbox_labels
 from medsaga.data.pictures import read_picture
 from medsaga.data.slices import SliceView, slice_view
 from medsaga.data.sources import files_of
-from medsaga.data.tiles import tile_corners, tile_shape
+from medsaga.data.tiles import shares_of_tile, tile_corners, tile_shape
 from medsaga.data.types import Dataset, Item, Labels, to_class_indices
 from medsaga.errors import InputError
 
-_LAYOUT = 1
+_LAYOUT = 2
 """Goes up when the content of the files changes its meaning, so that older caches are built again."""
 _READ_AHEAD = 2
 
@@ -54,6 +54,8 @@ class Samples:
         item_names: n names of items.
         slice_indices: ``(n,)``, the place of each slice in its item, which are stored one after the other.
         content: ``(n, 2)``, height and width that the slice takes in the square; the rest is padding.
+        windows: ``(n, 4)``, top, left, height and width of what is seen, as shares of the slice's own height and width;
+            0, 0, 1, 1 where it is not cut into tiles.
         foreground: ``(n,)``, whether anything is labelled.
         neighbours: slices on either side that `batch` adds as channels.
     """
@@ -63,6 +65,7 @@ class Samples:
     item_names: tuple[str, ...]
     slice_indices: npt.NDArray[np.int64]
     content: npt.NDArray[np.int64]
+    windows: npt.NDArray[np.float64]
     foreground: npt.NDArray[np.bool_]
     neighbours: int = 0
 
@@ -271,6 +274,12 @@ def _build(
             for view, count in zip(views, counts, strict=True)
             for _ in range(count)
         ],
+        "window": [
+            shares_of_tile(corner, view.slice_shape, tile)
+            for view, corners in zip(views, tiles, strict=True)
+            for corner in corners
+            for _ in range(view.slices)
+        ],
         "foreground": foreground.tolist(),
     }
     files.write_json(folder / "index.json", index)
@@ -357,6 +366,7 @@ def _open(place: Path, neighbours: int) -> Samples:
         item_names=tuple(index["item"]),
         slice_indices=np.array(index["slice"], dtype=np.int64),
         content=np.array(index["content"], dtype=np.int64).reshape(-1, 2),
+        windows=np.array(index["window"], dtype=np.float64).reshape(-1, 4),
         foreground=np.array(index["foreground"], dtype=bool),
         neighbours=neighbours,
     )

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from medsaga.data.samples import Samples
+
 LEFT_RIGHT, UP_DOWN, TRANSPOSED = "left-right", "up-down", "transposed"
 SYMMETRIES: dict[str, Callable[[Tensor], Tensor]] = {
     LEFT_RIGHT: lambda maps: maps.flip(-1),
@@ -32,21 +34,19 @@ _MARGIN = 0.2
 """By how much a mirrored label must be more like another one, of at most 1, to count as taking its place."""
 
 
-def symmetries_of(labels: npt.NDArray[np.uint8], classes: int) -> tuple[str, ...]:
-    """Return the mirrorings that keep the meaning of labels, as their usual places tell.
+def symmetries_of(samples: Samples, classes: int) -> tuple[str, ...]:
+    """Return the mirrorings that keep the meaning of labels, as their usual places in their slices tell.
 
     A mirroring is left out if it makes the map of where one label is more like the map of another label than like its
     own, by cosine similarity. Transposing is left out where either of the flips is. One label alone tells nothing, and
     all are kept.
 
     Args:
-        labels: ``(n, side, side)`` class indices.
+        samples: that are trained on.
         classes: background included.
     """
-    places = torch.zeros(classes - 1, _CELLS, _CELLS)
-    for image in labels[:: max(1, len(labels) // _LOOKED_AT)]:
-        one_hot = torch.from_numpy(image[None] == np.arange(1, classes)[:, None, None])
-        places += F.adaptive_avg_pool2d(one_hot.float(), _CELLS)
+    looked_at = range(0, len(samples), max(1, len(samples) // _LOOKED_AT))
+    places = torch.from_numpy(sum(_places(samples, index, classes) for index in looked_at)).float()
     places = places[places.sum((1, 2)) > 0]
     own = F.normalize(places.flatten(1), dim=1)
 
@@ -56,6 +56,23 @@ def symmetries_of(labels: npt.NDArray[np.uint8], classes: int) -> tuple[str, ...
 
     flipped = [name for name in (LEFT_RIGHT, UP_DOWN) if keeps(name)]
     return (*flipped, TRANSPOSED) if len(flipped) == 2 and keeps(TRANSPOSED) else tuple(flipped)
+
+
+def _places(samples: Samples, index: int, classes: int) -> npt.NDArray[np.float64]:
+    """Return how much of each cell of a slice each label takes in a sample, ``(classes - 1, cells, cells)``.
+
+    A square's padding is no place, and a tile lies somewhere in its slice.
+    """
+    height, width = samples.content[index]
+    top, left, tall, wide = samples.windows[index]
+    rows, columns = (
+        (_CELLS * (start + extent * (np.arange(pixels) + 0.5) / pixels)).astype(np.int64)
+        for start, extent, pixels in ((top, tall, height), (left, wide, width))
+    )
+    labels = samples.labels[index, :height, :width].astype(np.int64)
+    cells = (labels * _CELLS + rows[:, None]) * _CELLS + columns
+    counts = np.bincount(cells.ravel(), minlength=classes * _CELLS**2).reshape(classes, _CELLS, _CELLS)
+    return counts[1:] * (tall * wide / cells.size)
 
 
 def flips(names: Iterable[str]) -> list[tuple[int, ...]]:

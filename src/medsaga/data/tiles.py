@@ -39,6 +39,11 @@ def tile_corners(shape: tuple[int, int], tile: int | None) -> list[tuple[int, in
     return [(top, left) for top in covering(shape[0], height) for left in covering(shape[1], width)]
 
 
+def shares_of_tile(corner: tuple[int, int], shape: tuple[int, int], tile: int | None) -> list[float]:
+    """Return top, left, height and width of a tile as shares of the height and width of its slice."""
+    return [pixels / side for pixels, side in zip((*corner, *tile_shape(shape, tile)), (*shape, *shape), strict=True)]
+
+
 def window_weights(shape: tuple[int, int]) -> torch.Tensor:
     """Return how much each pixel of a window counts, ``(height, width)`` float32: 1 in the middle.
 

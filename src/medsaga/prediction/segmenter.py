@@ -198,7 +198,7 @@ class Segmenter:
                 where,
                 expected=f"{len(names)} channel(s), as the model was trained on: {', '.join(names)}",
                 found=found,
-                do="Give the same channels in the same order; of several time points or b-values, the one that is meant.",
+                do="Give the same channels in the same order; of several time points or b-values give one.",
             )
 
     def _predict(

@@ -350,7 +350,7 @@ def _with_samples(prepared: Prepared, console: Console) -> Run:
         train = opened.enter_context(contextlib.closing(samples("train", dataset.items_of(split.train))))
         train.check_labelled()
         if AUGMENTATIONS[settings.augmentation].mirror > 0:
-            model.symmetries = symmetries_of(train.labels, model.classes)
+            model.symmetries = symmetries_of(train, model.classes)
         monitor = train
         if split.validation:
             validation = samples("validation", dataset.items_of(split.validation))

@@ -104,6 +104,7 @@ def embed(
         item_names=samples.item_names * variants,
         slice_indices=np.zeros(variants * n, dtype=np.int64),
         content=np.tile(samples.content, (variants, 1)),
+        windows=np.tile(samples.windows, (variants, 1)),
         foreground=np.tile(samples.foreground, variants),
     )
 
