@@ -73,7 +73,7 @@ def test_labels_count_over_all_images_and_background_and_absence_say_nothing() -
         ({"image_size": 192}, 192, 192),
         ({"method": "daeformer"}, 224, 224),
         ({"model": "vit_b", "random_weights": True}, 1024, 1024),
-        ({"budget": "40MB"}, 192, 192),
+        ({"budget": "40MB", "rank": 16, "precision": "bf16", "state_bits": 8}, 192, 192),
         ({"budget": "100GB"}, 192, 320),
     ],
     ids=str,

@@ -13,6 +13,7 @@ from repetition import spread
 from resolved import resolved
 
 from medsaga.data.intensity import Intensity
+from medsaga.data.symmetries import SYMMETRIES
 from medsaga.memory.tracker import CATEGORIES, TensorTracker
 from medsaga.models.sam import build_sam
 from medsaga.planning import estimate
@@ -139,18 +140,24 @@ def test_state_on_the_host_is_not_counted(method: str, state_bits: int) -> None:
     assert here.peak_bytes - there.peak_bytes >= 0.8 * here.breakdown["optimizer"]
 
 
-@pytest.mark.parametrize(("in_channels", "micro_batch_size"), [(3, 4), (1, 2)])
-def test_inference_is_what_a_segmenter_takes(in_channels: int, micro_batch_size: int) -> None:
-    of = settings(model="lite", micro_batch_size=micro_batch_size, device="cpu")
-    predicted = predict_memory(of, classes=3, in_channels=in_channels).inference_bytes
+@pytest.mark.parametrize(
+    ("in_channels", "micro_batch_size", "classes", "augmentation"),
+    [(3, 4, 3, "samed"), (1, 2, 3, "fewshot"), (3, 1, 14, "fewshot"), (1, 1, 100, "samed"), (1, 4, 100, "fewshot")],
+)
+def test_inference_is_what_a_segmenter_takes(
+    in_channels: int, micro_batch_size: int, classes: int, augmentation: str
+) -> None:
+    of = settings(model="lite", micro_batch_size=micro_batch_size, augmentation=augmentation, device="cpu")
+    predicted = predict_memory(of, classes=classes, in_channels=in_channels).inference_bytes
     config = RunConfig(
         data="",
-        labels={"background": 0, "a": 1, "b": 2},
+        labels={f"label {n}": n for n in range(classes)},
         channels=tuple(f"channel {n}" for n in range(in_channels)),
         intensities=(Intensity("identity"),) * in_channels,
         settings=of,
     )
-    model = build_sam(of.model, classes=3, image_size=of.image_size, in_channels=in_channels)
+    model = build_sam(of.model, classes=classes, image_size=of.image_size, in_channels=in_channels)
+    model.symmetries = tuple(SYMMETRIES) if augmentation == "fewshot" else ()
     segmenter = Segmenter(model, config, CPU)
     volume = np.zeros((in_channels, of.image_size, of.image_size, 4), np.uint8)
     tracker = TensorTracker("cpu")

@@ -7,7 +7,7 @@ Nothing is allocated and no GPU is needed: two steps of the real training step r
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from medsaga.data.augment import AUGMENTATIONS
-from medsaga.data.letterbox import unletterbox
+from medsaga.data.symmetries import SYMMETRIES, flips
 from medsaga.device import kind_of_device
 from medsaga.memory.tracker import ELSEWHERE, TensorTracker
 from medsaga.methods import build_model, method_named, new_optimizer
@@ -25,7 +25,9 @@ from medsaga.optim.arrival import Arrived
 from medsaga.optim.galore import GaLoreAdamW
 from medsaga.planning.budget import largest_share
 from medsaga.planning.shapes import OncePerShape
-from medsaga.prediction.segmenter import BATCH_SIZE
+from medsaga.prediction.confidence import sums_of
+from medsaga.prediction.mirrored import mean_probabilities
+from medsaga.prediction.segmenter import BATCH_SIZE, strips
 from medsaga.settings.options import ResolvedSettings
 from medsaga.training.scaling import LossScale
 from medsaga.training.step import Batch, StepMeter, accumulate, update
@@ -48,8 +50,10 @@ class MemoryPrediction:
     Attributes:
         peak_bytes: of a training step with all its state.
         breakdown: the same by category.
-        inference_bytes: of segmenting as many images at a time as training takes, at most 8, on the same device; the
-            test at the end of a run takes as much.
+        inference_bytes: of segmenting as many images at a time as training takes, at most 8, on the same device, with
+            all mirror images that the augmentation may have: the test at the end of a run takes at most as much of
+            images that are no larger than the model's square. Of larger ones, strips of
+            `medsaga.prediction.segmenter.LARGEST_STRIP` probabilities are alive at a time.
     """
 
     peak_bytes: int
@@ -86,7 +90,9 @@ def _predict(settings: ResolvedSettings, images: int, classes: int, in_channels:
         model = _build(settings, classes, in_channels)
         on_cpu = kind_of_device(settings.device) == "cpu"
         cast_parameters(model, torch.float32 if on_cpu else WEIGHT_TYPES[settings.precision])
-        inference = _follow_inference(model, min(BATCH_SIZE, settings.micro_batch_size))
+        # Which mirrorings keep the labels' meaning is not known before the data are.
+        symmetries = SYMMETRIES if AUGMENTATIONS[settings.augmentation].mirror > 0 else ()
+        inference = _follow_inference(model, min(BATCH_SIZE, settings.micro_batch_size), symmetries)
     return MemoryPrediction(training.peak_bytes, training.breakdown, inference.peak_bytes)
 
 
@@ -193,12 +199,21 @@ def _follow_embedding(model: Any, settings: ResolvedSettings) -> TensorTracker:
 
 
 @torch.no_grad()
-def _follow_inference(model: SegmentationModel, batch_size: int) -> TensorTracker:
+def _follow_inference(model: SegmentationModel, batch_size: int, symmetries: Iterable[str]) -> TensorTracker:
     """What ``Segmenter`` does with the slices of a volume, at the size of the model's square."""
     tracker = TensorTracker("meta")
     tracker.assign([*model.parameters(), *model.buffers()], "weights")
-    side = model.image_size
+    passes, square = flips(symmetries), (model.image_size, model.image_size)
     with tracker:
-        logits = model.eval()(torch.empty(batch_size, model.in_channels, side, side, dtype=torch.uint8)).float()
-        unletterbox(logits[:1], (side, side), side, (side, side))[0].softmax(0).argmax(0)
+        images = torch.empty(BATCH_SIZE, model.in_channels, *square, dtype=torch.uint8)
+        logits: list[Tensor] = []
+        for part in images.split(batch_size):
+            if len(logits) < len(passes):
+                logits += model.eval()(part).float()
+        strip = mean_probabilities(
+            logits[: len(passes)], passes, square[0], square, next(strips(square, model.classes))
+        )
+        for _ in sums_of(strip):
+            pass
+        strip.max(0)
     return tracker

@@ -11,7 +11,7 @@ unlike those it was trained on. The score orders cases by how much they need a l
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, TypedDict
 
 import numpy as np
@@ -55,15 +55,11 @@ class Confidence:
                 on any device. The prediction is the class of the highest probability.
         """
         assert probabilities.shape[0] == self._classes, f"{probabilities.shape} for {self._classes} classes"
-        flat = probabilities.reshape(self._classes, -1)
-        # Of a tensor, argmax takes ten times as long, on a CPU.
-        predicted = flat.argmax(0) if isinstance(flat, np.ndarray) else flat.max(0).indices
-        for index in range(1, self._classes):
-            mask, likely = predicted == index, flat[index]
-            self._inside[index] += float((likely * mask).sum())
-            self._everywhere[index] += float(likely.sum())
-            self._voxels[index] += int(mask.sum())
-            self._highest[index] = max(self._highest[index], float(likely.max()))
+        for index, (inside, everywhere, voxels, highest) in enumerate(sums_of(probabilities), 1):
+            self._inside[index] += float(inside)
+            self._everywhere[index] += float(everywhere)
+            self._voxels[index] += int(voxels)
+            self._highest[index] = max(self._highest[index], float(highest))
 
     def result(self) -> ConfidenceScores:
         """Return the confidence in what was added. Probabilities that are not finite deserve none: they count as 0."""
@@ -76,6 +72,24 @@ class Confidence:
         if self._voxels[index] == 0:
             return min(1.0, max(0.0, 1.0 - self._highest[index]))
         return min(1.0, 2 * self._inside[index] / (self._everywhere[index] + self._voxels[index]))
+
+
+def sums_of(probabilities: Any) -> Iterator[tuple[Any, Any, Any, Any]]:
+    """Yield what `Confidence` keeps of each class but the background.
+
+    Args:
+        probabilities: as for `Confidence.add`.
+
+    Yields:
+        the sum of the class's probabilities where it is predicted, that of all, the number of voxels where it is
+        predicted, and the highest probability.
+    """
+    flat = probabilities.reshape(probabilities.shape[0], -1)
+    # Of a tensor, argmax takes ten times as long, on a CPU.
+    predicted = flat.argmax(0) if isinstance(flat, np.ndarray) else flat.max(0).indices
+    for index in range(1, len(flat)):
+        mask, likely = predicted == index, flat[index]
+        yield (likely * mask).sum(), likely.sum(), mask.sum(), likely.max()
 
 
 def confidence(probabilities: npt.NDArray[np.float32]) -> ConfidenceScores:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from functools import partial
+from itertools import count, islice
 from pathlib import Path
 from typing import Literal, Self
 
@@ -16,7 +17,7 @@ from medsaga import run_folder
 from medsaga.data.inputs import find_inputs
 from medsaga.data.intensity import require_mappable
 from medsaga.data.items import for_channels
-from medsaga.data.letterbox import content_size, letterbox, unletterbox
+from medsaga.data.letterbox import letterbox
 from medsaga.data.pictures import picture_of, read_picture
 from medsaga.data.slices import SliceView, Stack, slice_channels, slice_view
 from medsaga.data.sources import place_of
@@ -33,15 +34,14 @@ from medsaga.models.base import SegmentationModel
 from medsaga.models.precision import WEIGHT_TYPES, cast_parameters
 from medsaga.models.weights.loading import load_model
 from medsaga.prediction.confidence import Confidence, ConfidenceScores
+from medsaga.prediction.mirrored import mean_probabilities
 from medsaga.settings.run_config import RunConfig, read_config
 
 # A slice is mapped back to its own size one at a time: the probabilities of a large slice outweigh the model.
 BATCH_SIZE = 8
 """Slices or tiles that go through the model at a time, unless the run was trained with fewer at a time."""
-LARGEST_STRIP = 2**22
-"""Pixels whose probabilities are made at a time: those of a large picture outweigh the model by far."""
-_ROWS = 1
-"""The axis of (channels, height, width) that the rows lie along."""
+LARGEST_STRIP = 2**23
+"""Probabilities that are made at a time, of all pixels and classes: those of a large picture outweigh the model."""
 Augmented = Literal["auto", "all", "none"]
 """Which mirror images are looked at too, when an image is segmented."""
 
@@ -201,6 +201,8 @@ class Segmenter:
                 do="Give the same channels in the same order; of several time points or b-values give one.",
             )
 
+    # Not on the generator below: its wrapper would keep each strip until the next.
+    @torch.inference_mode()
     def _predict(
         self,
         picture: Stack[np.uint8],
@@ -229,7 +231,6 @@ class Segmenter:
             del strip  # it would lie beside the activations of the next slice
         return Prediction(labels, soft, confidence.result(), picture, view)
 
-    @torch.inference_mode()
     def _strips(
         self,
         picture: Stack[np.uint8],
@@ -240,6 +241,7 @@ class Segmenter:
         """Yield slice, first row and (classes, rows, width) float32 probabilities, in that order: all of a slice, or,
         where it is cut into tiles, strips of it.
         """
+        size = self.model.image_size
         height, width = tile_shape(shape, self.config.settings.tile)
         tops, lefts = overlapping(shape[0], height), overlapping(shape[1], width)
         total = len(picture) * len(tops) * len(lefts)
@@ -254,22 +256,25 @@ class Segmenter:
                     for left in lefts:
                         yield channels[:, top : top + height, left : left + width]
 
-        def counted() -> Iterator[list[torch.Tensor]]:
-            for done, logits in enumerate(self._logits_of_passes(windows(), passes), 1):
-                if progress:
-                    progress(done, total)
-                yield logits
+        done = count(1)
 
-        seen = counted()
+        def counted(logits: list[torch.Tensor]) -> list[torch.Tensor]:
+            if progress:
+                progress(next(done), total)
+            return logits
+
+        # Nothing below holds the logits of a window while the model looks at the next.
+        seen = map(counted, self._logits_of_passes(windows(), passes))
         if len(tops) == len(lefts) == 1:
-            rows = max(1, LARGEST_STRIP // shape[1])
             for index in range(len(picture)):
                 logits = next(seen)
-                for top in range(0, shape[0], rows):
-                    yield index, top, self._averaged(logits, passes, shape, slice(top, min(top + rows, shape[0])))
+                for rows in strips(shape, self.model.classes):
+                    yield index, rows.start, mean_probabilities(logits, passes, size, shape, rows)
+                del logits
             return
         whole = slice(0, height)
-        probabilities = (self._averaged(logits, passes, (height, width), whole) for logits in seen)
+        mean = partial(mean_probabilities, passes=passes, size=size, shape=(height, width), rows=whole)
+        probabilities = map(mean, seen)
         for index in range(len(picture)):
             for top, strip in blended(probabilities, tops, lefts, shape):
                 yield index, top, strip
@@ -284,21 +289,6 @@ class Segmenter:
             logits = self._logits(torch.from_numpy(np.stack([square for square, _ in boxed])).to(self.device))
             for _ in batch:
                 yield [*islice(logits, len(passes))]
-
-    def _averaged(
-        self, logits: Sequence[torch.Tensor], passes: Sequence[tuple[int, ...]], shape: tuple[int, int], rows: slice
-    ) -> torch.Tensor:
-        """Return the mean probabilities of some rows of a window over its mirror images: (classes, rows, width)."""
-        size = self.model.image_size
-        upside_down = slice(shape[0] - rows.stop, shape[0] - rows.start)
-        total: torch.Tensor | None = None
-        for flip, one in zip(passes, logits, strict=True):
-            mirrored = upside_down if _ROWS in flip else rows
-            maps = unletterbox(one[None], content_size(shape, size), size, shape, mirrored)
-            found = maps[0].softmax(0)
-            total = found if total is None else total.add_(found.flip(flip))
-        assert total is not None
-        return total if len(passes) == 1 else total / len(passes)
 
     def _logits(self, images: torch.Tensor) -> Iterator[torch.Tensor]:
         """Yield (classes, size / 4, size / 4) float32 per image, as many images at a time as memory holds."""
@@ -320,3 +310,10 @@ class Segmenter:
             yield from logits
             # What is held here would lie beside the activations of the next pass.
             logits = None
+
+
+def strips(shape: tuple[int, int], classes: int) -> Iterator[slice]:
+    """Yield the rows of a slice that are mapped back to its own size at a time: as many as `LARGEST_STRIP` allows."""
+    rows = max(1, LARGEST_STRIP // (shape[1] * classes))
+    for top in range(0, shape[0], rows):
+        yield slice(top, min(top + rows, shape[0]))
