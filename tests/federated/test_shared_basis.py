@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from resolved import resolved
 from torch import Tensor
 
+from medsaga.errors import InputError
 from medsaga.federated.options import Federation
 from medsaga.federated.server import factor_shape
 from medsaga.federated.wire import from_record, rounded
@@ -165,6 +166,28 @@ def test_a_given_basis_moves_the_weight_in_it_and_rotates_the_moments() -> None:
         torch.testing.assert_close(basis @ (basis.T @ change), change)
     assert optimizer.state[weight]["step"] == 2
     assert optimizer.take_sketches() == {}
+
+
+@pytest.mark.parametrize("state_bits", [32, 8])
+def test_a_change_is_in_the_subspace_that_all_know_whatever_the_moments_are_kept_in(state_bits: int) -> None:
+    random = torch.Generator().manual_seed(0)
+    weight = torch.nn.Parameter(torch.randn(192, 384, generator=random) * 0.02)
+    before = weight.detach().clone()
+    basis = torch.linalg.qr(torch.randn(192, 64, generator=random))[0]
+    optimizer = SharedBasisAdamW([weight], rank=64, state_bits=state_bits)
+    for _ in range(2):
+        optimizer.give_bases({weight: (basis, None)})
+        (weight * torch.randn(192, 384, generator=random)).sum().backward()
+        optimizer.step()
+    change, known = (weight.detach() - before).double(), basis.double()
+    left_out = change - known @ factor_of(change, known, None)
+    assert left_out.norm() < 1e-5 * change.norm()
+    assert ("exp_avg_scales" in optimizer.state[weight]) == (state_bits == 8)
+
+
+def test_it_makes_no_bases_of_full_gradients() -> None:
+    with pytest.raises(InputError, match="refresh: expected sketch: bases are given; found exact"):
+        SharedBasisAdamW([torch.nn.Parameter(torch.zeros(4, 6))], rank=2, refresh="exact")
 
 
 def test_vit_b_at_rank_64_sends_an_eighth_of_its_weights_at_most() -> None:

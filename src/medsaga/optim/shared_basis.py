@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from medsaga.errors import InputError
 from medsaga.optim.arrival import Arrived
 from medsaga.optim.galore import GaLoreAdamW
 from medsaga.optim.projection import matrix_shape
-from medsaga.optim.storage import precision_of
+from medsaga.optim.storage import Storage, precision_of, scales_of
 
 Sides = tuple[Tensor | None, Tensor | None]
 """Left (m, r) and right (n, r) of an (m, n) matrix: its two bases, or two sketches; None where a side has none."""
@@ -38,6 +39,17 @@ class SharedBasisAdamW(GaLoreAdamW):
         self._sketches: dict[Tensor, Sides] = {}
         super().__init__(params, **settings)
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a parameter group.
+
+        Raises:
+            InputError: it is to make bases of full gradients.
+        """
+        super().add_param_group(param_group)
+        refresh = self.param_groups[-1]["refresh"]
+        if refresh == "exact":
+            raise InputError("refresh", expected="sketch: bases are given", found=refresh, do="Change this setting.")
+
     def needs_calibration(self) -> bool:
         """Return False: no step makes bases."""
         return False
@@ -53,7 +65,14 @@ class SharedBasisAdamW(GaLoreAdamW):
             if weight in bases:
                 how: dict[str, Any] = {"device": weight.device, "dtype": precision_of(weight)}
                 left, right = (None if side is None else side.to(**how) for side in bases[weight])
-                self.state[weight].update(self._with_bases(weight, left, right, group))
+                state, exact = self.state[weight], Storage(32, group["state_on_host"])
+                state.update(self._with_bases(weight, left, right, group))
+                # To the last bit what the others have, whatever the moments are kept in: else a change would not be
+                # P N with the P that all know.
+                for name, basis in (("basis_left", left), ("basis_right", right)):
+                    if basis is not None:
+                        state.pop(scales_of(name), None)
+                        state.update(exact.stored(name, basis))
 
     def take_sketches(self) -> dict[Tensor, Sides]:
         """Return the sketches of the gradients since the last call, of a step that was made or of a gradient alone."""

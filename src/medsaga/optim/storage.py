@@ -36,7 +36,7 @@ class Storage:
         stored = state.get(name)
         if stored is None:
             return None
-        scales = state.get(_scales(name))
+        scales = state.get(scales_of(name))
         if scales is None:
             return stored.to(weight.device)
         return dequantise(stored.to(weight.device), scales.to(weight.device), KINDS[name], precision_of(weight))
@@ -57,7 +57,7 @@ class Storage:
         home = torch.device("cpu") if self.on_host and not value.is_meta else value.device
         if self._quantises(value):
             codes, scales = quantise(value, KINDS[name], generator)
-            return {name: codes.to(home), _scales(name): scales.to(home)}
+            return {name: codes.to(home), scales_of(name): scales.to(home)}
         return {name: value.to(home)}
 
     def keeps_as_is(self, weight: Tensor) -> bool:
@@ -73,5 +73,6 @@ def precision_of(tensor: Tensor) -> torch.dtype:
     return torch.promote_types(tensor.dtype, torch.float32)
 
 
-def _scales(name: str) -> str:
+def scales_of(name: str) -> str:
+    """Return what the scales of a tensor in 8 bits are called in a state."""
     return f"{name}_scales"
