@@ -140,6 +140,15 @@ def test_state_on_the_host_is_not_counted(method: str, state_bits: int) -> None:
     assert here.peak_bytes - there.peak_bytes >= 0.8 * here.breakdown["optimizer"]
 
 
+def test_momentum_on_the_host_is_gone_as_soon_as_it_is_written() -> None:
+    here, there = (predict(method="full", optimizer="sgd", state_on_host=host) for host in (False, True))
+    adamw = predict(method="full", state_on_host=True)
+    assert there.breakdown["optimizer"] == 0
+    # One weight's at a time is on the device, with either optimizer.
+    assert there.peak_bytes <= adamw.peak_bytes
+    assert here.peak_bytes - there.peak_bytes >= 0.8 * here.breakdown["optimizer"]
+
+
 @pytest.mark.parametrize(
     ("in_channels", "micro_batch_size", "classes", "augmentation"),
     [(3, 4, 3, "samed"), (1, 2, 3, "fewshot"), (3, 1, 14, "fewshot"), (1, 1, 100, "samed"), (1, 4, 100, "fewshot")],

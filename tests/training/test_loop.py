@@ -279,7 +279,13 @@ def test_out_of_memory_names_the_next_smaller_setting(
     assert "--state-bits 8" in next_smaller(open_settings)
     assert "--precision bf16" in next_smaller(dataclasses.replace(open_settings, state_bits=8))
     least = dataclasses.replace(open_settings, state_bits=8, precision="bf16")
-    assert "--image-size 128" in next_smaller(least)
+    assert "--image-size 192" in next_smaller(least)
+    assert "--image-size 160" in next_smaller(dataclasses.replace(least, image_size=192))
+    assert "--image-size 896" in next_smaller(dataclasses.replace(least, model="sam2.1_hiera_tiny", image_size=1024))
+    assert "--image-size" not in next_smaller(dataclasses.replace(least, image_size=96))
+    momentum = resolved(method="daeformer")
+    assert momentum.optimizer == "sgd"
+    assert "--precision bf16" in next_smaller(momentum)
 
 
 def test_early_stop_keeps_the_best_weights(

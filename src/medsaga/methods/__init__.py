@@ -81,7 +81,10 @@ def loading(settings: ResolvedSettings) -> Callable[..., SegmentationModel]:
 
 
 def new_optimizer(
-    model: SegmentationModel, settings: ResolvedSettings, galore: type[GaLoreAdamW] = GaLoreAdamW
+    model: SegmentationModel,
+    settings: ResolvedSettings,
+    galore: type[GaLoreAdamW] = GaLoreAdamW,
+    sgd: type[MomentumSGD] = MomentumSGD,
 ) -> AccumulatingOptimizer:
     """Make the optimizer of the run's method; parameters that the method does not name are frozen.
 
@@ -89,6 +92,7 @@ def new_optimizer(
         model: with its weights in the precision of the run.
         settings: of the run.
         galore: the class to make for AdamW; a prediction has one of its own.
+        sgd: the class to make for SGD, likewise.
 
     Raises:
         RunError: the method projects gradients, but no parameter would be.
@@ -101,7 +105,7 @@ def new_optimizer(
     for group in groups:
         group["peak_lr"] = group["lr"]
     if settings.optimizer == "sgd":
-        return MomentumSGD(groups, state_on_host=settings.state_on_host, seed=settings.seed)
+        return sgd(groups, state_on_host=settings.state_on_host, seed=settings.seed)
     optimizer = galore(groups, state_bits=settings.state_bits, state_on_host=settings.state_on_host, seed=settings.seed)
     if projects and optimizer.projected_parameters() == 0:
         optimizer.close()

@@ -55,8 +55,9 @@ class GaLoreAdamW(AccumulatingOptimizer):
       ``.grad`` and ``step()`` takes the basis from its SVD. Full gradients exist in those steps only, and it is their
       norm that enters ``gradient_norm()``.
 
-    All arithmetic is float32 (float64 for float64 weights), whatever the weights are; weights of fewer bits are written
-    with stochastic rounding (`medsaga.optim.rounding`). Moments and bases are kept in 32 or 8 bits.
+    The optimizer's arithmetic is float32 (float64 for float64 weights), whatever the weights are; what comes in factors
+    (`medsaga.optim.arrival`) is multiplied in their own type. Weights of fewer bits are written with stochastic
+    rounding (`medsaga.optim.rounding`). Moments and bases are kept in 32 or 8 bits.
     ``step()`` uses up what has arrived, for most weights; call ``zero_grad()`` after it as usual. State: ``step``,
     ``exp_avg``, ``exp_avg_sq``, and for projected weights ``basis_left`` (m, r), ``basis_right`` (n, r) or both; those
     that are kept in 8 bits have ``..._scales`` beside them (`medsaga.optim.storage`).

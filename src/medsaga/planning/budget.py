@@ -82,7 +82,7 @@ def plan(
     quality = _best_quality(sizes, ranks, precisions, lambda quality: fits(**quality, **speeds[-1]))
     if quality is None:
         least = resolved(image_size=sizes[0], **ranks[-1], **precisions[-1], **speeds[-1])
-        raise _too_little(least, peak(least))
+        raise _too_little(least, peak(least), method)
     speed = _first(speeds, lambda speed: fits(**quality, **speed))
     assert speed is not None, "the slowest way fits"
     return resolved(**quality, **speed)
@@ -134,8 +134,9 @@ def _open(settings: Settings, choices: Sequence[dict[str, Any]]) -> list[dict[st
     return [choice for number, choice in enumerate(left) if choice not in left[:number]]
 
 
-def _too_little(least: ResolvedSettings, peak: int) -> InputError:
-    names = ("image_size", "micro_batch_size", "checkpointing", "precision", "state_bits", "rank")
+def _too_little(least: ResolvedSettings, peak: int, method: Method) -> InputError:
+    names = ["image_size", "micro_batch_size", "checkpointing", "precision"]
+    names += ["state_bits"] * (least.optimizer == "adamw") + ["rank"] * bool(method.ranks)
     return InputError(
         flag("budget"),
         expected=f"at least {math.ceil(peak / USABLE / 1e6)}MB for {least.model}",

@@ -21,8 +21,10 @@ from medsaga.memory.tracker import ELSEWHERE, TensorTracker
 from medsaga.methods import build_model, method_named, new_optimizer
 from medsaga.models.base import SegmentationModel
 from medsaga.models.precision import WEIGHT_TYPES, cast_parameters, set_precision
+from medsaga.optim.accumulation import AccumulatingOptimizer
 from medsaga.optim.arrival import Arrived
 from medsaga.optim.galore import GaLoreAdamW
+from medsaga.optim.sgd import MomentumSGD
 from medsaga.planning.budget import largest_share
 from medsaga.planning.shapes import OncePerShape
 from medsaga.prediction.confidence import sums_of
@@ -103,29 +105,48 @@ def _build(settings: ResolvedSettings, classes: int, in_channels: int) -> Segmen
     return model
 
 
-class _GaLoreOnMeta(GaLoreAdamW):
+class _OnMeta(AccumulatingOptimizer):
+    """Tells a tracker which state lies on the host, which a meta tensor does not know.
+
+    Attributes:
+        tracker: is told.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.tracker = TensorTracker("meta")
+
+    def _tell(self, weight: Tensor, group: dict[str, Any]) -> None:
+        if group["state_on_host"]:
+            written = [value for value in self.state[weight].values() if isinstance(value, Tensor)]
+            self.tracker.assign(written, ELSEWHERE)
+
+
+class _SGDOnMeta(_OnMeta, MomentumSGD):
+    """As `MomentumSGD`, weight for weight."""
+
+    def _update(self, weight: Tensor, group: dict[str, Any]) -> None:
+        super()._update(weight, group)
+        self._tell(weight, group)
+
+
+class _GaLoreOnMeta(_OnMeta, GaLoreAdamW):
     """Updates one of the weights that are alike, and gives the others a state of the same sizes.
 
     Weights are updated one after the other, so that the peak of an update is the same for all that are alike; a
     model has hundreds of them and a prediction would take most of its time here.
-
-    Attributes:
-        tracker: is told which state lies on the host; a meta tensor does not know.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._examples: dict[Any, Tensor] = {}
-        self.tracker = TensorTracker("meta")
 
     def _update(self, weight: Tensor, group: dict[str, Any]) -> None:
         self._once("update", weight, group, super()._update)
         if group["rank"] is not None:  # used up by the update, as nothing else is
             weight.grad = None
             self._arrived.pop(weight, None)
-        if group["state_on_host"]:
-            written = [value for value in self.state[weight].values() if isinstance(value, Tensor)]
-            self.tracker.assign(written, ELSEWHERE)
+        self._tell(weight, group)
 
     def _from_sketches(self, weight: Tensor, arrived: Arrived, group: dict[str, Any]) -> dict[str, Tensor]:
         def refresh(weight: Tensor, group: dict[str, Any]) -> None:
@@ -147,11 +168,11 @@ class _GaLoreOnMeta(GaLoreAdamW):
 
 
 def _follow_training(model: SegmentationModel, settings: ResolvedSettings, images: int) -> TensorTracker:
-    optimizer = new_optimizer(model, settings, _GaLoreOnMeta)
+    optimizer = new_optimizer(model, settings, _GaLoreOnMeta, _SGDOnMeta)
     part = method_named(settings.method).trained_part
     model = part(model) if part else model
     meter = StepMeter(META, first=1, refresh_every=settings.refresh_every)
-    if isinstance(optimizer, _GaLoreOnMeta):
+    if isinstance(optimizer, _OnMeta):
         optimizer.tracker = meter.tracker
     scale = LossScale()
     # The first step makes the optimizer's state, for which one image will do; it takes less than the second, and is

@@ -9,6 +9,7 @@ from medsaga.device import release_cached_memory
 from medsaga.distributed.group import ALONE, Group
 from medsaga.errors import OutOfMemoryError
 from medsaga.memory.tracker import is_out_of_memory, reset_device_peak
+from medsaga.methods import method_named
 from medsaga.models.base import SegmentationModel
 from medsaga.optim.accumulation import AccumulatingOptimizer
 from medsaga.settings.options import ResolvedSettings
@@ -143,9 +144,12 @@ def make_smaller(counters: Counters, settings: ResolvedSettings) -> str | None:
 
 def next_smaller(settings: ResolvedSettings) -> str:
     """Return a sentence that names the next smaller setting, for a run in which only other results are left."""
-    if settings.state_bits == 32:
+    if settings.state_bits == 32 and settings.optimizer == "adamw":  # momentum stays in 32
         return "Try --state-bits 8."
     if settings.precision == "fp32":
         return "Try --precision bf16 (or fp16 on a GPU without bfloat16)."
-    smaller = max(64, settings.image_size // 32 * 16)
-    return f"Try --image-size {smaller}, or let `medsaga memory --budget` choose."
+    sizes = method_named(settings.method).image_sizes(settings.model)
+    smaller = [size for size in sizes if size < settings.image_size]
+    if smaller:
+        return f"Try --image-size {smaller[-1]}, or let `medsaga memory --budget` choose."
+    return "No setting takes less: try a smaller --model, or --device cpu."
