@@ -55,6 +55,8 @@ def test_an_infinite_norm_can_be_asked_for_again() -> None:
     assert asked == named(endless) != {}
     _check_same(named(endless), asked, resolved(max_gradient_norm=1.0))
     _check_same(named(endless), {}, resolved(max_gradient_norm=float("inf")))  # as a recipe says it
+    with pytest.raises(InputError, match="--seed: expected the run's own setting, 3"):
+        _check_same(named(Settings(seed=0)), {"seed": 3}, resolved(seed=3))
     with pytest.raises(InputError, match="--max-gradient-norm"):
         _check_same(named(endless), {}, resolved(max_gradient_norm=1.0))
 

@@ -54,6 +54,14 @@ def test_what_the_user_gives_overrides_a_recipe() -> None:
         resolved(recipe="samed-paper", method="full")
 
 
+def test_what_the_user_gives_counts_even_if_it_is_what_is_taken_without_a_recipe(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('neighbours = 2\nprotocol = "transunet"\nstate_on_host = true\n')
+    assert resolved(recipe=str(path)).neighbours == 2
+    settings = resolved(recipe=str(path), neighbours=0, protocol="mm")
+    assert (settings.neighbours, settings.protocol, settings.state_on_host) == (0, "mm", True)
+
+
 def test_a_file_of_ones_own(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text('method = "full"\nsteps = 3\nwindow = [-20, 300]\nencoder_lr = 1\nmax_gradient_norm = inf\n')

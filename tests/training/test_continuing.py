@@ -200,6 +200,13 @@ def test_what_was_named_before_stays_and_what_is_named_now_counts() -> None:
     assert (after.encoder_lr, after.decoder_lr) == (3e-4, 1e-5)
 
 
+def test_what_is_named_counts_even_if_it_is_what_is_taken_where_nobody_names_it() -> None:
+    before = resolved_settings(seed=3, protocol="transunet")
+    assert inherited(before, Settings()).seed == 3
+    after = inherited(before, Settings(seed=0, protocol="mm"))
+    assert (after.seed, after.protocol) == (0, "mm")
+
+
 def test_recipe_and_budget_are_used_up() -> None:
     before = resolved(recipe="medsaga-paper", budget="4GB", model="tiny")
     after = inherited(before, Settings(steps=10))

@@ -52,20 +52,24 @@ def settings_of(kind: type[Kind], options: Any) -> Kind:
         InputError: they contradict each other.
     """
     groups = [getattr(options, group.name) for group in dataclasses.fields(options)]
-    return kind(
-        **{option.name: getattr(group, option.name) for group in groups for option in dataclasses.fields(group)}
-    )
+    said: dict[str, Any] = {}
+    for group in groups:
+        said |= {option.name: getattr(group, option.name) for option in dataclasses.fields(group)}
+    # A flag has no word for no: without it nothing is said.
+    return kind(**said | {name: None for name, value in said.items() if value is False})
 
 
 def _option(field: dataclasses.Field[Any], kind: Any, *, continued: bool) -> tuple[str, Any, Any]:
-    about = help_of(field)
+    about, default = help_of(field), field.default
+    if kind == bool | None:
+        kind, default = bool, False
     shown = about.shown
     if continued and field.name in DERIVED:
         shown += ", unless RUN names it"
     elif continued and field.name != "device":
         shown = "as in RUN"
     described = tyro.conf.arg(help=about.text, metavar=about.metavar or None, help_behavior_hint=f"(default: {shown})")
-    return field.name, Annotated[kind, described], field.default
+    return field.name, Annotated[kind, described], default
 
 
 if TYPE_CHECKING:  # types that are made at run time are none to a type checker

@@ -96,7 +96,7 @@ def compare(
     _check_out(out)
     loaded = group.once(lambda: load_data(data, Settings(channels=shared.channels, binary=shared.binary), console))
     dataset = loaded.dataset
-    test_cases = _test_cases(dataset, shared.fold, max(shots), test_cases)
+    test_cases = _test_cases(dataset, shared.fold or 0, max(shots), test_cases)
     grid = {
         cell: settings_of(cell, shared, methods, test_cases, loaded)
         for seed in range(seeds)
@@ -249,7 +249,7 @@ def settings_of(
 def _given(shared: SharedSettings, method: str) -> dict[str, Any]:
     """What the user has said, as far as it is for a method."""
     given = dataclasses.asdict(shared)
-    return given if METHODS[method].trains_sam else given | {"model": None, "random_weights": False}
+    return given if METHODS[method].trains_sam else given | {"model": None, "random_weights": None}
 
 
 def _examples(loaded: LoadedData, split: Split) -> tuple[Item, ...]:

@@ -83,8 +83,8 @@ def divide(data: Path, settings: Settings, console: Console, *, sites: int, by: 
         loaded, cases_of = _of_folders(data, settings, console)
     else:
         loaded = load_data(data, settings, console)
-        fixed = pool_and_test(loaded.dataset, settings.fold)[1]
-        cases_of = _at_random(loaded, sites, settings.seed, fixed) if by is None else _by_column(data, by, loaded)
+        fixed = pool_and_test(loaded.dataset, settings.fold or 0)[1]
+        cases_of = _at_random(loaded, sites, settings.seed or 0, fixed) if by is None else _by_column(data, by, loaded)
     divided = [
         SiteCases(name, _split(name, cases, loaded, settings, fixed)) for name, cases in sorted(cases_of.items())
     ]
@@ -184,7 +184,7 @@ def _split(site: str, cases: list[str], loaded: LoadedData, settings: Settings, 
     drawn = split_cases(
         dataset,
         shots=shots,
-        seed=settings.seed,
+        seed=settings.seed or 0,
         validation=0,
         fold=0,
         labels_of={case: labels for case, labels in loaded.survey.labels_of_cases.items() if case in pool},

@@ -30,6 +30,14 @@ DEFAULTS: dict[str, Any] = {
     "galore": "default",
     "projection": "std",
     "augmentation": "fewshot",
+    "binary": False,
+    "fold": 0,
+    "seed": 0,
+    "axis": "auto",
+    "neighbours": 0,
+    "intensity": "auto",
+    "state_on_host": False,
+    "protocol": "mm",
 }
 """For every model and method that has no value of its own."""
 MODEL_DEFAULTS: dict[str, dict[str, Any]] = {"lite": {"encoder_lr": 1e-3, "decoder_lr": 2e-3}}

@@ -148,16 +148,16 @@ def resolve(settings: Settings, facts: Facts) -> ResolvedSettings:
     grids = [image.grid for image in facts.labelled]
     if grids:
         # One axis for the whole run: a volume with other spacing must not be cut another way at prediction.
-        axis: Any = common_axis(grids, settings.axis)
+        axis: Any = common_axis(grids, settings.axis or "auto")
         settings = dataclasses.replace(settings, axis=axis)
     sizes, finer = choice.method.image_sizes(choice.model), choice.method.finer_sizes(choice.model)
-    largest = side_for([sizes[-1], *finer], facts.labelled, settings.axis, settings.tile)
+    largest = side_for([sizes[-1], *finer], facts.labelled, settings.axis or "auto", settings.tile)
     sizes = [size for size in (*sizes, *finer) if size <= largest]
     complete = Completion(choice, settings, facts.device)
     if settings.budget is None:
         return complete(image_size=sizes[-1])
     side = max((_side(grid, settings) for grid in grids), default=None)
-    in_channels = facts.channels * (2 * settings.neighbours + 1)
+    in_channels = facts.channels * (2 * (settings.neighbours or 0) + 1)
 
     def peak(candidate: ResolvedSettings) -> int:
         prediction = predict_memory(
@@ -205,7 +205,7 @@ class Completion:
         """
         given = {k: v for k, v in dataclasses.asdict(self.settings).items() if v is not None} | changes
         for name in ("precision", "checkpointing"):
-            if given[name] == "auto":
+            if given.get(name) == "auto":
                 del given[name]
         given |= {"method": self.choice.name, "model": self.choice.model, "weights": self.choice.weights}
         given["random_weights"] = self.choice.weights == RANDOM
@@ -229,7 +229,7 @@ def useful_sizes(sizes: Sequence[int], side: int | None) -> list[int]:
 
 
 def _side(grid: Grid, settings: Settings) -> int:
-    return max(tile_shape(slice_view(grid, settings.axis).slice_shape, settings.tile))
+    return max(tile_shape(slice_view(grid, settings.axis or "auto").slice_shape, settings.tile))
 
 
 def _with_recipe(settings: Settings) -> Settings:

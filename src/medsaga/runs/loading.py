@@ -45,7 +45,7 @@ def load_data(data: Path, settings: Settings, console: Console) -> LoadedData:
     Raises:
         InputError: the first problem.
     """
-    dataset = read_dataset(data, binary=settings.binary)
+    dataset = read_dataset(data, binary=bool(settings.binary))
     raise_problems(dataset.problems)
     dataset = select_channels(dataset, settings.channels)
     found = survey(dataset, counting(console, "checking images"))
@@ -100,9 +100,9 @@ def split_of(loaded: LoadedData, settings: Settings) -> Split:
     split = split_cases(
         loaded.dataset,
         shots=settings.shots,
-        seed=settings.seed,
+        seed=settings.seed or 0,
         validation=settings.validation_cases,
-        fold=settings.fold,
+        fold=settings.fold or 0,
         labels_of=loaded.survey.labels_of_cases,
         test_cases=settings.test_cases,
     )

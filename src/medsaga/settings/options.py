@@ -28,9 +28,8 @@ SMALLEST_TILE = 32
 class SharedSettings:
     """What the runs of a comparison have in common."""
 
-    binary: bool = option(
+    binary: bool | None = option(
         "Read every mask as background and foreground, whatever its values are.",
-        default=False,
         group="data",
         shown="False",
     )
@@ -40,9 +39,8 @@ class SharedSettings:
         metavar="MODEL",
         shown="lite",
     )
-    random_weights: bool = option(
+    random_weights: bool | None = option(
         "Start from random weights, as architectures without published weights always do.",
-        default=False,
         group="comparison with papers",
         shown="False",
     )
@@ -60,9 +58,8 @@ class SharedSettings:
         metavar="N",
         shown="the batch size",
     )
-    checkpointing: Checkpointing = option(
+    checkpointing: Checkpointing | None = option(
         "blocks computes each encoder block again in the backward pass: less memory, more time, the same result.",
-        default="auto",
         group="precision and memory",
         metavar="none|blocks",
         shown="none for lite, daeformer and unet, else blocks",
@@ -76,8 +73,8 @@ class SharedSettings:
         metavar="N",
         shown="a fifth of 10 or more, else 0",
     )
-    fold: int = option(
-        "Fold of an existing splits_final.json.", default=0, group="few-shot protocol", metavar="N", shown="0"
+    fold: int | None = option(
+        "Fold of an existing splits_final.json.", group="few-shot protocol", metavar="N", shown="0"
     )
     channels: tuple[str, ...] | None = option(
         "Names of the image channels to use, where each is a file of its own.",
@@ -91,23 +88,20 @@ class SharedSettings:
         metavar="N",
         shown="slices are seen whole",
     )
-    axis: Axis = option(
+    axis: Axis | None = option(
         "Axis along which volumes are cut into slices.",
-        default="auto",
         group="images",
         metavar="axial|coronal|sagittal|i|j|k",
         shown="that of the coarsest spacing",
     )
-    neighbours: int = option(
+    neighbours: int | None = option(
         "Neighbouring slices on each side that the model sees as extra channels (2.5-D).",
-        default=0,
         group="images",
         metavar="N",
         shown="0",
     )
-    intensity: Literal["auto", "identity", "window", "percentile"] = option(
+    intensity: Literal["auto", "identity", "window", "percentile"] | None = option(
         "How grey values become 8 bits.",
-        default="auto",
         group="images",
         metavar="identity|window|percentile",
         shown="window for CT, identity for 8-bit images, else percentile",
@@ -142,9 +136,8 @@ class SharedSettings:
         metavar="image|logits",
         shown="image",
     )
-    precision: Precision = option(
+    precision: Precision | None = option(
         "Of the weights. bf16, fp16 and int8 (the encoder's, in bf16 arithmetic) are updated with stochastic rounding.",
-        default="auto",
         group="precision and memory",
         metavar="fp32|bf16|fp16|int8",
         shown="fp32; on a GPU bf16, before Ampere fp16",
@@ -155,9 +148,8 @@ class SharedSettings:
         metavar="8|32",
         shown="32; on a GPU 8",
     )
-    state_on_host: bool = option(
+    state_on_host: bool | None = option(
         "Keep the optimizer's state in the host's memory: less memory on the GPU, more time.",
-        default=False,
         group="precision and memory",
         shown="False",
     )
@@ -173,9 +165,8 @@ class SharedSettings:
         metavar="N",
         shown="never",
     )
-    protocol: Literal["mm", "transunet"] = option(
+    protocol: Literal["mm", "transunet"] | None = option(
         "Metric protocol of the final evaluation; transunet is that of the papers on Synapse.",
-        default="mm",
         group="comparison with papers",
         metavar="mm|transunet",
         shown="mm",
@@ -213,9 +204,8 @@ class Settings(SharedSettings):
         metavar="N",
         shown="all",
     )
-    seed: int = option(
+    seed: int | None = option(
         "Chooses the cases, the initial weights, the batches and the augmentation.",
-        default=0,
         group="few-shot protocol",
         metavar="N",
         shown="0",
@@ -297,7 +287,7 @@ class Settings(SharedSettings):
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
                 raise InputError(flag(name), expected="0 or more", found=str(value), do="Give a larger number.")
-        if self.seed >= 2**63:  # so many there are, for torch
+        if self.seed is not None and self.seed >= 2**63:  # so many there are, for torch
             raise InputError(flag("seed"), expected="less than 2^63", found=str(self.seed), do="Give a smaller number.")
         for name, most in (("encoder_lr", 1e3), ("decoder_lr", 1e3), ("max_gradient_norm", float("inf"))):
             value = getattr(self, name)
@@ -314,7 +304,7 @@ class Settings(SharedSettings):
                 found=f"{self.window[0]:g} {self.window[1]:g}",
                 do="Give the lower one first.",
             )
-        if self.window is not None and self.intensity not in ("auto", "window"):
+        if self.window is not None and self.intensity not in (None, "auto", "window"):
             raise InputError(
                 flag("window"),
                 expected="--intensity window or auto beside it",
@@ -350,6 +340,17 @@ DERIVED = ("micro_batch_size", "warmup", "refresh_every", "evaluate_every")
 class ResolvedSettings(Settings):
     """Settings of a run that can start: nothing that training needs is left open."""
 
+    binary: bool = field()
+    random_weights: bool = field()
+    checkpointing: Checkpointing = field()
+    fold: int = field()
+    axis: Axis = field()
+    neighbours: int = field()
+    intensity: Literal["auto", "identity", "window", "percentile"] = field()
+    precision: Precision = field()
+    state_on_host: bool = field()
+    protocol: Literal["mm", "transunet"] = field()
+    seed: int = field()
     model: str = field()
     weights: str | None = None
     method: str = field()
@@ -376,16 +377,12 @@ class ResolvedSettings(Settings):
 
 
 def named(settings: Settings) -> dict[str, Any]:
-    """Return the settings that are not at their defaults, which are those that the user has named, as JSON has them.
+    """Return the settings that the user has named, as JSON has them.
 
     The device is left out: it may change when a run goes on.
     """
-    values = {
-        option.name: getattr(settings, option.name)
-        for option in dataclasses.fields(Settings)
-        if option.name != "device" and getattr(settings, option.name) != option.default
-    }
-    return {name: in_json(value) for name, value in values.items()}
+    values = {option.name: getattr(settings, option.name) for option in dataclasses.fields(Settings)}
+    return {name: in_json(value) for name, value in values.items() if value is not None and name != "device"}
 
 
 def in_json(value: Any) -> Any:

@@ -14,7 +14,7 @@ from medsaga.settings.kinds import require_kinds
 from medsaga.settings.options import Settings
 
 NOT_OF_A_RECIPE = frozenset(
-    {"recipe", "budget", "device", "shots", "test_cases", "seed", "fold", "validation_cases", "channels"}
+    {"recipe", "budget", "device", "shots", "test_cases", "seed", "fold", "validation_cases", "channels", "binary"}
 )
 """Settings of the data, the split and the machine, which belong to a run and not to a publication."""
 
