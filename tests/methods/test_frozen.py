@@ -57,7 +57,7 @@ def test_the_run_with_the_cache_equals_the_run_without(
     monkeypatch.setitem(methods.METHODS, "frozen", without)
     whole = train(toy, tmp_path / "whole", settings)
     one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("cached", "whole"))
-    torch.manual_seed(settings.seed)
+    torch.manual_seed(0)
     start = build_sam("tiny", classes=3, image_size=64, in_channels=1).state_dict()
     for name in one:
         if name.endswith("k_proj.bias"):

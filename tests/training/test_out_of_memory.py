@@ -159,7 +159,7 @@ def test_in_the_middle_of_a_run_only_rounding_changes(
     with monkeypatch.context() as patch:
         _run_out_at(patch, 8)
         fit_only(toy, run, settings)
-    torch.manual_seed(settings.seed)
+    torch.manual_seed(0)
     start = build_sam("tiny", classes=3, image_size=64, in_channels=1).state_dict()
     change = _weights(small) - torch.cat([value.flatten() for _, value in sorted(start.items())])
     # Sums in another order differ by 1e-7 of themselves; Adam divides by them, and makes more of it where a gradient
