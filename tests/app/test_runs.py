@@ -180,9 +180,9 @@ def test_only_labelled_cases_are_trained_on_by_links_and_copies(opened: tuple[Pr
     assert not dataset.items[0].masks[0].samefile(project.root / "masks" / dataset.items[0].masks[0].name)
 
 
-def test_where_all_is_labelled_the_folder_itself_is_trained_on(toy: Path) -> None:
+def test_where_all_is_labelled_a_part_is_kept_for_the_test_if_the_user_says_so(toy: Path) -> None:
     arguments, _ = train_command(Project(toy), CHOICE)
-    assert arguments[1] == str(toy)
+    assert read_dataset(Path(arguments[1])).cases == read_dataset(toy).cases
     assert "--shots" not in arguments
     arguments, _ = train_command(Project(toy), dataclasses.replace(CHOICE, hold_back=False))
     assert arguments[arguments.index("--shots") + 1] == "6"

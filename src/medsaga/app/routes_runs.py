@@ -28,6 +28,7 @@ from medsaga.app.training import (
     resume_command,
     train_command,
 )
+from medsaga.app.training_set import fixes_test
 from medsaga.errors import InputError
 
 
@@ -35,7 +36,8 @@ def runs(request: Request) -> Response:
     """List the runs, the newest first, each with where it stands."""
     project, jobs = session_of(request).need()
     found = [_described(project, jobs, key, run) for key, run in reversed(project.runs().items())]
-    return Json({"runs": found, "labelled": labelled_cases(project), "cases": len(project.dataset.cases)})
+    labelled, cases = labelled_cases(project), len(project.dataset.cases)
+    return Json({"runs": found, "labelled": labelled, "cases": cases, "test_is_fixed": fixes_test(project)})
 
 
 def run(request: Request) -> Response:
