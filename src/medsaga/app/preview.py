@@ -61,7 +61,8 @@ class Preview:
         found = [path for path in sorted(self.folder.glob("*")) if is_image(path)] if self.folder.is_dir() else []
         if not self.step or not found:
             raise InputError("the picture", expected="one", found="none yet", do="Wait for the first evaluation.")
-        return picture_of(project.image(self.key), read_prediction(project.item(self.key), run, found[0]), _SIZE)
+        classes = read_prediction(project, project.item(self.key), run, found[0])
+        return picture_of(project.image(self.key), classes, _SIZE)
 
 
 def preview_of(project: Project, run: Path) -> Preview:

@@ -15,6 +15,7 @@ from medsaga.app.project import Project
 from medsaga.app.training import role_of
 from medsaga.data.formats import stem
 from medsaga.data.items import read_mask
+from medsaga.data.labels import listed
 from medsaga.data.sources import place_of
 from medsaga.data.types import Item, Series, to_class_indices
 from medsaga.errors import InputError
@@ -57,26 +58,37 @@ def predictions(project: Project, run: Path) -> dict[str, Path]:
 
 
 def prediction_of(project: Project, run: Path, key: str) -> npt.NDArray[np.uint8]:
-    """Return a predicted label map as class indices, ``(*shape)`` uint8.
+    """Return a predicted label map as class indices of the project, ``(*shape)`` uint8.
 
     Raises:
-        InputError: there is none, or it cannot be read.
+        InputError: there is none, it cannot be read, or it holds labels that the folder has no more.
     """
     path = predictions(project, run).get(key)
     item = project.item(key)
     if path is None or not path.resolve().is_relative_to(run.resolve()):
         raise InputError(item.name, expected="a prediction", found="none", do="Segment the cases first.")
-    return read_prediction(item, run, path)
+    return read_prediction(project, item, run, path)
 
 
-def read_prediction(item: Item, run: Path, path: Path) -> npt.NDArray[np.uint8]:
-    """Return a label map that a run made of an image as class indices, ``(*shape)`` uint8.
+def read_prediction(project: Project, item: Item, run: Path, path: Path) -> npt.NDArray[np.uint8]:
+    """Return a label map that a run made of an image as class indices of the project, ``(*shape)`` uint8.
+
+    The folder may have other labels by now than the run was trained with: the values in the file tell which are meant.
 
     Raises:
-        InputError: it cannot be read.
+        InputError: it cannot be read, or it holds labels that the folder has no more.
     """
     labels = read_mask(replace(item, masks=(path,), structures=(), names=(), binary=False))
-    values = np.array(list(read_config(run / run_folder.CONFIG).labels.values()), dtype=np.int64)
+    values = project.dataset.label_values
+    unknown = np.setdiff1d(labels, values).tolist()
+    if unknown:
+        names = {value: name for name, value in read_config(run / run_folder.CONFIG).labels.items()}
+        raise InputError(
+            item.name,
+            expected=f"a prediction of the labels that the folder has, {listed(values.tolist())}",
+            found=listed(f"{value} ({names[value]})" if value in names else str(value) for value in unknown),
+            do="Name these values in dataset.json again, or train anew and segment the cases with that run.",
+        )
     return to_class_indices(labels, values)
 
 
