@@ -278,7 +278,7 @@ def test_what_is_exported_is_what_is_shown(opened: tuple[Project, Path]) -> None
 
     project, run = opened
     assert formats_of(project) == ["png"]
-    folder = export_labels(project, "png", None)
+    folder = export_labels(project, "png", None).folder
     assert sorted(path.stem for path in folder.iterdir()) == labelled_cases(project)
     for path in folder.iterdir():
         np.testing.assert_array_equal(
@@ -288,7 +288,7 @@ def test_what_is_exported_is_what_is_shown(opened: tuple[Project, Path]) -> None
         export_labels(project, "png", run)
     with pytest.raises(InputError):
         export_labels(project, "nifti", None)
-    model = export_model(project, run)
+    model = export_model(project, run).folder
     assert list(Segmenter.load(model, "cpu").config.labels) == ["background", "disc", "bar"]
 
 
@@ -362,7 +362,7 @@ def test_dicom_is_labelled_and_exported_as_a_segmentation_of_its_series(tmp_path
     project.mask(key).edit("brush", plane, (0, 1, 1), np.ones((1, 4, 4), np.uint8))
     project.finish(key)
     assert "seg" in formats_of(project)
-    (path,) = export_labels(project, "seg", None).iterdir()
+    (path,) = export_labels(project, "seg", None).folder.iterdir()
     assert dcmread(path).Modality == "SEG"
     arguments, _ = train_command(project, CHOICE)
     assert read_dataset(Path(arguments[1])).problems == ()
