@@ -254,7 +254,7 @@ def test_a_look_at_a_training_asks_once_for_each_evaluation(opened: tuple[Projec
     script.write_text(
         "import sys, pathlib, shutil\n"
         "out = pathlib.Path(sys.argv[sys.argv.index('--out') + 1]); out.mkdir(parents=True, exist_ok=True)\n"
-        "name = pathlib.Path(sys.argv[3]).name\n"
+        "name = pathlib.Path(open(sys.argv[3][1:]).read().rstrip(chr(0))).name\n"
         f"shutil.copy(pathlib.Path({str(project.root / 'masks')!r}) / name, out / name)\n"
     )
     jobs = Jobs(tmp_path / "jobs", (sys.executable, str(script)))

@@ -49,7 +49,7 @@ class Preview:
         newest = evaluated_step(run)
         if self.job is None and newest > self.asked and (run / run_folder.MODEL).exists():
             self.asked = newest
-            inputs = command_for(run, [project.item(self.key)], self.folder)
+            inputs = command_for(project, run, [project.item(self.key)], self.folder)
             self.job = jobs.add("preview", [*inputs, "--tta", "none"])
 
     def picture(self, project: Project, run: Path) -> bytes:

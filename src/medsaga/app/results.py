@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medsaga import files, run_folder
-from medsaga.app.project import Project
+from medsaga.app.project import Project, id_of
 from medsaga.app.training import role_of
 from medsaga.data.formats import stem
 from medsaga.data.items import read_mask
@@ -23,6 +24,7 @@ from medsaga.prediction.confidence_table import CONFIDENCE, read_csv
 from medsaga.settings.run_config import read_config
 
 PREDICTIONS = "predictions"
+INPUTS = "inputs"
 
 
 def predict_command(project: Project, run: Path) -> list[str]:
@@ -34,15 +36,21 @@ def predict_command(project: Project, run: Path) -> list[str]:
     items = [item for item in project.items.values() if role_of(item, run) in ("new", "test", "validation")]
     if not items:
         raise InputError("segmenting", expected="a case that is not trained on", found="none", do="Add images.")
-    return command_for(run, items, run / PREDICTIONS)
+    return command_for(project, run, items, run / PREDICTIONS)
 
 
-def command_for(run: Path, items: Sequence[Item], out: Path) -> list[str]:
-    """Return the arguments that segment some images by a run into a folder, in formats that the page reads."""
-    inputs = [str(place_of(source)) for item in items for source in item.images]
+def command_for(project: Project, run: Path, items: Sequence[Item], out: Path) -> list[str]:
+    """Return the arguments that segment some images by a run into a folder, in formats that the page reads.
+
+    The images are named in a file: a system takes only so many arguments, and shows them to its other users.
+    """
+    inputs = dict.fromkeys(os.fsencode(place_of(source)) for item in items for source in item.images)
+    names = project.own / INPUTS / f"{id_of(str(out))}.txt"
+    with files.replacing(names) as temporary:
+        temporary.write_bytes(b"".join(each + b"\0" for each in inputs))
     kinds = {_kind(item) for item in items}
     chosen = ["--format", kinds.pop()] if len(kinds) == 1 else []
-    return ["predict", str(run), *dict.fromkeys(inputs), "--out", str(out), *chosen, "--overwrite"]
+    return ["predict", str(run), f"@{names}", "--out", str(out), *chosen, "--overwrite"]
 
 
 def predictions(project: Project, run: Path) -> dict[str, Path]:
