@@ -138,7 +138,7 @@ def _kind(folder: Path) -> str:
             return "run"
         if layout_of(folder) is not None:
             return "dataset"
-        has_images = _images_in(folder) or next(_dicom_folders(folder, _LOOKED_AT), None)
+        has_images = bool(_images_in(folder)) or any(True for _ in _dicom_folders(folder, _LOOKED_AT))
         return "images" if has_images else ""
     except OSError:
         return ""
