@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import content, labels_in, write_toy_dataset
+from page_server import page
 from PIL import Image
 
 from medsaga import run_folder
@@ -164,3 +165,18 @@ def test_accepted_predictions_alone_are_no_test(toy: Path) -> None:
         accept(project, name)
     split = split_of(train_command(project, CHOICE)[0])
     assert (len(split.train), split.test) == (6, ())
+
+
+def test_the_page_is_told_that_the_data_fix_the_test(toy: Path, tmp_path: Path, begin: Begin) -> None:
+    project = Project(toy)
+    begin(*train_command(project, CHOICE))
+    with page(toy, tmp_path) as client:
+        about = client.get("/api/runs").json
+        assert about["test_is_fixed"] is False
+        write_folds(toy, ["img1"], ["nobody"])
+        assert client.get("/api/runs").json["test_is_fixed"] is True
+        # Folds that do not fit keep nobody from the results.
+        assert client.get(f"/api/runs/{about['runs'][0]['id']}/results").status == 200
+        refused = client.post("/api/runs", {"time": "quick"})
+        assert refused.status == 422
+        assert b"nobody" in refused.body

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -131,7 +132,10 @@ def result(request: Request) -> Response:
     """List the predicted cases of a run, the least confident first."""
     project, _ = session_of(request).need()
     folder = project.runs()[request.path_params["key"]]
-    return Json({"cases": results(project, folder), "since": labelled_since(project, folder)})
+    since: list[str] = []
+    with contextlib.suppress(InputError):  # such as of folds that do not fit: no reason to show no results
+        since = labelled_since(project, folder)
+    return Json({"cases": results(project, folder), "since": since})
 
 
 def preview(request: Request) -> Response:

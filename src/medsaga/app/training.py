@@ -149,9 +149,10 @@ def labelled_since(project: Project, run: Path) -> list[str]:
     config, begun = read_config(run / run_folder.CONFIG), (run / run_folder.SPLIT).stat().st_mtime
     held = {*split.validation, *split.test, *kept_by_folds(project)}
     cases = [case for case in labelled_cases(project) if case not in held]
-    known = [item for item in project.items.values() if item.case in cases and item.case in split.train]
+    trained = set(split.train)
+    known = project.dataset.items_of(tuple(case for case in cases if case in trained))
     changed = changed_since(project, map(Path, (config.data, *config.added)), known, begun)
-    return [case for case in cases if case not in split.train or case in changed]
+    return [case for case in cases if case not in trained or case in changed]
 
 
 def role_of(item: Item, run: Path) -> str:

@@ -88,7 +88,8 @@ def fold_of(project: Project, cases: Sequence[str], *, hold_back: bool) -> Fold 
 
 def accepted_cases(project: Project, cases: Sequence[str]) -> list[str]:
     """Return those of some cases that hold a mask which is a prediction as a run made it."""
-    keys = [key for key, item in project.items.items() if item.case in cases and _is_prediction(project, key)]
+    wanted = set(cases)
+    keys = [key for key, item in project.items.items() if item.case in wanted and _is_prediction(project, key)]
     return sorted({project.item(key).case for key in keys})
 
 
@@ -123,7 +124,7 @@ def make_set(project: Project, cases: Sequence[str], name: str, fold: Fold | Non
     target.mkdir(parents=True)
     if not is_divisible:
         return project.root
-    items = [item for item in project.items.values() if item.case in cases]
+    items = project.dataset.items_of(tuple(cases))
     home = images_folder(project.root) if _FOLDERS[layout] is _PLAIN else project.root / _NNUNET[0]
     images = target / _FOLDERS[layout][0]
     for item in items:
@@ -168,12 +169,14 @@ def changed_since(project: Project, trained_on: Iterable[Path], items: Iterable[
     return changed
 
 
-def _among(cases: Iterable[str], others: Sequence[str]) -> list[str]:
-    return [case for case in cases if case in others]
+def _among(cases: Iterable[str], others: Iterable[str]) -> list[str]:
+    wanted = set(others)
+    return [case for case in cases if case in wanted]
 
 
-def _without(cases: Iterable[str], others: Sequence[str]) -> list[str]:
-    return [case for case in cases if case not in others]
+def _without(cases: Iterable[str], others: Iterable[str]) -> list[str]:
+    unwanted = set(others)
+    return [case for case in cases if case not in unwanted]
 
 
 def _drawn(project: Project, cases: Sequence[str]) -> tuple[str, ...]:
