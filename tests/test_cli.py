@@ -158,6 +158,24 @@ def test_predict_one_file_to_one_file_and_never_over_an_input(
     assert "png, tiff; found nifti" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("ending", ["\n", "\r\n", "\0"])
+def test_a_file_names_what_is_segmented(
+    run: Path, toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], ending: str
+) -> None:
+    names = tmp_path / "names.txt"
+    listed = "".join(f"{toy / 'images' / f'img{number}.png'}{ending}" for number in (1, 4))
+    names.write_bytes(listed.encode())
+    asked = ["--out", str(tmp_path / "out"), "--tta", "none", "--device", "cpu"]
+    assert main(["predict", str(run), f"@{names}", *asked]) == 0
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == ["img1.png", "img4.png"]
+    names.write_bytes(b"\n")
+    capsys.readouterr()
+    assert main(["predict", str(run), f"@{names}", *asked]) == 2
+    names.unlink()
+    assert main(["predict", str(run), f"@{names}", *asked]) == 2
+    assert capsys.readouterr().err.count(f"{names}: expected a list of images") == 2
+
+
 def test_info(toy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info", str(toy), "--json"]) == 0
     document = json.loads(capsys.readouterr().out)

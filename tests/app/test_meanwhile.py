@@ -204,3 +204,40 @@ def test_a_mask_is_not_written_through_a_link_out_of_the_folder(toy: Path, tmp_p
         assert answer.status == 422
         assert "leads out" in answer.json["found"]
     assert {path.name: path.read_bytes() for path in elsewhere.iterdir()} == before
+
+
+@needs_chromium
+def test_a_prediction_takes_the_place_of_labels_only_after_a_question(
+    tab: Any, tmp_path: Path, opened_run: Path
+) -> None:
+    with page(opened_run, tmp_path) as client:
+        enter(tab, client, "results")
+        (key,) = (case["id"] for case in client.get("/api/cases").json if case["state"] == "none")
+        tab.locator(f"[data-act='{key}']").click()
+
+        def accept(press: str = "") -> None:
+            """Press a key, or the button."""
+            button = tab.locator(".stage").get_by_role("button", name="Accept")
+            button.wait_for()
+            if press:
+                tab.keyboard.press(press)
+            else:
+                button.click()
+            handled(tab)
+
+        accept("a")
+        predicted = labels_of(client, key)
+        assert [each["origin"] for each in client.get(f"/api/cases/{key}").json["history"]] == ["prediction"]
+        accept()  # nothing has been painted since
+        assert tab.locator("dialog").count() == 0
+        client.paint(key, "image", (0, 0, 0), (1, 9, 9), 2)
+        accept("a")
+        assert (labels_of(client, key)[:9, :9] == 2).all()
+        accept()
+        tab.get_by_role("button", name="Close", exact=True).click()
+        handled(tab)
+        assert (labels_of(client, key)[:9, :9] == 2).all()
+        accept()
+        tab.get_by_role("button", name="Replace them").click()
+        handled(tab)
+        assert (labels_of(client, key) == predicted).all()

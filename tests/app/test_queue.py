@@ -13,6 +13,7 @@ from page_server import page, until
 
 from medsaga.app.jobs import Jobs
 from medsaga.app.project import Project
+from medsaga.app.results import predict_command
 from medsaga.app.training import Choice, progress, train_command
 from medsaga.data.dataset import read_dataset
 from medsaga.data.items import read_mask
@@ -51,6 +52,17 @@ def test_a_follow_up_that_the_disk_refuses_holds_up_none(tmp_path: Path) -> None
     assert first.state == "done"
     assert "No space" in first.message
     jobs.close()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="names elsewhere hold no end of a line")
+def test_as_many_images_as_there_are_can_be_segmented_and_none_is_named_in_the_command(toy: Path) -> None:
+    (toy / "images" / "img0.png").rename(toy / "images" / "@ two\nlines.png")
+    (toy / "masks" / "img0.png").unlink()
+    project = Project(toy)
+    arguments = predict_command(project, toy / "runs" / "run1")
+    assert not any("img" in each or "lines" in each for each in arguments)
+    listed = Path(arguments[2].removeprefix("@")).read_text().split("\0")
+    assert listed == [*(str(path) for path in sorted((toy / "images").iterdir())), ""]
 
 
 def test_two_trainings_that_wait_have_a_run_folder_each(toy: Path) -> None:

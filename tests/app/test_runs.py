@@ -180,9 +180,9 @@ def test_only_labelled_cases_are_trained_on_by_links_and_copies(opened: tuple[Pr
     assert not dataset.items[0].masks[0].samefile(project.root / "masks" / dataset.items[0].masks[0].name)
 
 
-def test_where_all_is_labelled_the_folder_itself_is_trained_on(toy: Path) -> None:
+def test_where_all_is_labelled_a_part_is_kept_for_the_test_if_the_user_says_so(toy: Path) -> None:
     arguments, _ = train_command(Project(toy), CHOICE)
-    assert arguments[1] == str(toy)
+    assert read_dataset(Path(arguments[1])).cases == read_dataset(toy).cases
     assert "--shots" not in arguments
     arguments, _ = train_command(Project(toy), dataclasses.replace(CHOICE, hold_back=False))
     assert arguments[arguments.index("--shots") + 1] == "6"
@@ -254,7 +254,7 @@ def test_a_look_at_a_training_asks_once_for_each_evaluation(opened: tuple[Projec
     script.write_text(
         "import sys, pathlib, shutil\n"
         "out = pathlib.Path(sys.argv[sys.argv.index('--out') + 1]); out.mkdir(parents=True, exist_ok=True)\n"
-        "name = pathlib.Path(sys.argv[3]).name\n"
+        "name = pathlib.Path(open(sys.argv[3][1:]).read().rstrip(chr(0))).name\n"
         f"shutil.copy(pathlib.Path({str(project.root / 'masks')!r}) / name, out / name)\n"
     )
     jobs = Jobs(tmp_path / "jobs", (sys.executable, str(script)))
@@ -278,7 +278,7 @@ def test_what_is_exported_is_what_is_shown(opened: tuple[Project, Path]) -> None
 
     project, run = opened
     assert formats_of(project) == ["png"]
-    folder = export_labels(project, "png", None)
+    folder = export_labels(project, "png", None).folder
     assert sorted(path.stem for path in folder.iterdir()) == labelled_cases(project)
     for path in folder.iterdir():
         np.testing.assert_array_equal(
@@ -288,7 +288,7 @@ def test_what_is_exported_is_what_is_shown(opened: tuple[Project, Path]) -> None
         export_labels(project, "png", run)
     with pytest.raises(InputError):
         export_labels(project, "nifti", None)
-    model = export_model(project, run)
+    model = export_model(project, run).folder
     assert list(Segmenter.load(model, "cpu").config.labels) == ["background", "disc", "bar"]
 
 
@@ -362,7 +362,7 @@ def test_dicom_is_labelled_and_exported_as_a_segmentation_of_its_series(tmp_path
     project.mask(key).edit("brush", plane, (0, 1, 1), np.ones((1, 4, 4), np.uint8))
     project.finish(key)
     assert "seg" in formats_of(project)
-    (path,) = export_labels(project, "seg", None).iterdir()
+    (path,) = export_labels(project, "seg", None).folder.iterdir()
     assert dcmread(path).Modality == "SEG"
     arguments, _ = train_command(project, CHOICE)
     assert read_dataset(Path(arguments[1])).problems == ()

@@ -49,7 +49,7 @@ class Preview:
         newest = evaluated_step(run)
         if self.job is None and newest > self.asked and (run / run_folder.MODEL).exists():
             self.asked = newest
-            inputs = command_for(run, [project.item(self.key)], self.folder)
+            inputs = command_for(project, run, [project.item(self.key)], self.folder)
             self.job = jobs.add("preview", [*inputs, "--tta", "none"])
 
     def picture(self, project: Project, run: Path) -> bytes:
@@ -61,7 +61,8 @@ class Preview:
         found = [path for path in sorted(self.folder.glob("*")) if is_image(path)] if self.folder.is_dir() else []
         if not self.step or not found:
             raise InputError("the picture", expected="one", found="none yet", do="Wait for the first evaluation.")
-        return picture_of(project.image(self.key), read_prediction(project.item(self.key), run, found[0]), _SIZE)
+        classes = read_prediction(project, project.item(self.key), run, found[0])
+        return picture_of(project.image(self.key), classes, _SIZE)
 
 
 def preview_of(project: Project, run: Path) -> Preview:

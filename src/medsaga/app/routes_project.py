@@ -112,10 +112,10 @@ async def export(request: Request) -> Response:
     if asked.get("what") == "model":
         if run is None:
             raise InputError("the model", expected="a run", found="none", do="Train first.")
-        folder = await run_in_threadpool(export_model, project, run)
+        exported = await run_in_threadpool(export_model, project, run)
     else:
-        folder = await run_in_threadpool(export_labels, project, str(asked.get("format")), run)
-    return Json({"folder": str(folder), "files": sum(1 for _ in folder.iterdir())})
+        exported = await run_in_threadpool(export_labels, project, str(asked.get("format")), run)
+    return Json(exported.to_json())
 
 
 def _described(project: Project, key: str) -> dict[str, Any]:

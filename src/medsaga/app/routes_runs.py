@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +29,7 @@ from medsaga.app.training import (
     resume_command,
     train_command,
 )
+from medsaga.app.training_set import fixes_test
 from medsaga.errors import InputError
 
 
@@ -35,7 +37,8 @@ def runs(request: Request) -> Response:
     """List the runs, the newest first, each with where it stands."""
     project, jobs = session_of(request).need()
     found = [_described(project, jobs, key, run) for key, run in reversed(project.runs().items())]
-    return Json({"runs": found, "labelled": labelled_cases(project), "cases": len(project.dataset.cases)})
+    labelled, cases = labelled_cases(project), len(project.dataset.cases)
+    return Json({"runs": found, "labelled": labelled, "cases": cases, "test_is_fixed": fixes_test(project)})
 
 
 def run(request: Request) -> Response:
@@ -129,7 +132,10 @@ def result(request: Request) -> Response:
     """List the predicted cases of a run, the least confident first."""
     project, _ = session_of(request).need()
     folder = project.runs()[request.path_params["key"]]
-    return Json({"cases": results(project, folder), "since": labelled_since(project, folder)})
+    since: list[str] = []
+    with contextlib.suppress(InputError):  # such as of folds that do not fit: no reason to show no results
+        since = labelled_since(project, folder)
+    return Json({"cases": results(project, folder), "since": since})
 
 
 def preview(request: Request) -> Response:

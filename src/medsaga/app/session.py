@@ -49,7 +49,7 @@ class Session:
         self.estimates: Jobs | None = None
         self.previews: dict[Path, Preview] = {}
         self.notices: list[str] = []
-        self._predicted: tuple[tuple[str, str, str, int], npt.NDArray[np.uint8]] | None = None
+        self._predicted: tuple[tuple[str, str, str, int, tuple[int, ...]], npt.NDArray[np.uint8]] | None = None
         self._survey: Connection | None = None
         self._found: dict[str, Any] | None = None
         self._lock = threading.Lock()
@@ -125,7 +125,8 @@ class Session:
         project, _ = self.need()
         folder = project.runs()[run]
         path = predictions(project, folder).get(key)
-        stamp = (str(project.root), run, key, path.stat().st_mtime_ns if path else 0)
+        labels = tuple(project.dataset.labels.values())  # which the indices are of
+        stamp = (str(project.root), run, key, path.stat().st_mtime_ns if path else 0, labels)
         with self._lock:
             if self._predicted is None or self._predicted[0] != stamp:
                 self._predicted = (stamp, prediction_of(project, folder, key))

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
-import shutil
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -15,9 +12,7 @@ from typing import Any
 
 from medsaga import files, run_folder
 from medsaga.app.project import Project
-from medsaga.data.layouts.finding import images_folder, masks_folder
-from medsaga.data.layouts.labelling import CASES, DESCRIPTION
-from medsaga.data.sources import place_of
+from medsaga.app.training_set import changed_since, fold_of, kept_by_folds, make_set
 from medsaga.data.splits import Split
 from medsaga.data.types import Item
 from medsaga.errors import InputError
@@ -99,18 +94,19 @@ def train_command(project: Project, choice: Choice) -> tuple[list[str], Path]:
     """Return the arguments of a training on all labelled cases, and its run folder.
 
     Raises:
-        InputError: nothing is labelled.
+        InputError: nothing is labelled, or nothing that ``splits_final.json`` lets a run train on.
     """
     cases = labelled_cases(project)
     if not cases:
         raise InputError(
             "training", expected="a labelled case", found="none", do="Outline a case and finish it, then train."
         )
+    hold_back = choice.hold_back and len(cases) >= _LEAST_TO_TEST
+    fold = fold_of(project, cases, hold_back=hold_back)
     out = project.new_run()
-    data = _data_of(project, cases, out.name)
-    shots: list[str] = []
-    if not choice.hold_back or len(cases) < _LEAST_TO_TEST:
-        shots = [] if project.dataset.test else ["--shots", str(len(cases))]
+    data = make_set(project, cases, out.name, fold)
+    is_left_open = fold is None and not project.dataset.test
+    shots = ["--shots", str(len(cases))] if is_left_open and not hold_back else []
     return ["train", str(data), "--out", str(out), *shots, *choice.arguments(), "--json"], out
 
 
@@ -137,21 +133,26 @@ def continue_command(project: Project, run: Path, steps: int | None) -> tuple[li
             do="Accept or mend a prediction first.",
         )
     out = project.new_run()
-    data = _linked(project, cases, project.own / "sets" / out.name)
+    data = make_set(project, cases, out.name)
     return ["continue", str(run), str(data), "--out", str(out), *_steps(steps), "--json"], out
 
 
 def labelled_since(project: Project, run: Path) -> list[str]:
-    """Return the labelled cases that a run has not been trained on as they are now; none of its test cases."""
+    """Return the labelled cases that a run has not been trained on as they are now; none that is kept for a test.
+
+    Raises:
+        InputError: the run, or the folds of the data, cannot be read.
+    """
     split = _split(run)
     if split is None:
         return []
-    since = (run / run_folder.SPLIT).stat().st_mtime
-    changed = {item.case for item in project.items.values() if any(mask.stat().st_mtime > since for mask in item.masks)}
-    held = {*split.validation, *split.test}
-    return [
-        case for case in labelled_cases(project) if case not in held and (case not in split.train or case in changed)
-    ]
+    config, begun = read_config(run / run_folder.CONFIG), (run / run_folder.SPLIT).stat().st_mtime
+    held = {*split.validation, *split.test, *kept_by_folds(project)}
+    cases = [case for case in labelled_cases(project) if case not in held]
+    trained = set(split.train)
+    known = project.dataset.items_of(tuple(case for case in cases if case in trained))
+    changed = changed_since(project, map(Path, (config.data, *config.added)), known, begun)
+    return [case for case in cases if case not in trained or case in changed]
 
 
 def role_of(item: Item, run: Path) -> str:
@@ -236,61 +237,3 @@ def _split(run: Path) -> Split | None:
 def _read_split(path: Path, changed: int) -> Split:
     """Return a split, read once as long as the file stays as it is: the page asks for the role of every image."""
     return Split.from_json(files.read_json(path))
-
-
-def _data_of(project: Project, cases: Sequence[str], name: str) -> Path:
-    """Return a dataset of labelled cases alone: the project's own where all are labelled."""
-    if len(cases) == len(project.dataset.cases) and not project.dataset.problems:
-        return project.root
-    return _linked(project, cases, project.own / "sets" / name)
-
-
-def _linked(project: Project, cases: Sequence[str], target: Path) -> Path:
-    """Make a dataset of some cases, whose images are links to the files where the system has such, and whose masks
-    are copies: what a run was trained on stays as it was.
-
-    Raises:
-        InputError: the layout of the data does not divide.
-    """
-    layout = project.dataset.layout
-    if layout not in ("folder", "nnunet", "decathlon", "dicom"):
-        raise InputError(
-            project.root,
-            expected="data of which every case is labelled",
-            found=f"the layout {layout} with unlabelled cases",
-            do="Label all cases, or bring the data into the plain layout images/ and masks/.",
-        )
-    shutil.rmtree(target, ignore_errors=True)
-    items = [item for item in project.items.values() if item.case in cases]
-    if layout in ("folder", "dicom"):
-        images, masks, home = "images", "masks", images_folder(project.root)
-        mask_home = masks_folder(project.root, [])
-    else:
-        images, masks, home, mask_home = "imagesTr", "labelsTr", project.root / "imagesTr", project.root / "labelsTr"
-    for item in items:
-        for place in dict.fromkeys(place_of(source) for source in item.images):
-            _place(place, target / images / place.relative_to(home))
-        for mask in item.masks:
-            copy = target / masks / mask.relative_to(mask_home)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(mask, copy)
-    document = files.read_json(project.root / DESCRIPTION) if (project.root / DESCRIPTION).exists() else {}
-    files.write_json(target / DESCRIPTION, document | {"labels": project.dataset.labels})
-    if (project.root / CASES).exists():
-        files.write_csv(target / CASES, [("name", "case"), *((item.name, item.case) for item in items)])
-    return target
-
-
-def _place(source: Path, target: Path) -> None:
-    for path in [source] if source.is_file() else _files_below(source):
-        link = target if path == source else target / path.relative_to(source)
-        link.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            # A link to a link would be read from where that one lies.
-            os.link(path.resolve(), link)
-        except OSError:
-            shutil.copyfile(path, link)
-
-
-def _files_below(folder: Path) -> Iterable[Path]:
-    return (path for path in sorted(folder.rglob("*")) if path.is_file())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -21,7 +22,7 @@ class Predict:
     folder: Annotated[Positional[Path], arg("RUN")]
     """Run folder, or a delta file."""
     input: Annotated[Positional[tuple[Path, ...]], arg("INPUT [INPUT ...]")]
-    """Image or volume files, DICOM series, or folders of them."""
+    """Image or volume files, DICOM series, or folders of them; @FILE for a file that names them, one a line."""
     out: Annotated[Path, arg("OUT")]
     """Label map to write, its format given by the suffix; a folder when INPUT has several images."""
     overwrite: bool = False
@@ -69,7 +70,8 @@ class Predict:
         if not self.input:
             do = "Name the images to segment, or their folder, behind the run folder."
             raise InputError("predict", expected="RUN INPUT", found="RUN alone", do=do)
-        run = run_meant(self.folder, self.input, "medsaga predict {run} {data} --out OUT")
+        inputs = [path for each in self.input for path in _named(each)]
+        run = run_meant(self.folder, inputs, "medsaga predict {run} {data} --out OUT")
         wanted = OutputOptions(
             format=self.format,
             probabilities=self.probabilities,
@@ -81,7 +83,7 @@ class Predict:
         with joined() as group:
             predict_files(
                 run,
-                self.input,
+                inputs,
                 self.out,
                 wanted,
                 series=self.series,
@@ -93,3 +95,26 @@ class Predict:
                 written=lambda path: print(path, flush=True),
                 group=group,
             )
+
+
+def _named(given: Path) -> list[Path]:
+    """Return what ``@FILE`` names, for more images than a command line takes; any other path is itself.
+
+    Raises:
+        InputError: the file cannot be read, or names nothing.
+    """
+    if not str(given).startswith("@") or given.exists():
+        return [given]
+    file = Path(str(given)[1:])
+    do = "Name a file that holds the path of an image in each line."
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        found = error.strerror or "an error"
+        raise InputError(file, expected="a list of images", found=found, do=do) from None
+    # A name may hold the end of a line: then each ends with a zero, as those of `find -print0` do.
+    names = content.split(b"\0") if b"\0" in content else [each.removesuffix(b"\r") for each in content.split(b"\n")]
+    paths = [Path(os.fsdecode(each)) for each in names if each]
+    if not paths:
+        raise InputError(file, expected="a list of images", found="an empty one", do=do)
+    return paths

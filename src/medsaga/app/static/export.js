@@ -25,8 +25,12 @@ export async function exportView(visit) {
     const written = await (choice.what === "delta" ? writeDelta() : writeFiles());
     go.disabled = false;
     if (!written) return done.replaceChildren();
-    const { folder, files } = written;
-    return done.replaceChildren(h("p", { class: "note good" }, `${files} ${files === 1 ? "file" : "files"} written to`), h("code", { class: "path" }, folder));
+    const { folder, files, left_out: leftOut = [] } = written;
+    return done.replaceChildren(
+      h("p", { class: "note good" }, `${files} ${files === 1 ? "file" : "files"} written to`),
+      h("code", { class: "path" }, folder),
+      ...(leftOut.length ? [h("p", { class: "note" }, `Left out, because ${leftOut.length === 1 ? "it" : "they"} could not be written:`), h("ul", {}, leftOut.map((text) => h("li", {}, text)))] : []),
+    );
   }
 
   function writeFiles() {

@@ -1,7 +1,7 @@
 // What the model makes of the cases, the least sure first: accept, mend, and train again.
 
 import { get, post } from "./api.js";
-import { h, redraw, toast, told } from "./dom.js";
+import { dialog, h, redraw, toast, told } from "./dom.js";
 import { store } from "./store.js";
 import { Viewer } from "./viewer.js";
 import { Volume } from "./volume.js";
@@ -28,6 +28,7 @@ class Results {
     this.run = run;
     this.runs = runs;
     this.chosen = null;
+    this.accepting = null; // the choice for which a prediction is being accepted
     this.choice = visit.newest("choice"); // lasts until another case is chosen
     this.wasBusy = this.isBusy;
     this.list = h("ol", { class: "result-list" });
@@ -146,7 +147,14 @@ class Results {
   }
 
   async accept() {
-    if (!(await this.choice.still(this.#begin(true)))) return;
+    const { choice } = this;
+    if (this.accepting === choice) return; // a second press, or click, is the same wish
+    this.accepting = choice;
+    const now = await choice.still(told(get(`/api/cases/${this.chosen}`)));
+    const isWanted = now && (!isWork(now) || (await choice.still(mayReplace())));
+    const isDone = isWanted && (await choice.still(this.#begin(true, now.stamp)));
+    this.accepting = null;
+    if (!isDone) return;
     toast("Accepted: it counts as finished and is trained on next time.");
     const at = this.cases.findIndex(({ id }) => id === this.chosen);
     const rest = [...this.cases.slice(at + 1), ...this.cases.slice(0, at)];
@@ -162,8 +170,8 @@ class Results {
     if (about.state !== "none" || (await choice.still(this.#begin(false)))) choice.go(`label/${about.id}`);
   }
 
-  #begin(accept) {
-    return told(post(`/api/cases/${this.chosen}/begin`, { run: this.run.id, accept }));
+  #begin(accept, seen) {
+    return told(post(`/api/cases/${this.chosen}/begin`, { run: this.run.id, accept, seen }));
   }
 
   async predict() {
@@ -193,8 +201,22 @@ class Results {
       this.viewers?.[0]?.scroll(event.key === "PageUp" ? 1 : -1);
       return true;
     }
-    if (about?.role === "new" && event.key === "a") return this.accept(), true;
+    // One key is soon pressed: it replaces nothing.
+    if (about?.role === "new" && event.key === "a") return about.state === "none" && this.accept(), true;
     if (about?.role === "new" && event.key === "m") return this.mend(), true;
     return false;
   }
+}
+
+/** Whether labels are more than a prediction as it was. */
+const isWork = ({ state, history, undo }) => state !== "none" && (undo || history.at(-1)?.origin !== "prediction");
+
+/** Ask whether a prediction may take the place of labels that somebody has made. */
+function mayReplace() {
+  return new Promise((resolve) => {
+    const yes = h("button", { type: "button", class: "main", onclick: () => (resolve(true), box.close()) }, "Replace them");
+    const words = "This case has labels that were painted, or came from a file. They stay under History.";
+    const box = dialog("Replace the labels by the prediction?", h("p", {}, words), h("div", { class: "dialog-foot" }, yes));
+    box.addEventListener("close", () => resolve(false));
+  });
 }

@@ -27,7 +27,7 @@ const choice = { time: "usual", memory: "", model: "lite", hold_back: true };
 const WORDS = { preparing: "Preparing images", training: "Training", testing: "Testing", done: "Finished", interrupted: "Stopped" };
 
 export async function trainView(visit, chosen) {
-  const { labelled } = await visit.still(get("/api/runs"));
+  const { labelled, test_is_fixed: testIsFixed } = await visit.still(get("/api/runs"));
   const element = h("div", { class: "train-view" });
   const expected = h("p", { class: "expected", role: "status" });
   const begin = h("button", { type: "button", class: "main", onclick: () => start() }, "Train");
@@ -48,7 +48,9 @@ export async function trainView(visit, chosen) {
     segmented("time", "Time", TIMES, choice.time, set("time")),
     segmented("memory", "Memory it may take", MEMORIES, choice.memory, set("memory")),
     segmented("model", "Model", MODELS, choice.model, set("model")),
-    labelled.length >= 5
+    testIsFixed
+      ? h("p", { class: "note" }, "The data say which cases are kept for the test: these are not trained on.")
+      : labelled.length >= 5
       ? h("label", { class: "check" }, h("input", { type: "checkbox", checked: choice.hold_back, onchange: (event) => (choice.hold_back = event.target.checked) }), "Keep a fifth of the cases for an honest test")
       : h("p", { class: "note" }, "With fewer than five finished cases all are trained on: the Dice shown is that of the training images and says little about others."),
     expected,
