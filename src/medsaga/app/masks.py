@@ -11,7 +11,7 @@ import shutil
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from medsaga import files
 from medsaga.app.journal import Box, Edit, Journal, packed, unpacked
+from medsaga.app.places import Place
 from medsaga.app.slices import views_of
 from medsaga.data.formats import format_of, nifti, raster
 from medsaga.data.items import read_mask
@@ -31,19 +32,6 @@ Origin = Literal["empty", "file", "prediction", "version"]
 State = Literal["none", "draft", "done"]
 _VERSIONS = "versions.json"
 _SAVED = "saved.json"
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where the mask of an image belongs.
-
-    Attributes:
-        path: the file that is written.
-        why_not: why it cannot be, in words; empty where it can.
-    """
-
-    path: Path
-    why_not: str = ""
 
 
 class PaintedMask:

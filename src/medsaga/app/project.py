@@ -16,11 +16,11 @@ from typing import Any
 
 from medsaga import files, run_folder
 from medsaga.app.labels import Colours, added, name_of, renamed
-from medsaga.app.masks import PaintedMask, Place, State
+from medsaga.app.masks import PaintedMask, State
+from medsaga.app.places import Place, place_in
 from medsaga.app.slices import Images, OpenImage
 from medsaga.data.dataset import read_dataset
-from medsaga.data.descriptions import file_ending, read_description
-from medsaga.data.formats import format_of, itk, labels_suffix, stem, suffix_of
+from medsaga.data.descriptions import read_description
 from medsaga.data.labels import parse_labels
 from medsaga.data.layouts.finding import masks_folder, subfolders
 from medsaga.data.layouts.labelling import DESCRIPTION
@@ -31,7 +31,6 @@ from medsaga.errors import InputError
 OWN = ".medsaga"
 """The page's folder in the dataset: versions of masks, journals, the data of runs, colours."""
 RUNS = "runs"
-_EDITABLE = ("folder", "nnunet", "decathlon", "dicom")
 _OPEN_MASKS = 4
 _SAVE_AFTER = 1.0
 """Seconds after the last stroke in which a finished mask is written again."""
@@ -196,23 +195,7 @@ class Project:
 
     def place(self, item: Item) -> Place:
         """Return where the mask of an image is written."""
-        layout, source = self.dataset.layout, item.images[0]
-        old = item.masks[0] if item.masks else None
-        if layout not in _EDITABLE:
-            return Place(self.root, f"data in the layout {layout}, whose masks lie in shared files")
-        if item.structures or len(item.masks) > 1:
-            return Place(self.root, "a file for each structure")
-        if layout == "nnunet":
-            folder = self.root / "labelsTr"
-            suffix = file_ending(self.root / DESCRIPTION, read_description(self.root / DESCRIPTION))
-        elif layout == "decathlon":
-            folder, suffix = self.root / "labelsTr", ".nii.gz"
-        else:
-            folder = masks_folder(self.root, [])
-            suffix = labels_suffix(source) if isinstance(source, Path) else _suffix_for(item)
-        if old is not None and not item.names and _can_rewrite(old, item):
-            return Place(old)
-        return Place(folder / f"{self._mask_name(item)}{suffix}")
+        return place_in(self.dataset, item)
 
     def touch(self) -> None:
         """Say that the page should look again."""
@@ -307,15 +290,6 @@ class Project:
                 do="Copy the files into the folder, or open the folder that they lie in.",
             )
 
-    def _mask_name(self, item: Item) -> str:
-        """Return the name of a new mask: that of the image, with the addition that the other masks have."""
-        for other in self._items.values():
-            if other.masks and not other.structures:
-                name = stem(other.masks[0]) if suffix_of(other.masks[0]) else other.masks[0].stem
-                if name != other.name and other.name in name:
-                    return name.replace(other.name, item.name, 1)
-        return item.name
-
     def _set_labels(self, labels: dict[str, int]) -> None:
         self._describe(labels)
         named = tuple(labels.items())
@@ -342,21 +316,6 @@ class Project:
 def id_of(name: str) -> str:
     """Return what stands for a name in addresses: names of files may be names of people."""
     return hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:12]
-
-
-def _suffix_for(item: Item) -> str:
-    return ".png" if item.header.grid.affine is None else ".nii.gz"
-
-
-def _can_rewrite(mask: Path, item: Item) -> bool:
-    """Whether a mask can be written again in its format, on the grid of its image."""
-    suffix = suffix_of(mask)
-    if suffix is None:
-        return False
-    form, source = format_of(mask), item.images[0]
-    if isinstance(source, Path) and form is format_of(source):
-        return suffix not in (".jpg", ".jpeg")
-    return form is not itk and suffix in (".nii.gz", ".nii") and item.header.grid.affine is not None
 
 
 def _made(run: Path) -> tuple[float, str]:
