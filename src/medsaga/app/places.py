@@ -10,6 +10,7 @@ from medsaga.data.formats import format_of, itk, labels_suffix, stem, suffix_of
 from medsaga.data.layouts.finding import masks_folder
 from medsaga.data.layouts.labelling import DESCRIPTION
 from medsaga.data.types import Dataset, Item
+from medsaga.errors import InputError
 
 _EDITABLE = ("folder", "nnunet", "decathlon", "dicom")
 
@@ -46,6 +47,21 @@ def place_in(dataset: Dataset, item: Item) -> Place:
     if old is not None and not item.names and _can_rewrite(old, item):
         return Place(old)
     return Place(folder / f"{_name_in(dataset, item)}{suffix}")
+
+
+def require_within(root: Path, path: Path, name: str) -> None:
+    """Require that a file or folder of an image of this name lies in the folder that is open, links followed.
+
+    Raises:
+        InputError: it does not.
+    """
+    if not path.resolve().is_relative_to(root):
+        raise InputError(
+            name,
+            expected="files of the folder that was opened",
+            found="a link that leads out of it",
+            do="Copy the files into the folder, or open the folder that they lie in.",
+        )
 
 
 def _name_in(dataset: Dataset, item: Item) -> str:

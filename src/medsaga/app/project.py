@@ -8,21 +8,19 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import shutil
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
-from medsaga import files, run_folder
-from medsaga.app.labels import Colours, added, name_of, renamed
+from medsaga import run_folder
+from medsaga.app.labels import Colours, added, are_written, name_of, renamed, require_readable, write
 from medsaga.app.masks import PaintedMask, State
-from medsaga.app.places import Place, place_in
+from medsaga.app.places import Place, place_in, require_within
 from medsaga.app.slices import Images, OpenImage
+from medsaga.app.watched import Watched
 from medsaga.data.dataset import read_dataset
-from medsaga.data.descriptions import read_description
-from medsaga.data.labels import parse_labels
-from medsaga.data.layouts.finding import masks_folder, subfolders
+from medsaga.data.layouts.finding import subfolders
 from medsaga.data.layouts.labelling import DESCRIPTION
 from medsaga.data.sources import files_of
 from medsaga.data.types import Dataset, Item
@@ -48,6 +46,7 @@ class Project:
         dataset: as it is now; of images without masks, too.
         images: decoded ones.
         revision: grows with every change that the page should show.
+        meaning: what class indices are known by: another as soon as one that there was means another label.
 
     Raises:
         InputError: the folder is no dataset, or holds no image that can be read.
@@ -62,16 +61,20 @@ class Project:
         self._lock = threading.RLock()
         self._masks: dict[str, PaintedMask] = {}
         self._promised: set[str] = set()
-        self._seen: dict[str, tuple[int, int]]
-        self._glimpsed: dict[str, tuple[int, int]]
+        self._said: list[str] = []
+        self._watched = Watched(self.root)
         self._items: dict[str, Item] = {}
-        self.dataset: Dataset
-        self._read()
+        self.dataset = self._found()
+        self.meaning = _meaning(self.dataset)
 
     @property
     def own(self) -> Path:
         """The page's own folder."""
         return self.root / OWN
+
+    @property
+    def _description(self) -> Path:
+        return self.root / DESCRIPTION
 
     @property
     def items(self) -> dict[str, Item]:
@@ -98,7 +101,7 @@ class Project:
             InputError: it cannot be read, or a link leads out of the folder.
         """
         item = self.item(key)
-        if not self.images.has(key):
+        if not self.images.has(key, item):
             self._require_files_within(item)
         return self.images.of(key, item)
 
@@ -113,9 +116,10 @@ class Project:
             if key not in self._masks:
                 self._require_files_within(item)
                 painted = PaintedMask(item, self._home(key), self.place(item), self.dataset.label_values)
-                idle = [each for each, mask in self._masks.items() if mask.changed is None]
+                # A draft is safe in its journal; a finished mask is when it has been written.
+                idle = [each for each, mask in self._masks.items() if mask.changed is None or mask.state == "draft"]
                 for each in idle[: max(0, len(self._masks) + 1 - _OPEN_MASKS)]:
-                    del self._masks[each]
+                    self._drop(each)
                 self._masks[key] = painted
             # The one that was asked for last goes last.
             self._masks[key] = self._masks.pop(key)
@@ -139,49 +143,95 @@ class Project:
                 raise InputError(
                     "the labels", expected="at least one label", found="none", do="Name what you outline first."
                 )
-            if self.dataset.inferred or not (self.root / DESCRIPTION).exists():
-                self._describe(self.dataset.labels)
-            self._require_within(mask.place.path.parent, self.item(key).name)
-            path = mask.save()
-            changed = dataclasses.replace(self.item(key), masks=(path,), structures=(), names=())
-            self._items[key] = changed
-            self.dataset = dataclasses.replace(self.dataset, items=tuple(self._items.values()), inferred=False)
-            self._seen = self._look()
-            self.revision += 1
+            mask.require_editable()
+            self._write_down_labels()
+            require_within(self.root, mask.place.path.parent, self.item(key).name)
+            if mask.save():
+                name = self.item(key).name
+                self._said.append(f"another program has saved the mask of {name}, too: it is under History")
+            self._note(key, mask)
 
-    def save_changes(self, *, at_once: bool = False) -> list[str]:
-        """Write finished masks that were painted since; return what went wrong, in words.
+    def reopen(self, key: str) -> None:
+        """Make a finished mask a draft again: its file goes from the dataset, and stays in the history.
+
+        Raises:
+            InputError: the image's mask cannot be changed here.
+        """
+        with self._lock:
+            self.keep_labels(key)  # without this mask nothing might tell them
+            mask = self.mask(key)
+            mask.require_editable()
+            require_within(self.root, mask.place.path.parent, self.item(key).name)
+            mask.reopen()
+            self._note(key, mask)
+
+    def keep_labels(self, key: str) -> None:
+        """Write the labels down before an image is painted on, where only the masks tell them.
+
+        Else the next mask that another program adds could number them anew, and what was painted would mean another.
+
+        Raises:
+            InputError: the file that is there cannot be read.
+        """
+        with self._lock:
+            if not self._are_written and len(self.dataset.labels) > 1 and not self.place(self.item(key)).why_not:
+                self._write_down_labels()
+
+    def save_changes(self, *, at_once: bool = False) -> dict[str, str]:
+        """Write finished masks that were painted since; return what went wrong, in words, by the ids of the images.
 
         Args:
             at_once: whether to write also those that were painted a moment ago.
         """
-        said = []
+        wrong = {}
         with self._lock:
             waiting = [(key, mask) for key, mask in self._masks.items() if mask.changed is not None]
         for key, mask in waiting:
-            since = time.monotonic() - (mask.changed or 0)
+            since, known = time.monotonic() - (mask.changed or 0), mask.problem
             if mask.state == "done" and (at_once or since >= _SAVE_AFTER):
                 try:
                     self.finish(key)
-                except (InputError, OSError) as error:
-                    said.append(str(error))
-        return said
+                except InputError as error:
+                    mask.problem, wrong[key] = error.found, str(error)
+                except Exception as error:  # one mask never keeps the others from being written
+                    mask.problem = f"an error of the page, {type(error).__name__}"
+                    wrong[key] = f"{mask.item.name}: its mask could not be written: {mask.problem}"
+                self.revision += mask.problem != known
+        return wrong
+
+    def require_saved(self) -> None:
+        """Write all finished masks as they are now.
+
+        Raises:
+            InputError: one cannot be written: what is made of the files would be made of what was there before.
+        """
+        for key, text in self.save_changes(at_once=True).items():
+            raise InputError(
+                self.item(key).name,
+                expected="a finished mask in the folder as it was painted",
+                found="one that cannot be written",
+                do=f"Mend that first. {text}",
+            )
+
+    def said(self) -> list[str]:
+        """Return what the user should know and has not been told, once."""
+        with self._lock:
+            said, self._said = self._said, []
+            return said
 
     def watch(self) -> bool:
-        """Take over masks that another program has written since; return whether there are any.
+        """Take over masks and labels that another program has written since; return whether there are any.
 
-        A file counts when two looks, one after the other, find it the same: it may still be being written.
+        Raises:
+            InputError: the labels cannot be read; nothing is taken over then.
         """
         with self._lock:
-            seen, glimpsed = self._look(), self._glimpsed
-            self._glimpsed = seen
-            if seen == self._seen or seen != glimpsed:
+            news = self._watched.news()
+            if not news:
                 return False
-            self.save_changes(at_once=True)
-            # Finished ones that cannot be written now stay; strokes of the others are in their journals.
-            self._masks = {k: mask for k, mask in self._masks.items() if mask.changed and mask.state == "done"}
-            self._read()
-            self.revision += 1
+            if self._description in news:
+                require_readable(self._description)
+            self._take_over()
             return True
 
     def picture_stamp(self, key: str, prediction: Path | None = None) -> str:
@@ -214,6 +264,7 @@ class Project:
     def add_label(self, name: str, colour: str | None = None) -> None:
         """Add a label behind the others, in a colour (``#rrggbb``) if one is given; see `medsaga.app.labels.added`."""
         with self._lock:
+            self._read_labels()
             labels = added(self.dataset.labels, name)
             self._set_labels(labels)
             self._colours.choose(list(labels)[-1], colour)
@@ -226,6 +277,7 @@ class Project:
             InputError: there is no such label, the name cannot be given, or the names stand in the masks.
         """
         with self._lock:
+            self._read_labels()
             before = name_of(self.dataset.labels, value)
             labels = self.dataset.labels if name is None else renamed(self.dataset.labels, value, name)
             if labels != self.dataset.labels:
@@ -259,36 +311,62 @@ class Project:
     def _home(self, key: str) -> Path:
         return self.own / "masks" / key
 
-    def _read(self) -> None:
-        self.dataset = read_dataset(self.root, masks_required=False)
-        if not self.dataset.items:
-            raise self.dataset.problems[0] if self.dataset.problems else _no_images(self.root)
-        self._items = {id_of(item.name): item for item in self.dataset.items}
-        self._seen = self._glimpsed = self._look()
+    def _found(self) -> Dataset:
+        """Return the dataset as it is in the folder, and note its images."""
+        self._watched.take()
+        dataset = read_dataset(self.root, masks_required=False)
+        if not dataset.items:
+            raise dataset.problems[0] if dataset.problems else _no_images(self.root)
+        self._items = {id_of(item.name): item for item in dataset.items}
+        self._are_written = False
+        return dataset
 
-    def _look(self) -> dict[str, tuple[int, int]]:
-        """Return when the masks were written, and how large they are."""
-        folders = {self.root / "labelsTr", masks_folder(self.root, [])}
-        found = {}
-        for folder in folders:
-            for path in folder.glob("*") if folder.is_dir() else ():
-                if not path.name.startswith(".") and path.is_file():
-                    state = path.stat()
-                    found[str(path)] = (state.st_mtime_ns, state.st_size)
-        return found
+    def _take_over(self) -> None:
+        """Take the folder as it is now, after all that was painted has been written."""
+        self.save_changes(at_once=True)
+        # Finished ones that cannot be written now stay; strokes of the others are in their journals.
+        for key in [each for each, mask in self._masks.items() if not (mask.changed and mask.state == "done")]:
+            self._drop(key, wait=True)
+        before, self.dataset = list(self.dataset.labels.items()), self._found()
+        if list(self.dataset.labels.items())[: len(before)] != before:
+            self.meaning = _meaning(self.dataset)
+        self._masks = {key: mask for key, mask in self._masks.items() if key in self._items}
+        for mask in self._masks.values():
+            mask.set_values(self.dataset.label_values)
+        self.revision += 1
+
+    def _drop(self, key: str, *, wait: bool = False) -> None:
+        """Keep a label map no longer in memory; one that is being changed only after that, or not at all."""
+        mask = self._masks[key]
+        if mask.lock.acquire(blocking=wait):
+            mask.dropped = True
+            del self._masks[key]
+            mask.lock.release()
+
+    def _note(self, key: str, mask: PaintedMask) -> None:
+        """Take note of a mask that has been written or removed here."""
+        before, item = self._items[key], mask.item
+        self._items[key] = dataclasses.replace(before, masks=item.masks, structures=item.structures, names=item.names)
+        self.dataset = dataclasses.replace(self.dataset, items=tuple(self._items.values()))
+        for path in {*before.masks, *item.masks}:
+            self._watched.note(path)
+        self.revision += 1
 
     def _require_files_within(self, item: Item) -> None:
         for path in (*(file for source in item.images for file in files_of(source)), *item.masks):
-            self._require_within(path, item.name)
+            require_within(self.root, path, item.name)
 
-    def _require_within(self, path: Path, name: str) -> None:
-        if not path.resolve().is_relative_to(self.root):
-            raise InputError(
-                name,
-                expected="files of the folder that was opened",
-                found="a link that leads out of it",
-                do="Copy the files into the folder, or open the folder that they lie in.",
-            )
+    def _read_labels(self) -> None:
+        """Take over labels that another program has written since: they must not go with the next change here."""
+        if not self._watched.is_known(self._description):
+            require_readable(self._description)
+            self._take_over()
+
+    def _write_down_labels(self) -> None:
+        if not self._are_written and not are_written(self._description):
+            self._describe(self.dataset.labels)
+            self.dataset = dataclasses.replace(self.dataset, inferred=False)
+        self._are_written = True
 
     def _set_labels(self, labels: dict[str, int]) -> None:
         self._describe(labels)
@@ -300,22 +378,17 @@ class Project:
             mask.set_values(self.dataset.label_values)
 
     def _describe(self, labels: dict[str, int]) -> None:
-        """Write the labels into ``dataset.json``, the first time with a copy of what was there."""
-        path = self.root / DESCRIPTION
-        document = dict(read_description(path)) if path.exists() else {}
-        kept = self.own / f"before.{DESCRIPTION}"
-        if path.exists() and not kept.exists():
-            kept.parent.mkdir(exist_ok=True)
-            with files.replacing(kept) as temporary:
-                shutil.copyfile(path, temporary)
-        document["labels"] = labels
-        parse_labels(path, document)
-        files.write_json(path, document)
+        write(self._description, labels, self.own / f"before.{DESCRIPTION}")
+        self._watched.note(self._description)
 
 
 def id_of(name: str) -> str:
     """Return what stands for a name in addresses: names of files may be names of people."""
     return hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:12]
+
+
+def _meaning(dataset: Dataset) -> str:
+    return id_of(repr(list(dataset.labels.items())))
 
 
 def _made(run: Path) -> tuple[float, str]:

@@ -114,6 +114,8 @@ async def export(request: Request) -> Response:
             raise InputError("the model", expected="a run", found="none", do="Train first.")
         folder = await run_in_threadpool(export_model, project, run)
     else:
+        if run is None:
+            await run_in_threadpool(project.require_saved)
         folder = await run_in_threadpool(export_labels, project, str(asked.get("format")), run)
     return Json({"folder": str(folder), "files": sum(1 for _ in folder.iterdir())})
 
