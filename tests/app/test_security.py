@@ -298,6 +298,32 @@ def test_nonsense_is_answered_with_what_was_expected(client: Client, body: bytes
     assert answer.json["expected"]
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        *[
+            (f"/api/{route}", {"path": path})
+            for route in ("open", "images")
+            for path in ("\0", "\ud800", "x" * 300, "~x-y/")
+        ],
+        *[("/api/cases/{key}/interpolate", {"plane": "image", name: "q"}) for name in ("index", "label")],
+        *[("/api/cases/{key}/interpolate", {"plane": "image", "index": index}) for index in (1e400, [1], None, -1)],
+        *[("/api/cases/{key}/begin", {"version": version}) for version in ("q", {"q": 1}, 99)],
+        *[("/api/labels", {"add": name}) for name in ("a\0b", "\ud800", "a\nb")],
+        ("/api/labels", {"value": True, "name": "q"}),
+    ],
+)
+def test_what_no_page_would_ask_for_is_answered_with_what_was_expected(client: Client, path: str, body: Any) -> None:
+    answer = client.post(path.format(key=client.key("img0")), body)
+    assert answer.status == 422
+    assert answer.json["expected"]
+
+
+@pytest.mark.parametrize("path", ["%00", "%ED%A0%80", "~x-y"])
+def test_no_folder_of_an_impossible_name_is_listed(client: Client, path: str) -> None:
+    assert client.get(f"/api/folders?path={path}").status == 422
+
+
 def test_names_of_files_are_in_no_address_and_no_title(client: Client) -> None:
     cases = client.get("/api/cases").json
     assert all(each["name"] not in each["id"] and len(each["id"]) == 12 for each in cases)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from medsaga.errors import InputError
 
 _COLOUR = re.compile(r"#[0-9a-f]{6}")
 _LONGEST = 60
+_UNWRITTEN = ("Cc", "Cs", "Zl", "Zp")
+"""Of Unicode: control characters, halves of characters, ends of lines."""
 _MOST = 254
 
 
@@ -57,6 +60,9 @@ def name_of(labels: dict[str, int], value: int) -> str:
 
 def _new(labels: dict[str, int], name: str) -> str:
     name = normal(name)
+    if any(unicodedata.category(each) in _UNWRITTEN for each in name):
+        found, do = "one that cannot be written", "Choose another name."
+        raise InputError("the labels", expected="names of letters, digits and signs", found=found, do=do)
     if not name or len(name) > _LONGEST or name in labels or name.lower() == "background":
         raise InputError(
             "the labels",

@@ -16,7 +16,7 @@ from medsaga.app.interpolation import between, gaps_beside
 from medsaga.app.masks import PaintedMask
 from medsaga.app.pictures import picture_of
 from medsaga.app.project import Project, id_of
-from medsaga.app.requests import Json, document, number, session_of
+from medsaga.app.requests import Json, document, number, number_in, session_of
 from medsaga.app.results import prediction_of, predictions
 from medsaga.data.slices import SliceView, most_labelled
 from medsaga.errors import InputError
@@ -133,7 +133,7 @@ async def interpolate(request: Request) -> Response:
     """Fill the slices between the outlined ones beside the one that is shown."""
     project, key = _asked(request)
     asked = await document(request)
-    plane, index, label = str(asked.get("plane")), int(asked.get("index", 0)), int(asked.get("label", 1))
+    plane, index, label = str(asked.get("plane")), number_in(asked, "index", 0), number_in(asked, "label", 1)
     views = project.image(key).views
 
     def fill(mask: PaintedMask) -> int:
@@ -173,7 +173,8 @@ async def begin(request: Request) -> Response:
         if asked.get("accept"):
             await run_in_threadpool(project.finish, key)
     elif asked.get("version"):
-        await run_in_threadpool(_changed, project, key, seen, lambda mask: mask.revert(int(asked["version"])))
+        version = number_in(asked, "version", 0)
+        await run_in_threadpool(_changed, project, key, seen, lambda mask: mask.revert(version))
     else:
         await run_in_threadpool(_changed, project, key, seen, lambda mask: mask.begin("empty", ()))
     project.touch()

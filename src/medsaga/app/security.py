@@ -40,8 +40,8 @@ _HEADERS = {
     "X-Frame-Options": "DENY",
 }
 _GO_ON = (
-    '<!doctype html><html lang="en"><meta http-equiv="refresh" content="0; url=/"><link rel="icon" href="/static/icon.svg">'
-    "<title>medsaga</title></html>"
+    '<!doctype html><html lang="en"><meta http-equiv="refresh" content="0; url=/"><title>medsaga</title>'
+    '<link rel="icon" href="/static/icon.svg"></html>'
 )
 _DENIED = "This address lacks its token. Use the address that `medsaga app` printed when it started.\n"
 
