@@ -211,6 +211,13 @@ def test_a_mask_is_known_as_written_as_soon_as_it_can_be(
     assert project.revision > revision
 
 
+def test_a_mask_that_waited_when_the_server_was_killed_is_written_before_anything_is_made_of_it(toy: Path) -> None:
+    project = Project(toy)
+    project.mask(project.names["img0"]).edit("brush", "image", (0, 0, 0), 2 * ONE)
+    Project(toy).require_saved()
+    assert (np.asarray(Image.open(toy / "masks" / "img0.png"))[:4, :4] == 2).all()
+
+
 def test_notices_are_numbered_however_many_there_were(toy: Path, tmp_path: Path) -> None:
     with page(toy, tmp_path) as client:
         for number in range(50):

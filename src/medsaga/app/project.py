@@ -18,6 +18,7 @@ from medsaga.app.labels import Colours, added, are_written, name_of, renamed, re
 from medsaga.app.masks import PaintedMask, State
 from medsaga.app.places import Place, place_in, require_within
 from medsaga.app.slices import Images, OpenImage
+from medsaga.app.versions import Versions
 from medsaga.app.watched import Watched
 from medsaga.data.dataset import read_dataset
 from medsaga.data.layouts.finding import subfolders
@@ -147,8 +148,7 @@ class Project:
             self._write_down_labels()
             require_within(self.root, mask.place.path.parent, self.item(key).name)
             if mask.save():
-                name = self.item(key).name
-                self._said.append(f"another program has saved the mask of {name}, too: it is under History")
+                self._said.append(f"another program has saved the mask of {mask.item.name}, too: it is under History")
             self._note(key, mask)
 
     def reopen(self, key: str) -> None:
@@ -194,8 +194,8 @@ class Project:
                 except InputError as error:
                     mask.problem, wrong[key] = error.found, str(error)
                 except Exception as error:  # one mask never keeps the others from being written
-                    mask.problem = f"an error of the page, {type(error).__name__}"
-                    wrong[key] = f"{mask.item.name}: its mask could not be written: {mask.problem}"
+                    said = getattr(error, "strerror", None) or f"an error of the page, {type(error).__name__}"
+                    mask.problem, wrong[key] = said, f"{mask.item.name}: its mask could not be written: {said}"
                 self.revision += mask.problem != known
         return wrong
 
@@ -205,6 +205,9 @@ class Project:
         Raises:
             InputError: one cannot be written: what is made of the files would be made of what was there before.
         """
+        for key, item in list(self._items.items()):
+            if item.masks and key not in self._masks and Versions(self._home(key)).is_behind():
+                self.mask(key)  # the server was killed before it could write it
         for key, text in self.save_changes(at_once=True).items():
             raise InputError(
                 self.item(key).name,
@@ -316,7 +319,8 @@ class Project:
         self._watched.take()
         dataset = read_dataset(self.root, masks_required=False)
         if not dataset.items:
-            raise dataset.problems[0] if dataset.problems else _no_images(self.root)
+            none = InputError(self.root, expected="images", found="none", do="Choose another folder.")
+            raise dataset.problems[0] if dataset.problems else none
         self._items = {id_of(item.name): item for item in dataset.items}
         self._are_written = False
         return dataset
@@ -394,7 +398,3 @@ def _meaning(dataset: Dataset) -> str:
 def _made(run: Path) -> tuple[float, str]:
     path = run / run_folder.CONFIG
     return path.stat().st_mtime if path.exists() else 0.0, run.name
-
-
-def _no_images(root: Path) -> InputError:
-    return InputError(root, expected="images", found="none", do="Choose another folder.")

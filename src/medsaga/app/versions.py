@@ -102,6 +102,14 @@ class Versions:
         """Whether what was written last is a version after so many changes."""
         return (self._saved.get("version"), self._saved.get("changes")) == (number, changes)
 
+    def is_behind(self) -> bool:
+        """Whether something was painted after what was written last; nothing is decoded for it."""
+        newest = self.newest
+        if newest is None or not self._saved:
+            return False
+        journal = self.journal(newest)
+        return not self.is_written(newest, journal.read_bytes().count(b"\n") if journal.exists() else 0)
+
     def note_saved(self, mask: Path, number: int, changes: int) -> None:
         """Write down that a file of the dataset is a version after so many changes."""
         saved = {"version": number, "changes": changes, "sha256": files.sha256(mask)}
