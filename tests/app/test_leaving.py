@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from page_browser import Held, enter, handled, needs_chromium, so
+from page_browser import Held, enter, handled, needs_chromium, paint, so
 from page_server import Client, page
 
 from medsaga.app.opening import PHANTOM
@@ -45,6 +45,7 @@ def test_who_finishes_a_case_and_goes_elsewhere_stays_there(
     (toy / "masks" / "img0.png").unlink()
     with page(toy, tmp_path) as client:
         label(tab, client, name)
+        paint(tab, (0.5, 0.5), (0.55, 0.5))
         held = Held(tab, pattern, method)
         tab.get_by_role("button", name=button).click()
         leave(tab, held)

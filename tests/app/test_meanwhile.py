@@ -141,6 +141,7 @@ def test_one_press_of_enter_finishes_one_case_however_long_it_is_held(tab: Any, 
     with page(toy, tmp_path) as client:
         enter(tab, client, f"label/{client.key('img0')}")
         tab.wait_for_selector("canvas.paintable")
+        paint(tab, (0.5, 0.5), (0.55, 0.5))
         for _ in range(20):
             tab.keyboard.down("Enter")  # again without "up" is what a held key sends
             tab.wait_for_timeout(50)
@@ -148,6 +149,45 @@ def test_one_press_of_enter_finishes_one_case_however_long_it_is_held(tab: Any, 
         so(tab, f"location.hash === '#label/{client.key('img1')}'")
         handled(tab)
         assert [case["state"] for case in client.get("/api/cases").json] == ["done"] + 5 * ["none"]
+
+
+@needs_chromium
+def test_a_case_without_a_label_is_finished_only_if_the_user_says_so_and_can_be_begun_again(
+    tab: Any, toy: Path, tmp_path: Path
+) -> None:
+    shutil.rmtree(toy / "masks")
+    (toy / "masks").mkdir()
+    with page(toy, tmp_path) as client:
+        key = client.key("img0")
+        enter(tab, client, f"label/{key}")
+        tab.wait_for_selector("canvas.paintable")
+        handled(tab)
+        tab.keyboard.press("Enter")
+        tab.wait_for_selector("dialog[open]")
+        tab.keyboard.press("Enter")  # what has the focus says no
+        so(tab, "!document.querySelector('dialog')")
+        assert client.get(f"/api/cases/{key}").json["state"] == "none"
+        tab.keyboard.press("Enter")
+        tab.get_by_role("button", name="Finish it empty").click()
+        so(tab, f"location.hash === '#label/{client.key('img1')}'")
+        assert client.get(f"/api/cases/{key}").json["state"] == "done"
+        tab.goto(f"http://127.0.0.1:{client.port}/#label/{key}")
+        tab.get_by_role("button", name="Not finished yet").click()
+        so(tab, "document.querySelector('.badge.draft')")
+        assert list((toy / "masks").iterdir()) == []
+
+
+@needs_chromium
+def test_escape_leaves_the_name_of_a_label_as_it_was(tab: Any, toy: Path, tmp_path: Path) -> None:
+    with page(toy, tmp_path) as client:
+        enter(tab, client, f"label/{client.key('img0')}")
+        tab.get_by_role("button", name="Rename disc").click()
+        tab.keyboard.type("oops")
+        tab.keyboard.press("Escape")
+        tab.get_by_role("button", name="disc", exact=True).wait_for()
+        tab.locator("canvas.paintable").click()
+        handled(tab)
+        assert [each["name"] for each in client.get("/api/state").json["project"]["labels"]][1] == "disc"
 
 
 @needs_chromium

@@ -330,6 +330,18 @@ def test_masks_with_an_addition_to_their_names_stay_together(tmp_path: Path) -> 
     assert read_dataset(toy).problems == ()
 
 
+def test_a_name_that_occurs_in_what_is_added_to_it_gets_the_addition_of_the_others(tmp_path: Path) -> None:
+    toy = write_toy_dataset(tmp_path / "toy", images=3)
+    for kind in ("images", "masks"):
+        for path, name in zip(sorted((toy / kind).iterdir()), "asb", strict=True):
+            path.rename(path.with_stem(name if kind == "images" else f"mask_{name}"))
+    (toy / "masks" / "mask_b.png").unlink()
+    project = Project(toy)
+    project.finish(project.names["b"])
+    assert sorted(path.name for path in (toy / "masks").iterdir()) == ["mask_a.png", "mask_b.png", "mask_s.png"]
+    assert read_dataset(toy).problems == ()
+
+
 def test_files_for_each_structure_are_only_looked_at(tmp_path: Path) -> None:
     toy = write_toy_dataset(tmp_path / "toy", images=2)
     for path in list((toy / "masks").iterdir()):

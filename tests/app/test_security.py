@@ -7,16 +7,21 @@ import json
 import os
 import shutil
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import pytest
 from conftest import write_toy_dataset
+from page_browser import needs_chromium
 from page_server import TOKEN, Client, page
 
-from medsaga.app.security import MOST_BYTES
+from medsaga.app import entrance, server
+from medsaga.app.security import MOST_BYTES, MOST_BYTES_OF_A_STROKE
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +61,32 @@ def test_the_token_becomes_a_cookie_that_no_script_reads_and_leaves_the_address(
     assert name == f"medsaga-{client.port}={TOKEN}"
     assert {"httponly", "samesite=strict", "path=/"} <= set(kinds)
     assert client.get(f"/api/state?token={TOKEN}", Cookie=None).status == 403
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="files have no modes there")
+def test_the_browser_is_started_without_the_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", opened.append)
+
+    class Running:
+        def run(self, sockets: list[socket.socket]) -> None:
+            self.path = Path(unquote(urlsplit(opened[0]).path))
+            assert (self.path.stat().st_mode & 0o777, self.path.parent.stat().st_mode & 0o777) == (0o600, 0o700)
+            assert said[0].split()[-1] in self.path.read_text()
+
+    running = Running()
+    monkeypatch.setattr(server, "make_server", lambda *_, **__: running)
+    server.serve(None, port=0, open_browser=True, say=said.append, folder=tmp_path)
+    assert said[0].split("token=")[1] not in opened[0]
+    assert not running.path.parent.exists()
+
+
+@needs_chromium
+def test_the_file_that_the_browser_is_given_opens_the_page(client: Client, tab: Any, tmp_path: Path) -> None:
+    tab.goto(entrance.entrance(tmp_path, f"http://127.0.0.1:{client.port}/?token={TOKEN}").as_uri())
+    tab.wait_for_selector(".card")
+    assert tab.evaluate("location.search") == ""
 
 
 @pytest.mark.parametrize(
@@ -178,6 +209,20 @@ def test_a_declared_size_is_refused_before_it_is_sent(client: Client) -> None:
         connection.close()
 
 
+def test_a_stroke_may_be_as_large_as_a_picture(client: Client) -> None:
+    about = f"/api/cases/{client.key('img0')}"
+    for path, size in ((f"{about}/edit", MOST_BYTES_OF_A_STROKE + 1), (f"{about}/undo", MOST_BYTES + 1)):
+        connection = http.client.HTTPConnection("127.0.0.1", client.port, timeout=10)
+        connection.putrequest("POST", path, skip_host=True)
+        for name, value in {**client.headers, "Content-Length": str(size)}.items():
+            connection.putheader(name, value)
+        connection.endheaders()
+        assert connection.getresponse().status == 413
+        connection.close()
+    # Read to its end, and refused because the toy image is smaller.
+    assert client.paint(client.key("img0"), "image", (0, 0, 0), (1, 6000, 6000), 1).status == 422
+
+
 def test_a_stream_without_end_is_cut_off(client: Client) -> None:
     head = "".join(f"{name}: {value}\r\n" for name, value in client.headers.items())
     with socket.create_connection(("127.0.0.1", client.port), timeout=10) as sock:
@@ -251,6 +296,32 @@ def test_nonsense_is_answered_with_what_was_expected(client: Client, body: bytes
     answer = client.ask("POST", "/api/labels", body)
     assert answer.status == 422
     assert answer.json["expected"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        *[
+            (f"/api/{route}", {"path": path})
+            for route in ("open", "images")
+            for path in ("\0", "\ud800", "x" * 300, "~x-y/")
+        ],
+        *[("/api/cases/{key}/interpolate", {"plane": "image", name: "q"}) for name in ("index", "label")],
+        *[("/api/cases/{key}/interpolate", {"plane": "image", "index": index}) for index in (1e400, [1], None, -1)],
+        *[("/api/cases/{key}/begin", {"version": version}) for version in ("q", {"q": 1}, 99)],
+        *[("/api/labels", {"add": name}) for name in ("a\0b", "\ud800", "a\nb")],
+        ("/api/labels", {"value": True, "name": "q"}),
+    ],
+)
+def test_what_no_page_would_ask_for_is_answered_with_what_was_expected(client: Client, path: str, body: Any) -> None:
+    answer = client.post(path.format(key=client.key("img0")), body)
+    assert answer.status == 422
+    assert answer.json["expected"]
+
+
+@pytest.mark.parametrize("path", ["%00", "%ED%A0%80", "~x-y"])
+def test_no_folder_of_an_impossible_name_is_listed(client: Client, path: str) -> None:
+    assert client.get(f"/api/folders?path={path}").status == 422
 
 
 def test_names_of_files_are_in_no_address_and_no_title(client: Client) -> None:

@@ -1,19 +1,25 @@
-"""The labels as the user names them on the page: which names may be given, and the colours that were chosen."""
+"""The labels as the user names them on the page: names that may be given, the file that has them, chosen colours."""
 
 from __future__ import annotations
 
 import re
+import shutil
+import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from medsaga import files
 from medsaga.colours import label_colours
+from medsaga.data.descriptions import read_description
+from medsaga.data.labels import parse_labels
 from medsaga.data.names import normal
 from medsaga.errors import InputError
 
 _COLOUR = re.compile(r"#[0-9a-f]{6}")
 _LONGEST = 60
+_UNWRITTEN = ("Cc", "Cs", "Zl", "Zp")
+"""Of Unicode: control characters, halves of characters, ends of lines."""
 _MOST = 254
 
 
@@ -54,6 +60,9 @@ def name_of(labels: dict[str, int], value: int) -> str:
 
 def _new(labels: dict[str, int], name: str) -> str:
     name = normal(name)
+    if any(unicodedata.category(each) in _UNWRITTEN for each in name):
+        found, do = "one that cannot be written", "Choose another name."
+        raise InputError("the labels", expected="names of letters, digits and signs", found=found, do=do)
     if not name or len(name) > _LONGEST or name in labels or name.lower() == "background":
         raise InputError(
             "the labels",
@@ -62,6 +71,46 @@ def _new(labels: dict[str, int], name: str) -> str:
             do="Choose another name.",
         )
     return name
+
+
+def are_written(path: Path) -> bool:
+    """Whether a ``dataset.json`` is there and names labels.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    return path.exists() and "labels" in read_description(path)
+
+
+def require_readable(path: Path) -> None:
+    """Require that the labels of a ``dataset.json`` can be read, if it is there and names any.
+
+    Raises:
+        InputError: they cannot.
+    """
+    if are_written(path):
+        parse_labels(path, read_description(path))
+
+
+def write(path: Path, labels: dict[str, int], kept: Path) -> None:
+    """Write labels into a ``dataset.json``.
+
+    Args:
+        path: the file, which need not exist; what else it says stays.
+        labels: label values by name.
+        kept: where a copy of it goes the first time.
+
+    Raises:
+        InputError: what is there cannot be read, or the labels are no table of labels.
+    """
+    document = dict(read_description(path)) if path.exists() else {}
+    if path.exists() and not kept.exists():
+        kept.parent.mkdir(exist_ok=True)
+        with files.replacing(kept) as temporary:
+            shutil.copyfile(path, temporary)
+    document["labels"] = labels
+    parse_labels(path, document)
+    files.write_json(path, document)
 
 
 class Colours:

@@ -7,43 +7,28 @@ edit; what lay there before is kept. A mask that another program has changed bec
 
 from __future__ import annotations
 
-import shutil
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from medsaga import files
 from medsaga.app.journal import Box, Edit, Journal, packed, unpacked
+from medsaga.app.places import Place
 from medsaga.app.slices import views_of
+from medsaga.app.versions import Origin, Versions
 from medsaga.data.formats import format_of, nifti, raster
 from medsaga.data.items import read_mask
 from medsaga.data.labels import listed
+from medsaga.data.layouts.checks import joint_header
 from medsaga.data.types import Item, to_class_indices, to_label_values
 from medsaga.errors import InputError
 
-Origin = Literal["empty", "file", "prediction", "version"]
 State = Literal["none", "draft", "done"]
-_VERSIONS = "versions.json"
-_SAVED = "saved.json"
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where the mask of an image belongs.
-
-    Attributes:
-        path: the file that is written.
-        why_not: why it cannot be, in words; empty where it can.
-    """
-
-    path: Path
-    why_not: str = ""
 
 
 class PaintedMask:
@@ -57,9 +42,12 @@ class PaintedMask:
 
     Attributes:
         lock: held by whoever changes or reads it.
+        item: see above; its mask follows what is finished here.
         place: where the finished mask is written.
         classes: (*shape) uint8 class indices.
         changed: when it was edited last, in seconds of `time.monotonic`, and not written since; None else.
+        problem: why it could not be written into the dataset the last time, in words; empty where it could.
+        dropped: whether it is not kept in memory any more. Who has waited for the lock opens it again.
 
     Raises:
         InputError: the mask, or what was kept of it, cannot be read.
@@ -67,11 +55,13 @@ class PaintedMask:
 
     def __init__(self, item: Item, home: Path, place: Place, values: npt.NDArray[np.int64]) -> None:
         self.lock = threading.RLock()
-        self._item, self._home, self.place, self._values = item, home, place, values
+        self.item, self._home, self.place, self._values = item, home, place, values
         self._views = views_of(item.header.grid)
-        self._versions: list[dict[str, Any]] = _read(home / _VERSIONS, [])
-        self._saved: dict[str, Any] = _read(home / _SAVED, {})
+        self._versions = Versions(home)
+        self.classes: npt.NDArray[np.uint8]
         self.changed: float | None = None
+        self.problem = ""
+        self.dropped = False
         self._journal = Journal(home / "none")
         self._written = 0  # when the file was, in nanoseconds, whose content this is, where there is no version
         self._open()
@@ -79,7 +69,7 @@ class PaintedMask:
     @property
     def state(self) -> State:
         """``done`` with a mask in the dataset, ``draft`` with edits alone, else ``none``."""
-        if self._item.masks:
+        if self.item.masks:
             return "done"
         return "draft" if self._version is not None else "none"
 
@@ -102,8 +92,8 @@ class PaintedMask:
 
     @property
     def history(self) -> list[dict[str, Any]]:
-        """Number, origin and time of each version, the oldest first."""
-        return [{name: each[name] for name in ("number", "origin", "time")} for each in self._versions]
+        """Number, origin and time of each version, the oldest first, and whether it is what is shown."""
+        return [{**each, "now": each["number"] == self._version} for each in self._versions.listed()]
 
     def slice(self, plane: str, index: int) -> npt.NDArray[np.uint8]:
         """Return a slice, ``(height, width)`` class indices; IndexError where there is none."""
@@ -130,6 +120,10 @@ class PaintedMask:
                 changed here.
         """
         self.require_editable()
+        with self.lock:
+            self._edit(kind, plane, corner, classes)
+
+    def _edit(self, kind: str, plane: str, corner: tuple[int, int, int], classes: npt.NDArray[np.uint8]) -> None:
         stack = self._stack(plane)
         ends = [begin + size for begin, size in zip(corner, classes.shape, strict=True)]
         within = min(corner) >= 0 and all(end <= size for end, size in zip(ends, stack.shape, strict=True))
@@ -140,17 +134,16 @@ class PaintedMask:
                 found=f"one at {listed(corner)} of {listed(classes.shape)}",
                 do="Load the page again.",
             )
-        with self.lock:
-            if self._version is None:
-                self._begin("file" if self._item.masks else "empty", self._item.masks)
-            box = Box(plane, *corner, (classes.shape[0], classes.shape[1], classes.shape[2]))
-            target = stack[box.place]
-            if np.array_equal(target, classes):
-                return
-            before, after = (packed(self._values[each]) for each in (target, classes))
-            self._journal.add(Edit(kind, box, before, after))
-            target[:] = classes
-            self.changed = time.monotonic()
+        if self._version is None:
+            self._begin("file" if self.item.masks else "empty", self.item.masks)
+        box = Box(plane, *corner, (classes.shape[0], classes.shape[1], classes.shape[2]))
+        target = stack[box.place]
+        if np.array_equal(target, classes):
+            return
+        before, after = (packed(self._values[each]) for each in (target, classes))
+        self._journal.add(Edit(kind, box, before, after))
+        target[:] = classes
+        self.changed = time.monotonic()
 
     def undo(self) -> Box | None:
         """Take the last edit back; return where it was."""
@@ -176,8 +169,8 @@ class PaintedMask:
         """
         self.require_editable()
         with self.lock:
-            if self._version is None and self._item.masks:
-                self._begin("file", self._item.masks)
+            if self._version is None and self.item.masks:
+                self._begin("file", self.item.masks)
             self._begin(origin, masks)
             self._load()
             self.changed = time.monotonic()
@@ -188,7 +181,7 @@ class PaintedMask:
         Raises:
             InputError: there is no such version.
         """
-        if not 0 < number <= len(self._versions):
+        if number not in self._versions:
             raise InputError("the history", expected="a version of it", found=str(number), do="Load the page again.")
         self.require_editable()
         with self.lock:
@@ -196,76 +189,106 @@ class PaintedMask:
             self.begin("version", ())
             self.edit("version", next(iter(self._views)), (0, 0, 0), self._of(classes, next(iter(self._views))))
 
-    def save(self) -> Path:
+    def save(self) -> bool:
         """Write the mask into the dataset, which makes a draft a finished mask.
+
+        Returns:
+            Whether a mask of another program lay there, of which nobody knew; it is in the history now.
 
         Raises:
             InputError: it cannot be written there.
         """
         self.require_editable()
         with self.lock:
-            if self._version is None:
-                if self._item.masks:
-                    return self._item.masks[0]
-                self._begin("empty", ())
-            path = self.place.path
-            before = self._item.masks[0] if self._item.masks else None
-            labels = to_label_values(self.classes, self._values)
-            for mask in {path, before or path}:
-                self._keep_foreign(mask)
-            write_mask(path, labels, self._item)
-            if before is not None and before != path:
-                before.unlink()  # it is kept as the version that this one began from
-            self._item = replace(self._item, masks=(path,), names=(), structures=())
-            self._note_saved(files.sha256(path))
-            self.changed = None
-            return path
+            try:
+                return self._save()
+            except InputError as error:
+                self.problem = error.found
+                raise
+            except OSError as error:
+                self.problem = (error.strerror or type(error).__name__).lower()
+                raise InputError(
+                    self.place.path,
+                    expected="a mask that can be written",
+                    found=self.problem,
+                    do="Close it in other programs, or make room for it. Every stroke is kept meanwhile.",
+                ) from None
+
+    def _save(self) -> bool:
+        if self._version is None:
+            if self.item.masks:
+                return False
+            self._begin("empty", ())
+        assert self._version is not None, "it has just begun"
+        path = self.place.path
+        before = self.item.masks[0] if self.item.masks else None
+        others = [self._keep_other(mask) for mask in {path, before or path}]
+        write_mask(path, to_label_values(self.classes, self._values), self.item)
+        if before is not None and before != path:
+            before.unlink()  # it is kept as the version that this one began from
+        self.item = replace(self.item, masks=(path,), names=(), structures=())
+        self._versions.note_saved(path, self._version, self._journal.changes)
+        self.changed, self.problem = None, ""
+        return any(others)
+
+    def reopen(self) -> None:
+        """Make a finished mask a draft again: its file goes from the dataset, and stays in the history.
+
+        Raises:
+            InputError: the image's mask cannot be changed here.
+        """
+        self.require_editable()
+        with self.lock:
+            masks = self.item.masks
+            if masks and self._version is None:
+                self._begin("file", masks)
+            for mask in masks:
+                self._keep_other(mask)
+                mask.unlink(missing_ok=True)
+            self._versions.forget_saved()
+            self.item = replace(self.item, masks=(), names=(), structures=())
+            self.changed, self.problem = None, ""
 
     def require_editable(self) -> None:
         """Raise InputError where the image's mask cannot be changed here."""
         if self.place.why_not:
             raise InputError(
-                self._item.name, expected="a mask that can be painted", found=self.place.why_not, do="Look only."
+                self.item.name, expected="a mask that can be painted", found=self.place.why_not, do="Look only."
             )
 
     def set_values(self, values: npt.NDArray[np.int64]) -> None:
-        """Take note of labels that were added behind the others."""
-        self._values = values
+        """Take note of the labels that there are now; each class keeps its value, whatever its index becomes."""
+        with self.lock:
+            before, self._values = self._values, values
+            if not np.array_equal(values[: len(before)], before):
+                self.classes = self._to_classes(to_label_values(self.classes, before))
 
     def _open(self) -> None:
         """Choose between the newest version and the dataset's mask, and load it."""
         self._version: int | None = None
-        if not self._item.masks:
-            self._version = len(self._versions) or None
-        elif self._saved and len(self._item.masks) == 1 and self._versions:
-            mask = self._item.masks[0]
-            if mask.is_file() and files.sha256(mask) == self._saved["sha256"]:
-                self._version = int(self._versions[-1]["number"])
+        masks = self.item.masks
+        if not masks or (len(masks) == 1 and self._versions.is_saved(masks[0])):
+            self._version = self._versions.newest
         self._load()
-        written = (self._saved.get("version"), self._saved.get("changes"))
-        if self._version is not None and self._item.masks and written != (self._version, self._journal.changes):
+        if self._version is not None and masks and not self._versions.is_written(self._version, self._journal.changes):
             self.changed = time.monotonic()  # the process was killed before it could write the mask
 
     def _load(self) -> None:
         if self._version is None:
             self._journal = Journal(self._home / "none")
-            self._written = max((mask.stat().st_mtime_ns for mask in self._item.masks), default=0)
-            self.classes = self._decoded(self._item)
+            self._written = max((mask.stat().st_mtime_ns for mask in self.item.masks), default=0)
+            self.classes = self._decoded(self.item)
         else:
-            self._journal = Journal(self._home / f"{self._version}.jsonl")
+            self._journal = Journal(self._versions.journal(self._version))
             self.classes = self._read_version(self._version)
 
     def _read_version(self, number: int) -> npt.NDArray[np.uint8]:
-        entry = self._versions[number - 1]
-        kept = tuple(self._home / name for name in entry["files"])
-        structures = tuple(entry["structures"]) if kept else ()
-        names = tuple((str(name), int(value)) for name, value in entry["names"])
-        classes = self._decoded(replace(self._item, masks=kept, structures=structures, names=names))
-        for edit in Journal(self._home / f"{number}.jsonl").done:
+        classes = self._decoded(self._versions.begun_from(number, self.item))
+        for edit in Journal(self._versions.journal(number)).done:
             stack = self._of(classes, edit.box.plane)[edit.box.place]
             if stack.shape != edit.box.shape:
                 raise InputError(
-                    self._item.name,
+                    self.item.name,
                     expected="the image that was painted on",
                     found="one of another size",
                     do="Bring the image back, or rename it.",
@@ -275,41 +298,17 @@ class PaintedMask:
 
     def _begin(self, origin: Origin, masks: Sequence[Path]) -> None:
         """Write down a new version, with a copy of what it begins from."""
-        number = len(self._versions) + 1
-        self._home.mkdir(parents=True, exist_ok=True)
-        kept = []
-        for index, mask in enumerate(masks):
-            name = f"{number}.{index}.{mask.name[-40:]}"
-            with files.replacing(self._home / name) as temporary:
-                shutil.copyfile(mask, temporary)
-            kept.append(name)
-        own = origin == "file"
-        self._versions.append(
-            {
-                "number": number,
-                "origin": origin,
-                "time": time.time(),
-                "files": kept,
-                "structures": list(self._item.structures) if own else [],
-                "names": [list(pair) for pair in self._item.names] if own else [],
-            }
-        )
-        files.write_json(self._home / _VERSIONS, self._versions)
-        self._version = number
-        self._journal = Journal(self._home / f"{number}.jsonl")
-        if own and len(masks) == 1:
-            self._note_saved(files.sha256(masks[0]))
+        self._version = self._versions.add(origin, masks, self.item)
+        self._journal = Journal(self._versions.journal(self._version))
+        if origin == "file" and len(masks) == 1:
+            self._versions.note_saved(masks[0], self._version, 0)
 
-    def _keep_foreign(self, mask: Path) -> None:
+    def _keep_other(self, mask: Path) -> bool:
         """Keep a mask that another program has saved while the same one was painted here, where ours counts."""
-        if not mask.is_file() or files.sha256(mask) == self._saved.get("sha256"):
-            return
-        with files.replacing(self._home / f"other.{time.time_ns()}.{mask.name[-40:]}") as temporary:
-            shutil.copyfile(mask, temporary)
-
-    def _note_saved(self, digest: str) -> None:
-        self._saved = {"version": self._version, "changes": self._journal.changes, "sha256": digest}
-        files.write_json(self._home / _SAVED, self._saved)
+        is_other = mask.is_file() and not self._versions.is_saved(mask) and not self._versions.is_kept(mask)
+        if is_other:
+            self._versions.add("other", (mask,), self.item)
+        return is_other
 
     def _put(self, box: Box, content: bytes) -> Box:
         self._stack(box.plane)[box.place] = self._to_classes(unpacked(content, box))
@@ -332,7 +331,7 @@ class PaintedMask:
         # Painted into, so it must be our own and not read-only.
         return np.array(to_class_indices(labels, self._values))
 
-    def _to_classes(self, values: npt.NDArray[np.uint16]) -> npt.NDArray[np.uint8]:
+    def _to_classes(self, values: npt.NDArray[np.integer]) -> npt.NDArray[np.uint8]:
         known = np.isin(values, self._values)
         # A label that was taken out of dataset.json since is background.
         return to_class_indices(np.where(known, values, 0).astype(np.int64), self._values)
@@ -347,14 +346,21 @@ class PaintedMask:
 
 
 def write_mask(path: Path, labels: npt.NDArray[np.integer], item: Item) -> None:
-    """Write ``(*shape)`` label values on the grid of an image, whole or not at all."""
+    """Write ``(*shape)`` label values on the grid of an image, whole or not at all.
+
+    Raises:
+        InputError: the file of the image has another shape by now.
+    """
     source, form = item.images[0], format_of(path)
+    if isinstance(source, Path) and (now := joint_header(item.images).grid.shape) != item.header.grid.shape:
+        raise InputError(
+            source,
+            expected=f"the image that was opened, of {listed(item.header.grid.shape)} voxels",
+            found=f"one of {listed(now)}",
+            do="Bring the image back, or open the folder again.",
+        )
     if isinstance(source, Path) and form is format_of(source):
         form.write_labels(path, labels, source)
     else:
         assert form in (nifti, raster), "other formats need an image of their own to write like"
         (nifti if form is nifti else raster).write_labels(path, labels, item.header.grid)
-
-
-def _read(path: Path, otherwise: Any) -> Any:
-    return files.read_json(path) if path.exists() else otherwise

@@ -8,21 +8,20 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import shutil
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
-from medsaga import files, run_folder
-from medsaga.app.labels import Colours, added, name_of, renamed
-from medsaga.app.masks import PaintedMask, Place, State
+from medsaga import run_folder
+from medsaga.app.labels import Colours, added, are_written, name_of, renamed, require_readable, write
+from medsaga.app.masks import PaintedMask, State
+from medsaga.app.places import Place, place_in, require_within
 from medsaga.app.slices import Images, OpenImage
+from medsaga.app.versions import Versions
+from medsaga.app.watched import Watched
 from medsaga.data.dataset import read_dataset
-from medsaga.data.descriptions import file_ending, read_description
-from medsaga.data.formats import format_of, itk, labels_suffix, stem, suffix_of
-from medsaga.data.labels import parse_labels
-from medsaga.data.layouts.finding import masks_folder, subfolders
+from medsaga.data.layouts.finding import subfolders
 from medsaga.data.layouts.labelling import DESCRIPTION
 from medsaga.data.sources import files_of
 from medsaga.data.types import Dataset, Item
@@ -31,7 +30,6 @@ from medsaga.errors import InputError
 OWN = ".medsaga"
 """The page's folder in the dataset: versions of masks, journals, the data of runs, colours."""
 RUNS = "runs"
-_EDITABLE = ("folder", "nnunet", "decathlon", "dicom")
 _OPEN_MASKS = 4
 _SAVE_AFTER = 1.0
 """Seconds after the last stroke in which a finished mask is written again."""
@@ -49,6 +47,7 @@ class Project:
         dataset: as it is now; of images without masks, too.
         images: decoded ones.
         revision: grows with every change that the page should show.
+        meaning: what class indices are known by: another as soon as one that there was means another label.
 
     Raises:
         InputError: the folder is no dataset, or holds no image that can be read.
@@ -58,16 +57,16 @@ class Project:
         self.root = root.resolve()
         self.images = Images()
         self.revision = 1
-        self._run = run
+        self._run, self._description = run, self.root / DESCRIPTION
         self._colours = Colours(self.own / "page.json")
         self._lock = threading.RLock()
         self._masks: dict[str, PaintedMask] = {}
         self._promised: set[str] = set()
-        self._seen: dict[str, tuple[int, int]]
-        self._glimpsed: dict[str, tuple[int, int]]
+        self._said: list[str] = []
+        self._watched = Watched(self.root)
         self._items: dict[str, Item] = {}
-        self.dataset: Dataset
-        self._read()
+        self.dataset = self._found()
+        self.meaning = _meaning(self.dataset)
 
     @property
     def own(self) -> Path:
@@ -99,7 +98,7 @@ class Project:
             InputError: it cannot be read, or a link leads out of the folder.
         """
         item = self.item(key)
-        if not self.images.has(key):
+        if not self.images.has(key, item):
             self._require_files_within(item)
         return self.images.of(key, item)
 
@@ -113,10 +112,11 @@ class Project:
             item = self.item(key)
             if key not in self._masks:
                 self._require_files_within(item)
-                painted = PaintedMask(item, self._home(key), self.place(item), self.dataset.label_values)
-                idle = [each for each, mask in self._masks.items() if mask.changed is None]
+                painted = PaintedMask(item, self.home(key), self.place(item), self.dataset.label_values)
+                # A draft is safe in its journal; a finished mask is when it has been written.
+                idle = [each for each, mask in self._masks.items() if mask.changed is None or mask.state == "draft"]
                 for each in idle[: max(0, len(self._masks) + 1 - _OPEN_MASKS)]:
-                    del self._masks[each]
+                    self._drop(each)
                 self._masks[key] = painted
             # The one that was asked for last goes last.
             self._masks[key] = self._masks.pop(key)
@@ -126,7 +126,7 @@ class Project:
         """Return how far the labelling of an image is, without decoding anything."""
         if self.item(key).masks:
             return "done"
-        return "draft" if (self._home(key) / "versions.json").exists() else "none"
+        return "draft" if (self.home(key) / "versions.json").exists() else "none"
 
     def finish(self, key: str) -> None:
         """Write the mask of an image into the dataset.
@@ -140,55 +140,103 @@ class Project:
                 raise InputError(
                     "the labels", expected="at least one label", found="none", do="Name what you outline first."
                 )
-            if self.dataset.inferred or not (self.root / DESCRIPTION).exists():
-                self._describe(self.dataset.labels)
-            self._require_within(mask.place.path.parent, self.item(key).name)
-            path = mask.save()
-            changed = dataclasses.replace(self.item(key), masks=(path,), structures=(), names=())
-            self._items[key] = changed
-            self.dataset = dataclasses.replace(self.dataset, items=tuple(self._items.values()), inferred=False)
-            self._seen = self._look()
-            self.revision += 1
+            mask.require_editable()
+            self._write_down_labels()
+            require_within(self.root, mask.place.path.parent, self.item(key).name)
+            if mask.save():
+                self._said.append(f"another program has saved the mask of {mask.item.name}, too: it is under History")
+            self._note(key, mask)
 
-    def save_changes(self, *, at_once: bool = False) -> list[str]:
-        """Write finished masks that were painted since; return what went wrong, in words.
+    def reopen(self, key: str) -> None:
+        """Make a finished mask a draft again: its file goes from the dataset, and stays in the history.
+
+        Raises:
+            InputError: the image's mask cannot be changed here.
+        """
+        with self._lock:
+            self.keep_labels(key)  # without this mask nothing might tell them
+            mask = self.mask(key)
+            mask.require_editable()
+            require_within(self.root, mask.place.path.parent, self.item(key).name)
+            mask.reopen()
+            self._note(key, mask)
+
+    def keep_labels(self, key: str) -> None:
+        """Write the labels down before an image is painted on, where only the masks tell them.
+
+        Else the next mask that another program adds could number them anew, and what was painted would mean another.
+
+        Raises:
+            InputError: the file that is there cannot be read.
+        """
+        with self._lock:
+            if not self._are_written and len(self.dataset.labels) > 1 and not self.place(self.item(key)).why_not:
+                self._write_down_labels()
+
+    def save_changes(self, *, at_once: bool = False) -> dict[str, str]:
+        """Write finished masks that were painted since; return what went wrong, in words, by the ids of the images.
 
         Args:
             at_once: whether to write also those that were painted a moment ago.
         """
-        said = []
+        wrong = {}
         with self._lock:
             waiting = [(key, mask) for key, mask in self._masks.items() if mask.changed is not None]
         for key, mask in waiting:
-            since = time.monotonic() - (mask.changed or 0)
+            since, known = time.monotonic() - (mask.changed or 0), mask.problem
             if mask.state == "done" and (at_once or since >= _SAVE_AFTER):
                 try:
                     self.finish(key)
-                except (InputError, OSError) as error:
-                    said.append(str(error))
-        return said
+                except InputError as error:
+                    mask.problem, wrong[key] = error.found, str(error)
+                except Exception as error:  # one mask never keeps the others from being written
+                    said = getattr(error, "strerror", None) or f"an error of the page, {type(error).__name__}"
+                    mask.problem, wrong[key] = said, f"{mask.item.name}: its mask could not be written: {said}"
+                self.revision += mask.problem != known
+        return wrong
+
+    def require_saved(self) -> None:
+        """Write all finished masks as they are now.
+
+        Raises:
+            InputError: one cannot be written: what is made of the files would be made of what was there before.
+        """
+        for key, item in list(self._items.items()):
+            if item.masks and key not in self._masks and Versions(self.home(key)).is_behind():
+                self.mask(key)  # the server was killed before it could write it
+        for key, text in self.save_changes(at_once=True).items():
+            raise InputError(
+                self.item(key).name,
+                expected="a finished mask in the folder as it was painted",
+                found="one that cannot be written",
+                do=f"Mend that first. {text}",
+            )
+
+    def said(self) -> list[str]:
+        """Return what the user should know and has not been told, once."""
+        with self._lock:
+            said, self._said = self._said, []
+            return said
 
     def watch(self) -> bool:
-        """Take over masks that another program has written since; return whether there are any.
+        """Take over masks and labels that another program has written since; return whether there are any.
 
-        A file counts when two looks, one after the other, find it the same: it may still be being written.
+        Raises:
+            InputError: the labels cannot be read; nothing is taken over then.
         """
         with self._lock:
-            seen, glimpsed = self._look(), self._glimpsed
-            self._glimpsed = seen
-            if seen == self._seen or seen != glimpsed:
+            news = self._watched.news()
+            if not news:
                 return False
-            self.save_changes(at_once=True)
-            # Finished ones that cannot be written now stay; strokes of the others are in their journals.
-            self._masks = {k: mask for k, mask in self._masks.items() if mask.changed and mask.state == "done"}
-            self._read()
-            self.revision += 1
+            if self._description in news:
+                require_readable(self._description)
+            self._take_over()
             return True
 
     def picture_stamp(self, key: str, prediction: Path | None = None) -> str:
         """Return what the small picture of an image is known by: another as soon as it shows anything else."""
         item = self.item(key)
-        home = self._home(key)
+        home = self.home(key)
         shown = [prediction] if prediction else [*item.masks, *(home.iterdir() if home.is_dir() else ())]
         files_shown = [*(file for source in item.images for file in files_of(source)), *shown]
         states = [(path.name, path.stat().st_mtime_ns, path.stat().st_size) for path in files_shown if path.exists()]
@@ -196,23 +244,7 @@ class Project:
 
     def place(self, item: Item) -> Place:
         """Return where the mask of an image is written."""
-        layout, source = self.dataset.layout, item.images[0]
-        old = item.masks[0] if item.masks else None
-        if layout not in _EDITABLE:
-            return Place(self.root, f"data in the layout {layout}, whose masks lie in shared files")
-        if item.structures or len(item.masks) > 1:
-            return Place(self.root, "a file for each structure")
-        if layout == "nnunet":
-            folder = self.root / "labelsTr"
-            suffix = file_ending(self.root / DESCRIPTION, read_description(self.root / DESCRIPTION))
-        elif layout == "decathlon":
-            folder, suffix = self.root / "labelsTr", ".nii.gz"
-        else:
-            folder = masks_folder(self.root, [])
-            suffix = labels_suffix(source) if isinstance(source, Path) else _suffix_for(item)
-        if old is not None and not item.names and _can_rewrite(old, item):
-            return Place(old)
-        return Place(folder / f"{self._mask_name(item)}{suffix}")
+        return place_in(self.dataset, item)
 
     def touch(self) -> None:
         """Say that the page should look again."""
@@ -231,6 +263,7 @@ class Project:
     def add_label(self, name: str, colour: str | None = None) -> None:
         """Add a label behind the others, in a colour (``#rrggbb``) if one is given; see `medsaga.app.labels.added`."""
         with self._lock:
+            self._read_labels()
             labels = added(self.dataset.labels, name)
             self._set_labels(labels)
             self._colours.choose(list(labels)[-1], colour)
@@ -243,6 +276,7 @@ class Project:
             InputError: there is no such label, the name cannot be given, or the names stand in the masks.
         """
         with self._lock:
+            self._read_labels()
             before = name_of(self.dataset.labels, value)
             labels = self.dataset.labels if name is None else renamed(self.dataset.labels, value, name)
             if labels != self.dataset.labels:
@@ -273,48 +307,67 @@ class Project:
             self._promised.add(f"run{number}")
             return self.root / RUNS / f"run{number}"
 
-    def _home(self, key: str) -> Path:
+    def home(self, key: str) -> Path:
+        """Return where what is painted on an image is kept."""
         return self.own / "masks" / key
 
-    def _read(self) -> None:
-        self.dataset = read_dataset(self.root, masks_required=False)
-        if not self.dataset.items:
-            raise self.dataset.problems[0] if self.dataset.problems else _no_images(self.root)
-        self._items = {id_of(item.name): item for item in self.dataset.items}
-        self._seen = self._glimpsed = self._look()
+    def _found(self) -> Dataset:
+        """Return the dataset as it is in the folder, and note its images."""
+        self._watched.take()
+        dataset = read_dataset(self.root, masks_required=False)
+        if not dataset.items:
+            none = InputError(self.root, expected="images", found="none", do="Choose another folder.")
+            raise dataset.problems[0] if dataset.problems else none
+        self._items = {id_of(item.name): item for item in dataset.items}
+        self._are_written = False
+        return dataset
 
-    def _look(self) -> dict[str, tuple[int, int]]:
-        """Return when the masks were written, and how large they are."""
-        folders = {self.root / "labelsTr", masks_folder(self.root, [])}
-        found = {}
-        for folder in folders:
-            for path in folder.glob("*") if folder.is_dir() else ():
-                if not path.name.startswith(".") and path.is_file():
-                    state = path.stat()
-                    found[str(path)] = (state.st_mtime_ns, state.st_size)
-        return found
+    def _take_over(self) -> None:
+        """Take the folder as it is now, after all that was painted has been written."""
+        self.save_changes(at_once=True)
+        # Finished ones that cannot be written now stay; strokes of the others are in their journals.
+        for key in [each for each, mask in self._masks.items() if not (mask.changed and mask.state == "done")]:
+            self._drop(key, wait=True)
+        before, self.dataset = list(self.dataset.labels.items()), self._found()
+        if list(self.dataset.labels.items())[: len(before)] != before:
+            self.meaning = _meaning(self.dataset)
+        self._masks = {key: mask for key, mask in self._masks.items() if key in self._items}
+        for mask in self._masks.values():
+            mask.set_values(self.dataset.label_values)
+        self.revision += 1
+
+    def _drop(self, key: str, *, wait: bool = False) -> None:
+        """Keep a label map no longer in memory; one that is being changed only after that, or not at all."""
+        mask = self._masks[key]
+        if mask.lock.acquire(blocking=wait):
+            mask.dropped = True
+            del self._masks[key]
+            mask.lock.release()
+
+    def _note(self, key: str, mask: PaintedMask) -> None:
+        """Take note of a mask that has been written or removed here."""
+        before, item = self._items[key], mask.item
+        self._items[key] = dataclasses.replace(before, masks=item.masks, structures=item.structures, names=item.names)
+        self.dataset = dataclasses.replace(self.dataset, items=tuple(self._items.values()))
+        for path in {*before.masks, *item.masks}:
+            self._watched.note(path)
+        self.revision += 1
 
     def _require_files_within(self, item: Item) -> None:
         for path in (*(file for source in item.images for file in files_of(source)), *item.masks):
-            self._require_within(path, item.name)
+            require_within(self.root, path, item.name)
 
-    def _require_within(self, path: Path, name: str) -> None:
-        if not path.resolve().is_relative_to(self.root):
-            raise InputError(
-                name,
-                expected="files of the folder that was opened",
-                found="a link that leads out of it",
-                do="Copy the files into the folder, or open the folder that they lie in.",
-            )
+    def _read_labels(self) -> None:
+        """Take over labels that another program has written since: they must not go with the next change here."""
+        if not self._watched.is_known(self._description):
+            require_readable(self._description)
+            self._take_over()
 
-    def _mask_name(self, item: Item) -> str:
-        """Return the name of a new mask: that of the image, with the addition that the other masks have."""
-        for other in self._items.values():
-            if other.masks and not other.structures:
-                name = stem(other.masks[0]) if suffix_of(other.masks[0]) else other.masks[0].stem
-                if name != other.name and other.name in name:
-                    return name.replace(other.name, item.name, 1)
-        return item.name
+    def _write_down_labels(self) -> None:
+        if not self._are_written and not are_written(self._description):
+            self._describe(self.dataset.labels)
+            self.dataset = dataclasses.replace(self.dataset, inferred=False)
+        self._are_written = True
 
     def _set_labels(self, labels: dict[str, int]) -> None:
         self._describe(labels)
@@ -326,17 +379,8 @@ class Project:
             mask.set_values(self.dataset.label_values)
 
     def _describe(self, labels: dict[str, int]) -> None:
-        """Write the labels into ``dataset.json``, the first time with a copy of what was there."""
-        path = self.root / DESCRIPTION
-        document = dict(read_description(path)) if path.exists() else {}
-        kept = self.own / f"before.{DESCRIPTION}"
-        if path.exists() and not kept.exists():
-            kept.parent.mkdir(exist_ok=True)
-            with files.replacing(kept) as temporary:
-                shutil.copyfile(path, temporary)
-        document["labels"] = labels
-        parse_labels(path, document)
-        files.write_json(path, document)
+        write(self._description, labels, self.own / f"before.{DESCRIPTION}")
+        self._watched.note(self._description)
 
 
 def id_of(name: str) -> str:
@@ -344,25 +388,10 @@ def id_of(name: str) -> str:
     return hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:12]
 
 
-def _suffix_for(item: Item) -> str:
-    return ".png" if item.header.grid.affine is None else ".nii.gz"
-
-
-def _can_rewrite(mask: Path, item: Item) -> bool:
-    """Whether a mask can be written again in its format, on the grid of its image."""
-    suffix = suffix_of(mask)
-    if suffix is None:
-        return False
-    form, source = format_of(mask), item.images[0]
-    if isinstance(source, Path) and form is format_of(source):
-        return suffix not in (".jpg", ".jpeg")
-    return form is not itk and suffix in (".nii.gz", ".nii") and item.header.grid.affine is not None
+def _meaning(dataset: Dataset) -> str:
+    return id_of(repr(list(dataset.labels.items())))
 
 
 def _made(run: Path) -> tuple[float, str]:
     path = run / run_folder.CONFIG
     return path.stat().st_mtime if path.exists() else 0.0, run.name
-
-
-def _no_images(root: Path) -> InputError:
-    return InputError(root, expected="images", found="none", do="Choose another folder.")

@@ -16,7 +16,7 @@ from medsaga.app.interpolation import between, gaps_beside
 from medsaga.app.masks import PaintedMask
 from medsaga.app.pictures import picture_of
 from medsaga.app.project import Project, id_of
-from medsaga.app.requests import Json, document, number, session_of
+from medsaga.app.requests import Json, document, number, number_in, session_of
 from medsaga.app.results import prediction_of, predictions
 from medsaga.data.slices import SliceView, most_labelled
 from medsaga.errors import InputError
@@ -133,7 +133,7 @@ async def interpolate(request: Request) -> Response:
     """Fill the slices between the outlined ones beside the one that is shown."""
     project, key = _asked(request)
     asked = await document(request)
-    plane, index, label = str(asked.get("plane")), int(asked.get("index", 0)), int(asked.get("label", 1))
+    plane, index, label = str(asked.get("plane")), number_in(asked, "index", 0), number_in(asked, "label", 1)
     views = project.image(key).views
 
     def fill(mask: PaintedMask) -> int:
@@ -152,6 +152,15 @@ async def finish(request: Request) -> Response:
     return Json(_mask(project, key))
 
 
+async def reopen(request: Request) -> Response:
+    """Take the mask out of the dataset again, which makes it a draft."""
+    project, key = _asked(request)
+    seen = await _seen(request)
+    await run_in_threadpool(_changed, project, key, seen, lambda _: None)
+    await run_in_threadpool(project.reopen, key)
+    return Json(_mask(project, key))
+
+
 async def begin(request: Request) -> Response:
     """Start the label map anew: from a prediction, from an earlier version, or empty."""
     project, key = _asked(request)
@@ -164,7 +173,8 @@ async def begin(request: Request) -> Response:
         if asked.get("accept"):
             await run_in_threadpool(project.finish, key)
     elif asked.get("version"):
-        await run_in_threadpool(_changed, project, key, seen, lambda mask: mask.revert(int(asked["version"])))
+        version = number_in(asked, "version", 0)
+        await run_in_threadpool(_changed, project, key, seen, lambda mask: mask.revert(version))
     else:
         await run_in_threadpool(_changed, project, key, seen, lambda mask: mask.begin("empty", ()))
     project.touch()
@@ -173,11 +183,15 @@ async def begin(request: Request) -> Response:
 
 def _changed(project: Project, key: str, seen: str | None, change: Callable[[PaintedMask], Changed]) -> Changed:
     """Change a label map, if it is the one that the user has seen."""
-    mask = project.mask(key)
-    with mask.lock:
-        if seen not in (None, _stamp(project, mask)):
-            raise HTTPException(409, "The labels were changed in another tab or by another program.")
-        return change(mask)
+    project.keep_labels(key)
+    while True:
+        mask = project.mask(key)
+        with mask.lock:
+            if mask.dropped:  # while the lock was waited for
+                continue
+            if seen not in (None, _stamp(project, mask)):
+                raise HTTPException(409, "The labels were changed in another tab or by another program.")
+            return change(mask)
 
 
 def _interpolated(mask: PaintedMask, views: Mapping[str, SliceView], plane: str, index: int, label: int) -> int:
@@ -200,8 +214,8 @@ def _interpolated(mask: PaintedMask, views: Mapping[str, SliceView], plane: str,
 
 
 def _stamp(project: Project, mask: PaintedMask) -> str:
-    """What the page knows a label map by: images of two folders can have one name."""
-    return f"{id_of(str(project.root))}.{mask.stamp}"
+    """What the page knows a label map by: images of two folders can have one name, and classes another meaning."""
+    return f"{id_of(str(project.root))}.{project.meaning}.{mask.stamp}"
 
 
 async def _seen(request: Request) -> str | None:
@@ -217,6 +231,8 @@ def _mask(project: Project, key: str) -> dict[str, Any]:
         "undo": mask.can_undo,
         "redo": mask.can_redo,
         "history": mask.history,
+        "empty": not mask.classes.any(),
+        "unwritten": mask.problem if mask.state == "done" and mask.changed is not None else "",
         "why_not": project.place(project.item(key)).why_not,
     }
 
@@ -242,5 +258,6 @@ ROUTES = [
     _route("/redo", redo, "POST"),
     _route("/interpolate", interpolate, "POST"),
     _route("/finish", finish, "POST"),
+    _route("/reopen", reopen, "POST"),
     _route("/begin", begin, "POST"),
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
@@ -13,7 +12,7 @@ from starlette.routing import Route
 from medsaga.app.export import FORMATS, export_labels, export_model, formats_of
 from medsaga.app.opening import browse, make_dataset, make_phantom
 from medsaga.app.project import Project
-from medsaga.app.requests import Json, document, session_of
+from medsaga.app.requests import Json, document, path_of, session_of
 from medsaga.data.sources import place_of
 from medsaga.errors import InputError
 
@@ -54,7 +53,7 @@ def cases(request: Request) -> Response:
 def folders(request: Request) -> Response:
     """List the folders in a folder, for the user to choose one."""
     asked = request.query_params.get("path")
-    return Json(browse(Path(asked) if asked else session_of(request).folder))
+    return Json(browse(path_of(asked) if asked else session_of(request).folder))
 
 
 async def open_project(request: Request) -> Response:
@@ -62,7 +61,7 @@ async def open_project(request: Request) -> Response:
     asked = str((await document(request)).get("path", ""))
     if not asked:
         raise InputError("the folder", expected="a path", found="none", do="Choose a folder.")
-    await run_in_threadpool(session_of(request).open, Path(asked).expanduser())
+    await run_in_threadpool(session_of(request).open, path_of(asked))
     return Json({})
 
 
@@ -77,7 +76,7 @@ async def open_phantom(request: Request) -> Response:
 async def open_images(request: Request) -> Response:
     """Copy a folder of images into a new dataset, and open that."""
     asked = str((await document(request)).get("path", ""))
-    root = await run_in_threadpool(make_dataset, Path(asked).expanduser().resolve())
+    root = await run_in_threadpool(make_dataset, path_of(asked).resolve())
     await run_in_threadpool(session_of(request).open, root)
     return Json({})
 
@@ -91,7 +90,7 @@ async def labels(request: Request) -> Response:
         await run_in_threadpool(project.add_label, added, colour)
     else:
         value = asked.get("value")
-        if not isinstance(value, int):
+        if not isinstance(value, int) or isinstance(value, bool):
             raise InputError("the labels", expected="one of them", found=repr(value), do="Load the page again.")
         await run_in_threadpool(project.change_label, value, name, colour)
     return Json(project.labels())
@@ -114,6 +113,8 @@ async def export(request: Request) -> Response:
             raise InputError("the model", expected="a run", found="none", do="Train first.")
         exported = await run_in_threadpool(export_model, project, run)
     else:
+        if run is None:
+            await run_in_threadpool(project.require_saved)
         exported = await run_in_threadpool(export_labels, project, str(asked.get("format")), run)
     return Json(exported.to_json())
 

@@ -53,7 +53,7 @@ async def train(request: Request) -> Response:
     session = session_of(request)
     project, jobs = session.need()
     choice = Choice.of(await document(request))
-    await run_in_threadpool(project.save_changes, at_once=True)
+    await run_in_threadpool(project.require_saved)
     arguments, out = await run_in_threadpool(train_command, project, choice)
     return _queued(request, jobs, arguments, out)
 
@@ -64,7 +64,7 @@ async def train_again(request: Request) -> Response:
     project, jobs = session.need()
     before = project.runs()[request.path_params["key"]]
     steps = Choice.of({"time": "usual", **await document(request)}).steps
-    await run_in_threadpool(project.save_changes, at_once=True)
+    await run_in_threadpool(project.require_saved)
     arguments, out = await run_in_threadpool(continue_command, project, before, steps)
     return _queued(request, jobs, arguments, out)
 

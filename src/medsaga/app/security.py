@@ -8,17 +8,21 @@ the address carries once and a cookie from then on, which no script can read.
 from __future__ import annotations
 
 import hmac
+import re
 from collections.abc import Iterable
 from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qs
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
-from starlette.responses import PlainTextResponse, RedirectResponse, Response
+from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 MOST_BYTES = 2**25
-"""Of a request's body: a stroke over 32 megapixels. What is larger is cut off, whatever its header says."""
+"""Of a request's body. What is larger is cut off, whatever its header says."""
+MOST_BYTES_OF_A_STROKE = 2**28
+"""Of the body of a stroke, a byte for each pixel of its box: filling a picture of 16,384 x 16,384 pixels."""
+_STROKE = re.compile(r"/api/cases/[0-9a-f]+/edit")
 MOST_REQUESTS = 256
 """That are worked on or wait at a time; others are answered 503."""
 SAFE = frozenset({"GET", "HEAD"})
@@ -35,6 +39,10 @@ _HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "X-Frame-Options": "DENY",
 }
+_GO_ON = (
+    '<!doctype html><html lang="en"><meta http-equiv="refresh" content="0; url=/"><title>medsaga</title>'
+    '<link rel="icon" href="/static/icon.svg"></html>'
+)
 _DENIED = "This address lacks its token. Use the address that `medsaga app` printed when it started.\n"
 
 
@@ -73,7 +81,7 @@ class Guard:
             return
         self._open += 1
         try:
-            await self._app(scope, _bounded(receive), _with_headers(send))
+            await self._app(scope, _bounded(receive, _most(scope)), _with_headers(send))
         finally:
             self._open -= 1
 
@@ -92,16 +100,21 @@ class Guard:
         if given:
             if not self._is_token(given):
                 return PlainTextResponse(_DENIED, 403)
-            return self._let_in()
+            return self._let_in(is_from_file=headers.get("sec-fetch-site") == "cross-site")
         if not self._is_token(self._cookies(headers)):
             return PlainTextResponse(_DENIED, 403)
-        if int(length) > MOST_BYTES if (length := headers.get("content-length", "0")).isdecimal() else True:
-            return PlainTextResponse(f"at most {MOST_BYTES:,} bytes in a request\n", 413, {"Connection": "close"})
+        most, length = _most(scope), headers.get("content-length", "0")
+        if not length.isdecimal() or int(length) > most:
+            return PlainTextResponse(f"at most {most:,} bytes in a request\n", 413, {"Connection": "close"})
         return None
 
-    def _let_in(self) -> Response:
-        """Put the token into a cookie and take it out of the address, where it would stay in the browser's history."""
-        answer = RedirectResponse("/", 303)
+    def _let_in(self, *, is_from_file: bool) -> Response:
+        """Put the token into a cookie and take it out of the address, where it would stay in the browser's history.
+
+        A browser that comes from the file which `medsaga.app.entrance` writes does not bring such a cookie along where
+        it is sent on by a status: a page of our own must send it.
+        """
+        answer = HTMLResponse(_GO_ON) if is_from_file else RedirectResponse("/", 303)
         answer.set_cookie(self._cookie, self._token.decode(), path="/", httponly=True, samesite="strict")
         answer.headers["Cache-Control"] = "no-store"
         return answer
@@ -119,7 +132,12 @@ class Guard:
         return len(values) == 1 and hmac.compare_digest(values[0].encode("utf-8", "surrogateescape"), self._token)
 
 
-def _bounded(receive: Receive) -> Receive:
+def _most(scope: Scope) -> int:
+    """Return how many bytes the body of a request may have."""
+    return MOST_BYTES_OF_A_STROKE if _STROKE.fullmatch(scope["path"]) else MOST_BYTES
+
+
+def _bounded(receive: Receive, most: int) -> Receive:
     """Count what a client sends, for a header may lie and a stream has none."""
     seen = 0
 
@@ -127,8 +145,8 @@ def _bounded(receive: Receive) -> Receive:
         nonlocal seen
         message = await receive()
         seen += len(message.get("body", b""))
-        if seen > MOST_BYTES:
-            raise HTTPException(413, f"at most {MOST_BYTES:,} bytes in a request", {"Connection": "close"})
+        if seen > most:
+            raise HTTPException(413, f"at most {most:,} bytes in a request", {"Connection": "close"})
         return message
 
     return counted

@@ -6,7 +6,6 @@ import contextlib
 import os
 import secrets
 import socket
-import webbrowser
 from collections.abc import AsyncIterator, Callable
 from importlib import metadata, resources
 from pathlib import Path
@@ -21,6 +20,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from medsaga.app import routes_images, routes_project, routes_runs
+from medsaga.app.entrance import opened_in_browser
 from medsaga.app.requests import Json
 from medsaga.app.security import Guard
 from medsaga.app.session import Session
@@ -111,9 +111,8 @@ def serve(
         token = secrets.token_urlsafe(_TOKEN_BYTES)
         address = f"http://{HOST}:{port}/?token={token}"
         say(f"medsaga app: {address}")
-        if open_browser:
-            webbrowser.open(address)
-        with contextlib.suppress(KeyboardInterrupt):  # the usual end
+        opened = opened_in_browser(address) if open_browser else contextlib.nullcontext()
+        with contextlib.suppress(KeyboardInterrupt), opened:  # the usual end
             make_server(session, token=token, port=port).run(sockets=[listening])
     finally:
         listening.close()

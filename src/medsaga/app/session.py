@@ -20,9 +20,10 @@ from medsaga.app.project import Project
 from medsaga.app.results import predict_command, prediction_of, predictions
 from medsaga.data.dataset import read_dataset
 from medsaga.data.survey import survey
-from medsaga.errors import InputError
+from medsaga.errors import InputError, MedsagaError
 
 _SAVE_EVERY = 0.5
+_KEPT_NOTICES = 20
 _WATCH_EVERY = 4
 """Rounds of saving between two looks for masks that other programs have written."""
 
@@ -39,7 +40,7 @@ class Session:
         jobs: of the open project.
         estimates: of memory, and looks at cases, which do not wait for a training.
         previews: the looks at runs that train.
-        notices: what the user should know, the newest last.
+        notices: what the user should know, the newest last, each with its number: the page says each once.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -48,7 +49,8 @@ class Session:
         self.jobs: Jobs | None = None
         self.estimates: Jobs | None = None
         self.previews: dict[Path, Preview] = {}
-        self.notices: list[str] = []
+        self.notices: list[dict[str, Any]] = []
+        self._wrong: set[str] = set()
         self._predicted: tuple[tuple[str, str, str, int, tuple[int, ...]], npt.NDArray[np.uint8]] | None = None
         self._survey: Connection | None = None
         self._found: dict[str, Any] | None = None
@@ -184,17 +186,28 @@ class Session:
             project, rounds = self.project, rounds + 1
             if project is None:
                 continue
-            try:
-                for text in project.save_changes():
-                    self._say(text)
-                if rounds % _WATCH_EVERY == 0 and project.watch():
-                    self._say("masks were changed by another program and have been taken over")
-            except (InputError, OSError) as error:
-                self._say(str(error))
+            self._keep_in_order(project, watch=rounds % _WATCH_EVERY == 0)
 
-    def _say(self, text: str) -> None:
-        if not self.notices or self.notices[-1] != text:
-            self.notices = [*self.notices[-20:], text]
+    def _keep_in_order(self, project: Project, *, watch: bool) -> None:
+        """Write what was painted, look for what others have written, and say what the user should know of it."""
+        wrong = set()
+        try:
+            wrong = {f"Not written into the folder: {text}" for text in project.save_changes().values()}
+            if watch and project.watch():
+                self.say("masks or labels were changed by another program and have been taken over")
+        except (MedsagaError, OSError) as error:
+            wrong.add(str(error))
+        except Exception as error:  # without this thread nothing more would be written
+            wrong.add(f"the folder could not be looked at: an error of the page, {type(error).__name__}")
+        for text in [*project.said(), *sorted(wrong - self._wrong)]:
+            self.say(text)
+        # What goes on being wrong is said once; what was found while watching stands until the next look.
+        self._wrong = wrong if watch else self._wrong | wrong
+
+    def say(self, text: str) -> None:
+        """Tell the user something, who may have been told the same before."""
+        number = self.notices[-1]["number"] + 1 if self.notices else 1
+        self.notices = [*self.notices[1 - _KEPT_NOTICES :], {"number": number, "text": text}]
 
 
 def _look_through(root: str, answer: Connection) -> None:

@@ -10,8 +10,10 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from medsaga.app.watched import State, state_of
 from medsaga.data.items import read_item
 from medsaga.data.slices import SliceView, slice_view
+from medsaga.data.sources import files_of
 from medsaga.data.types import Array, Grid, Item
 
 PLANES = ("axial", "coronal", "sagittal")
@@ -22,6 +24,8 @@ _AIR_BELOW = -500
 """HU. What is this dark and in whole numbers is CT, and shown as soft tissue is."""
 _SOFT_TISSUE = (-160.0, 240.0)
 _SAMPLED = 200_000
+_States = tuple[State | None, ...]
+"""Of the files of an image."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,14 +86,14 @@ class Images:
     """Decoded images, of which the last that were looked at are kept."""
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[str, OpenImage] = OrderedDict()
+        self._kept: OrderedDict[str, tuple[_States, OpenImage]] = OrderedDict()
         self._lock = threading.Lock()
         self._decoding: dict[str, threading.Lock] = {}
 
-    def has(self, key: str) -> bool:
-        """Whether the image of a key is decoded."""
+    def has(self, key: str, item: Item) -> bool:
+        """Whether an image is decoded as its files are now."""
         with self._lock:
-            return key in self._kept
+            return key in self._kept and self._kept[key][0] == _states(item)
 
     def of(self, key: str, item: Item) -> OpenImage:
         """Return the image of an item, decoded once however many ask at a time.
@@ -104,16 +108,22 @@ class Images:
         with self._lock:
             decoding = self._decoding.setdefault(key, threading.Lock())
         with decoding:
+            states = _states(item)  # before they are read: what is written meanwhile is another image
             with self._lock:
-                if key in self._kept:
+                if key in self._kept and self._kept[key][0] == states:
                     self._kept.move_to_end(key)
-                    return self._kept[key]
+                    return self._kept[key][1]
             image = OpenImage(read_item(item), item.header.grid)
             with self._lock:
-                self._kept[key] = image
-                while len(self._kept) > 1 and sum(each.voxels.nbytes for each in self._kept.values()) > MOST_BYTES:
+                self._kept[key] = (states, image)
+                self._kept.move_to_end(key)
+                while len(self._kept) > 1 and sum(each.voxels.nbytes for _, each in self._kept.values()) > MOST_BYTES:
                     self._kept.popitem(last=False)
             return image
+
+
+def _states(item: Item) -> _States:
+    return tuple(state_of(path) for source in item.images for path in files_of(source))
 
 
 def _scale(channel: Array) -> tuple[float, float]:

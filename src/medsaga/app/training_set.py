@@ -18,6 +18,7 @@ import numpy as np
 
 from medsaga import files
 from medsaga.app.project import OWN, Project
+from medsaga.app.versions import Versions
 from medsaga.data.items import read_mask
 from medsaga.data.layouts.finding import images_folder, masks_folder
 from medsaga.data.layouts.labelling import CASES, DESCRIPTION
@@ -192,13 +193,12 @@ def _drawn(project: Project, cases: Sequence[str]) -> tuple[str, ...]:
 
 def _is_prediction(project: Project, key: str) -> bool:
     """Whether the mask of an image is, in its values, a prediction that it was begun from."""
-    home, item = project.own / "masks" / key, project.item(key)
-    versions = files.read_json(home / "versions.json") if (home / "versions.json").exists() else []
-    for version in versions:
+    item = project.item(key)
+    versions = Versions(project.home(key))
+    for version in versions.listed():
         if version["origin"] == "prediction" and item.masks:
-            kept = replace(item, masks=tuple(home / name for name in version["files"]), names=(), structures=())
             with contextlib.suppress(InputError):  # what cannot be read any more tells nothing
-                if np.array_equal(read_mask(item), read_mask(kept)):
+                if np.array_equal(read_mask(item), read_mask(versions.begun_from(version["number"], item))):
                     return True
     return False
 

@@ -80,6 +80,18 @@ export function dialog(title, ...content) {
   return box;
 }
 
+/** Ask before something is done; return whether it is to be. What has the focus says no, and a held key nothing. */
+export function confirmed(title, text, yes) {
+  return new Promise((resolve) => {
+    const go = h("button", { type: "button", onclick: () => box.close("yes") }, yes);
+    const stay = h("button", { type: "button", class: "main", onclick: () => box.close() }, "Not yet");
+    const box = dialog(title, h("p", {}, text), h("div", { class: "row" }, stay, go));
+    box.addEventListener("keydown", (event) => event.repeat && event.preventDefault());
+    box.addEventListener("close", () => resolve(box.returnValue === "yes"));
+    stay.focus();
+  });
+}
+
 export const megabytes = (bytes) =>
   bytes >= 2 ** 30 ? `${(bytes / 2 ** 30).toFixed(1)} GiB` : `${Math.round(bytes / 2 ** 20)} MiB`;
 

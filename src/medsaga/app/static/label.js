@@ -1,7 +1,7 @@
 // The label view: a case, what is chosen to paint with, and what the server does to its label map.
 
 import { get, post } from "./api.js";
-import { h, toast, told } from "./dom.js";
+import { confirmed, h, toast, told } from "./dom.js";
 import { pressKey } from "./keyboard.js";
 import { drawMarks } from "./marks.js";
 import { listenToMouse } from "./mouse.js";
@@ -12,6 +12,8 @@ import { inTurn, saved } from "./saving.js";
 import { store } from "./store.js";
 import { Viewer } from "./viewer.js";
 import { Volume } from "./volume.js";
+
+const EMPTY = "Nothing is outlined here. A finished case without a label is trained on as one where there is nothing to find.";
 
 export async function labelView(visit, id) {
   const cases = await visit.still(get("/api/cases"));
@@ -191,7 +193,10 @@ class Editor {
     const isBusy = () => this.#asked || this.painting.pending || this.viewer.isHeld;
     if (isBusy()) return;
     const about = await this.visit.still(get(`/api/cases/${this.about.id}`).catch(() => null));
-    if (about && about.stamp !== this.status.stamp && !isBusy()) await this.lookAgain();
+    if (!about || isBusy()) return;
+    if (about.stamp !== this.status.stamp) return void (await this.lookAgain());
+    this.status = about;
+    this.refresh();
   }
 
   undo() {
@@ -217,8 +222,18 @@ class Editor {
     return this.#ask("begin", document);
   }
 
+  /** Make a finished case one that is begun. */
+  async reopen() {
+    if (await this.#ask("reopen")) await store.refresh();
+  }
+
   async finish() {
-    if (this.status.state !== "done" && !(await this.#ask("finish"))) return;
+    if (this.status.state !== "done") {
+      await saved(); // the stroke under way may be the first label
+      if (!this.visit.isOpen) return;
+      if (this.status.empty && !(await confirmed("Finish it without a label?", EMPTY, "Finish it empty"))) return;
+      if (!(await this.#ask("finish"))) return;
+    }
     await store.refresh();
     const cases = await this.visit.still(told(get("/api/cases")));
     if (!cases) return;

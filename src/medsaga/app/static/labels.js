@@ -34,10 +34,17 @@ export function labelList(chosen, onchoose) {
       value: labels[index].name,
       maxlength: "60",
       "aria-label": "Name of the label",
-      onkeydown: (event) => event.key === "Enter" && input.blur(),
-      onblur: () => input.value !== labels[index].name && save({ value: labels[index].value, name: input.value }),
+      onkeydown: (event) => {
+        if (event.key === "Escape") input.value = labels[index].name;
+        if (event.key === "Enter" || event.key === "Escape") input.blur();
+      },
+      onblur: () => {
+        if (input.value !== labels[index].name) save({ value: labels[index].value, name: input.value });
+        else input.replaceWith(button);
+      },
     });
-    row.querySelector(".label-name").replaceWith(input);
+    const button = row.querySelector(".label-name");
+    button.replaceWith(input);
     input.select();
   };
   const name = h("input", { type: "text", placeholder: "New label", maxlength: "60", "aria-label": "Name of a new label" });

@@ -73,9 +73,10 @@ store.addEventListener("state", () => {
   if (lost) toast("The server answers again.");
   lost = false;
   activity();
-  const notices = store.state.notices ?? [];
-  for (const text of notices.slice(Math.min(told, notices.length))) toast(text);
-  told = notices.length;
+  for (const { number, text } of (store.state.notices ?? []).filter(({ number }) => number > told)) {
+    toast(text);
+    told = number;
+  }
 });
 store.addEventListener("project", () => {
   reported.clear(); // numbers of jobs begin anew

@@ -6,7 +6,7 @@ import { MOST_RADIUS, paints, palette, TOOLS } from "./palette.js";
 import { store } from "./store.js";
 
 const STATES = { none: "not labelled", draft: "begun", done: "finished" };
-const ORIGINS = { empty: "painted", file: "mask of the folder", prediction: "prediction", version: "brought back" };
+const ORIGINS = { empty: "painted", file: "mask of the folder", prediction: "prediction", version: "brought back", other: "saved by another program" };
 
 export class Panel {
   constructor(editor) {
@@ -30,6 +30,7 @@ export class Panel {
     this.undo = h("button", { type: "button", title: "Undo (Ctrl+Z)", onclick: () => editor.undo() }, "Undo");
     this.redo = h("button", { type: "button", title: "Redo (Ctrl+Shift+Z)", onclick: () => editor.redo() }, "Redo");
     this.done = h("button", { type: "button", class: "main", title: "Finish this case and go to the next (Enter)", onclick: () => editor.finish() }, "Finish case");
+    this.reopen = h("button", { type: "button", title: "Take the mask out of the folder; it stays here as begun", onclick: () => editor.reopen() }, "Not finished yet");
     this.note = h("p", { class: "note" });
     this.labels = h("div", {});
     this.history = h("details", { class: "history" });
@@ -51,7 +52,7 @@ export class Panel {
         h("div", { class: "row" }, this.undo, this.redo)),
       h("section", {}, h("h2", {}, "Labels"), this.labels, h("label", { class: "field" }, "Opacity", this.opacity)),
       h("section", {}, planes ? h("h2", {}, "Plane") : null, planes, editor.viewer.controls()),
-      h("section", { class: "end" }, this.note, this.prediction, this.done, this.history),
+      h("section", { class: "end" }, this.note, this.prediction, this.done, this.reopen, this.history),
     );
   }
 
@@ -90,6 +91,7 @@ export class Panel {
     this.badge.className = `badge ${state}`;
     this.done.hidden = Boolean(whyNot);
     this.done.textContent = state === "done" ? "Next case" : "Finish case";
+    this.reopen.hidden = Boolean(whyNot) || state !== "done";
     this.done.disabled = store.labels.length < 2;
     this.note.textContent = whyNot
       ? `Only to look at: ${whyNot}.`
@@ -103,10 +105,13 @@ export class Panel {
     this.#showHistory();
   }
 
-  /** Say whether all strokes are on the disk. */
+  /** Say whether all strokes are on the disk, and the mask is in the folder. */
   sayHowFar() {
     const { painting, status } = this.editor;
-    this.saved.textContent = painting.pending ? "Saving…" : status.undo || status.redo ? "All strokes saved" : "";
+    const isSaved = status.undo || status.redo ? "All strokes saved" : "";
+    const isUnwritten = Boolean(status.unwritten) && !painting.pending;
+    this.saved.classList.toggle("bad", isUnwritten);
+    this.saved.textContent = painting.pending ? "Saving…" : isUnwritten ? `Saved, but not written into the folder: ${status.unwritten}` : isSaved;
   }
 
   /** List the labels anew where they have changed: a stroke that is answered must not end the writing of a name. */
@@ -129,13 +134,13 @@ export class Panel {
 
   #showHistory() {
     const versions = this.editor.status.history ?? [];
-    this.history.hidden = versions.length < 2;
+    this.history.hidden = versions.every(({ now }) => now);
     this.history.replaceChildren(
       h("summary", {}, `History (${versions.length})`),
-      h("ol", {}, versions.map(({ number, origin, time }) =>
+      h("ol", {}, versions.map(({ number, origin, time, now }) =>
         h("li", {},
           h("span", {}, ORIGINS[origin], ` ${new Date(time * 1000).toLocaleTimeString()}`),
-          number === versions.length ? h("span", { class: "soft" }, "now") : h("button", { type: "button", class: "quiet", onclick: () => this.editor.begin({ version: number }) }, "Bring back")))),
+          now ? h("span", { class: "soft" }, "now") : h("button", { type: "button", class: "quiet", onclick: () => this.editor.begin({ version: number }) }, "Bring back")))),
     );
   }
 }
