@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from flwr.common.serde import message_to_proto
 from safetensors.torch import load_file
 
 from medsaga.cli import main
-from medsaga.federated.apps import HOW, SAID, hospital_app, serve_rounds
+from medsaga.federated.apps import HOW, MISMATCH, SAID, hospital_app, serve_rounds
 from medsaga.federated.grid import InProcessGrid
 from medsaga.federated.hospital import Hospital, open_folder
 from medsaga.federated.options import Federation
@@ -147,6 +148,32 @@ def test_a_site_that_differs_hears_what_and_stays_out(
     greeting = RecordDict({"server": ConfigRecord({"plan": plan.to_json()})})
     (answer,) = grid.send_and_receive([grid.create_message(greeting, "query.hello", 1, "")])
     assert answer.has_error()
-    assert answer.error.reason == "its labels, channels, model, weights or version differ; the site itself says which"
+    assert answer.error.reason == MISMATCH
     assert told in (folder / SAID).read_text()
     assert Plan.from_json(plan.to_json()) == plan
+
+
+def test_a_folder_in_which_a_training_has_begun_is_for_that_federation_alone(tmp_path: Path) -> None:
+    folder = hospital(tmp_path, "north")
+    plan = Plan.read(server(tmp_path, Federation(rounds=1, local_steps=1), sites=1))
+    other = dataclasses.replace(plan, settings=dataclasses.replace(plan.settings, encoder_lr=0.123))
+    windows = ({"kind": "identity", "low": 0.0, "high": 255.0},), ({"kind": "percentile"},)
+    grid = InProcessGrid({1: hospital_app(lambda: folder)})
+
+    def asked(kind: str, **content: str) -> Message:
+        order = RecordDict({"server": ConfigRecord({**content})})
+        (answer,) = grid.send_and_receive([grid.create_message(order, kind, 1, "")])
+        return answer
+
+    # Before there is a training, the server may change its mind.
+    assert asked("query.hello", plan=other.to_json()).has_content()
+    assert asked("query.hello", plan=plan.to_json()).has_content()
+    for _ in range(2):
+        assert asked("query.begin", intensities=json.dumps(windows[0])).has_content()
+        assert asked("query.hello", plan=plan.to_json()).has_content()
+    assert asked("query.hello", plan=other.to_json()).error.reason == MISMATCH
+    assert asked("query.begin", intensities=json.dumps(windows[1])).has_error()
+    first, second = [line for line in (folder / SAID).read_text().splitlines() if "Choose another --out" in line]
+    assert "found a training with other settings" in first
+    assert "found a training with images made in another way" in second
+    assert Plan.read(folder) == plan

@@ -39,7 +39,7 @@ HOW = "how.json"
 """In the server's folder: for how many sites it waits, and how long."""
 FAILED, OVER, DIFFERS = "failed: ", "over", "differs: "
 """How lines begin after which the command that waits for them ends."""
-MISMATCH = "its labels, channels, model, weights or version differ; the site itself says which"
+MISMATCH = "its labels, channels, model, weights, version or folder differ; the site itself says which"
 
 server = ServerApp()
 

@@ -18,7 +18,7 @@ from medsaga.data.splits import Split
 from medsaga.data.survey import Survey
 from medsaga.device import choose_device
 from medsaga.errors import InputError
-from medsaga.federated.plan import Plan, digest_of_frozen, require_same
+from medsaga.federated.plan import PLAN, Plan, digest_of_frozen, require_same
 from medsaga.federated.site import LocalSite
 from medsaga.planning.defaults import defaults_for
 from medsaga.runs.loading import LoadedData, load_data, split_of
@@ -90,19 +90,26 @@ class Hospital:
                 found="others",
                 do="Use the same version of torch at all sites, or weights from a file.",
             )
+        if self._has_begun and (self.folder / PLAN).exists() and Plan.read(self.folder) != plan:
+            raise self._of_another_federation("other settings")
         plan.write(self.folder)
         return {"name": self.name, "intensities": json.dumps([vars(each) for each in self.intensities])}
 
     def begin(self, intensities: tuple[Intensity, ...], console: Console) -> tuple[str, ...]:
-        """Prepare the training; return the mirrorings that the labels here keep."""
-        run = self.folder / RUN
-        if not (run / run_folder.MANIFEST).exists():
+        """Prepare the training; return the mirrorings that the labels here keep.
+
+        Raises:
+            InputError: the folder has images of another federation.
+        """
+        if not self._has_begun:
             dataset = read_dataset(Path(self.data))
             loaded = LoadedData(dataset, Survey((), (), ()), self.fingerprint)
             config = self._config(Plan.read(self.folder), intensities)
-            opened = begun_run(config, self.split, loaded, run, console, requested={})
+            opened = begun_run(config, self.split, loaded, self.folder / RUN, console, requested={})
         else:
             opened = self._open(console)
+            if opened.config.intensities != intensities:
+                raise self._of_another_federation("images made in another way")
         for samples in (opened.train, opened.monitor):
             samples.close()
         return opened.model.symmetries
@@ -113,6 +120,18 @@ class Hospital:
         model, _ = new_model(run.config, Console(quiet=True))
         run.model.load_state_dict(model.state_dict())  # rounded to the types of the site
         return LocalSite(run, Plan.read(self.folder).federation, console, say)
+
+    @property
+    def _has_begun(self) -> bool:
+        return (self.folder / RUN / run_folder.MANIFEST).exists()
+
+    def _of_another_federation(self, found: str) -> InputError:
+        return InputError(
+            self.folder,
+            expected="a new folder, or the one with which this site has taken part in this federation",
+            found=f"a training with {found}",
+            do="Choose another --out.",
+        )
 
     def _open(self, console: Console) -> Run:
         folder = self.folder / RUN
