@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from flwr.common.serde import message_to_proto
 from safetensors.torch import load_file
 
 from medsaga.cli import main
+from medsaga.federated import roster
 from medsaga.federated.apps import HOW, MISMATCH, SAID, hospital_app, serve_rounds
 from medsaga.federated.grid import InProcessGrid
 from medsaga.federated.hospital import Hospital, open_folder
@@ -177,3 +179,27 @@ def test_a_folder_in_which_a_training_has_begun_is_for_that_federation_alone(tmp
     assert "found a training with other settings" in first
     assert "found a training with images made in another way" in second
     assert Plan.read(folder) == plan
+
+
+def test_a_site_that_puts_right_what_differed_is_let_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flower knows a site that comes back as the node that it was, whether or not it was seen to be away."""
+    folder = hospital(tmp_path, "north", '{"labels": {"background": 0, "disc": 1, "rod": 2}}')
+    own = server(tmp_path, Federation(rounds=1, local_steps=1), sites=1)
+    now, said = [0.0], []
+    monkeypatch.setattr(roster, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=lambda _: next(ticks)))
+
+    def ticking() -> Iterator[None]:
+        for tick in range(9):
+            now[0] += 10
+            if tick == 4:
+                (tmp_path / SECRET / "north_data" / "dataset.json").write_text(
+                    '{"labels": {"background": 0, "disc": 1, "bar": 2}}'
+                )
+            yield
+
+    ticks = ticking()
+    sites = roster.Roster(InProcessGrid({1: hospital_app(lambda: folder)}), Plan.read(own), own, said.append, 60)
+    sites.gather(1, patience=None)
+    assert said == [f"a site does not fit this federation and stays out: {MISMATCH}", "north has joined"]
+    assert sites.nodes() == {"north": 1}
+    assert now[0] == 60
