@@ -18,6 +18,8 @@ from flwr.common.serde import message_to_proto
 from safetensors.torch import load_file
 
 from medsaga.cli import main
+from medsaga.data.intensity import Intensity
+from medsaga.errors import InputError
 from medsaga.federated import roster
 from medsaga.federated.apps import HOW, MISMATCH, SAID, hospital_app, serve_rounds
 from medsaga.federated.grid import InProcessGrid
@@ -203,3 +205,31 @@ def test_a_site_that_puts_right_what_differed_is_let_in(tmp_path: Path, monkeypa
     assert said == [f"a site does not fit this federation and stays out: {MISMATCH}", "north has joined"]
     assert sites.nodes() == {"north": 1}
     assert now[0] == 60
+
+
+def test_who_joins_again_may_name_other_weights_and_another_device_but_no_other_cases(tmp_path: Path) -> None:
+    folder = hospital(tmp_path, "north")
+    own = server(tmp_path, Federation(rounds=1, local_steps=1), sites=1)
+    Hospital.read(folder).greet(Plan.read(own))
+    Hospital.read(folder).begin((Intensity("identity", 0.0, 255.0),), QUIET)
+    told: dict[str, Any] = {"name": "north", "weights": None, "device": "cpu", "test_cases": None, "seed": 0}
+
+    def again(**changes: Any) -> None:
+        open_folder(tmp_path / SECRET / "north_data", folder, QUIET, **(told | changes))
+
+    again(weights="here.pth")
+    again(device="cpu:0")
+    kept = Hospital.read(folder)
+    assert (kept.weights, kept.device) == ("here.pth", "cpu:0")
+    # The run that has begun takes them, too.
+    with pytest.raises(InputError, match=r"here\.pth"):
+        kept.site(QUIET, lambda _: None)
+    for changes, said in (
+        ({"device": "cuda:99"}, "--device: expected a device of this machine"),
+        ({"seed": 1}, f"--seed: expected 0, as {folder} began with; found 1. Choose another --out"),
+        ({"test_cases": 1}, "--test-cases: expected a fifth of the cases, as .* found 1"),
+        ({"name": "south"}, "expected north with the data .* found south with"),
+    ):
+        with pytest.raises(InputError, match=said):
+            again(**changes)
+    assert Hospital.read(folder) == kept
