@@ -90,7 +90,7 @@ def serve_rounds(grid: Grid, folder: Path, said: Said) -> None:
         folder / run_folder.MANIFEST, manifest_of("", config, model.device, info) | {"requested": how["asked"]}
     )
     save_common_model(folder, model, state)
-    scores = rounds.test()
+    scores, untested = rounds.test()
     result = result_of(
         [name for name, value in plan.labels.items() if value != 0],
         scores,
@@ -98,6 +98,7 @@ def serve_rounds(grid: Grid, folder: Path, said: Said) -> None:
         method=config.settings.method,
         federation=plan.federation,
         trained_on={name: int(site["cases"]) for entry in state.history for name, site in entry["sites"].items()},
+        untested=untested,
     )
     files.write_json(folder / run_folder.RESULT, result)
     roster.end()

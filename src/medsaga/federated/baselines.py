@@ -10,7 +10,8 @@ from rich.console import Console
 
 from medsaga import run_folder
 from medsaga.federated.experiment import Experiment
-from medsaga.federated.site import Scores, scores_of
+from medsaga.federated.orders import Scores
+from medsaga.federated.site import scores_of
 from medsaga.methods import loading
 from medsaga.models.weights.loading import load_model
 from medsaga.prediction.segmenter import Segmenter

@@ -20,7 +20,9 @@ from medsaga.optim.shared_basis import Sides
 FACTS = ("cases", "decay", "loss", "steps", "skipped", "images", "seconds", "peak_bytes")
 """The numbers in an answer to a training order."""
 SCORES = ("dice", "counted", "cases")
-"""The numbers in an answer to a test order: for each label the sum of Dice and in how many images it is counted."""
+"""The numbers in an answer to a test order; see `Scores`."""
+Scores = tuple[list[float], list[int], int]
+"""For each label the sum of Dice and in how many images it is counted; and the number of cases."""
 _SIDES = ("#left", "#right")
 _SKETCH_BITS = 16
 """A sketch and the basis made of it only choose a subspace: the change in it is exact all the same."""

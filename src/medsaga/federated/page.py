@@ -158,6 +158,7 @@ def _site_table(first: Shown) -> Table:
 def _troubles(shown: Sequence[Shown]) -> list[str]:
     lines = []
     for each in shown:
+        lines += [f"{each.name}: {site} was not tested: {why}" for site, why in each.result.get("untested", {}).items()]
         for entry in each.result["history"]:
             lines += [f"{each.name}, round {entry['round']}: {site} was missing" for site in entry["missing"]]
             lines += [

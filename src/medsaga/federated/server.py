@@ -23,7 +23,7 @@ from medsaga.federated import averaging
 from medsaga.federated.averaging import Answer
 from medsaga.federated.client import NEEDS_WEIGHTS
 from medsaga.federated.options import Federation
-from medsaga.federated.orders import SCORES, Order, as_arriving, unpack_answer
+from medsaga.federated.orders import SCORES, Order, Scores, as_arriving, unpack_answer
 from medsaga.federated.wire import rounded, size_of
 from medsaga.optim.projection import sketch_basis
 from medsaga.optim.shared_basis import Sides
@@ -153,11 +153,11 @@ class Rounds:
         losses = ", ".join(f"{answer.site} {answer.facts['loss']:.3f}" for answer in answers)
         self.tell(f"round {number} of {self.federation.rounds}: loss {losses}")
 
-    def test(self) -> dict[str, tuple[list[float], list[int], int]]:
+    def test(self) -> tuple[dict[str, Scores], dict[str, str]]:
         """Have every site test the common weights on its own cases.
 
         Returns:
-            by site: for each label the sum of Dice and in how many images it is counted; the number of cases.
+            by site: its scores; and why there are none of a site that should have some.
         """
         entry: dict[str, Any] = {"missing": [], "bytes_down": 0, "bytes_up": 0}
         scores = {}
@@ -165,7 +165,7 @@ class Rounds:
             values = cast(Mapping[str, Any], content["scores"])
             dice, counted, cases = (values[name] for name in SCORES)
             scores[site] = (list(dice), [int(count) for count in counted], int(cases))
-        return scores
+        return scores, dict.fromkeys(entry["missing"], "it did not answer")
 
     def _asked(self, kind: str, number: int, entry: dict[str, Any]) -> dict[str, RecordDict]:
         """Send every site its order of a kind; return what has come back in the end, by site in order."""

@@ -109,6 +109,7 @@ def _experiment(experiment: Experiment, console: Console, seen: Callable[[Messag
         method=config.settings.method,
         federation=experiment.federation,
         trained_on={site.name: len(site.split.train) for site in experiment.partition.sites},
+        untested={},
     )
 
 
@@ -132,7 +133,7 @@ def _together(experiment: Experiment, console: Console, seen: Callable[[Message]
     @app.main()
     def main(grid: Grid, context: Context) -> None:
         rounds.run()
-        scores.update(rounds.test())
+        scores.update(rounds.test()[0])
 
     app(rounds.grid, Context(0, 0, {}, RecordDict(), {}))
     save_common_model(folder, experiment.model, state)

@@ -8,16 +8,12 @@ from rich.console import Console
 
 from medsaga.federated.averaging import Answer
 from medsaga.federated.options import Federation
-from medsaga.federated.orders import Order
+from medsaga.federated.orders import Order, Scores
 from medsaga.federated.worker import Worker
 from medsaga.models.base import SegmentationModel
 from medsaga.prediction.segmenter import Segmenter
 from medsaga.runs.evaluate import evaluate_run
 from medsaga.runs.plan import Run
-
-Scores = tuple[list[float], list[int], int]
-"""For each label the sum of Dice and in how many images it is counted; and the number of cases."""
-
 
 class LocalSite:
     """A site on this machine; its own result and report are written into its run folder.
