@@ -25,6 +25,7 @@ from medsaga.federated.simulate import simulate
 from medsaga.federated.worker import Worker
 from medsaga.files import read_json, sha256
 from medsaga.settings.options import Settings
+from medsaga.training.loss import segmentation_loss
 
 pytestmark = pytest.mark.xdist_group("simulate")
 
@@ -129,6 +130,30 @@ def test_an_answer_that_is_not_finite_is_refused_and_its_site_named(toy: Path, t
     assert sorted(first["sites"]) == ["site1", "site3"]
     assert sorted(second["sites"]) == ["site1", "site2", "site3"]
     assert any("the answer of site2 is refused" in line and "not finite" in line for line in run.said)
+
+
+@pytest.mark.parametrize("exchange", ["weights", pytest.param("alone", marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("lost", [(1,), pytest.param((1, 2), marks=pytest.mark.exhaustive)])
+def test_a_loss_that_is_no_number_in_a_skipped_step_is_left_out(
+    exchange: Any, lost: tuple[int, ...], toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = 0
+
+    def once_none(*arguments: Any, **how: Any) -> Any:
+        nonlocal made
+        made += 1
+        first, second = segmentation_loss(*arguments, **how)
+        return (first * torch.nan, second) if made in lost else (first, second)
+
+    monkeypatch.setattr("medsaga.training.step.segmentation_loss", once_none)
+    federation = Federation(rounds=1, local_steps=2, exchange=exchange)
+    frozen = dataclasses.replace(TINY, method="frozen", rank=None)  # each step computes the loss once
+    result = simulate(toy, tmp_path / "out", frozen, federation, sites=2, console=QUIET)
+    sites = result["history"][0]["sites"]
+    assert (sites["site1"]["loss"] is None) == (len(lost) == 2)
+    assert sites["site2"]["loss"] > 0
+    if exchange == "weights":
+        assert [sites[name]["skipped"] for name in ("site1", "site2")] == [len(lost), 0]
 
 
 @pytest.mark.exhaustive

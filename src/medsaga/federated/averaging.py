@@ -32,7 +32,8 @@ class Answer:
         tensors: by the name of the parameter: the weight itself, its change, or the factor of its change.
         decay: c of a change c W + P N; 1 where all tensors are weights or whole changes.
         sketches: of its last gradient, by name; empty without a shared basis.
-        facts: numbers for the record: ``loss``, ``steps``, ``skipped``, ``images``, ``seconds``, ``peak_bytes``.
+        facts: numbers for the record: ``loss``, ``steps``, ``skipped``, ``images``, ``seconds``, ``peak_bytes``; None
+            for what is no finite number.
     """
 
     site: str
@@ -40,7 +41,7 @@ class Answer:
     tensors: Tensors
     decay: float
     sketches: Mapping[str, Sides]
-    facts: Mapping[str, float]
+    facts: Mapping[str, float | None]
 
 
 def fault(answer: Answer, expected: Tensors) -> str | None:
@@ -65,6 +66,12 @@ def fault(answer: Answer, expected: Tensors) -> str | None:
     if any(not side.isfinite().all() for sides in answer.sketches.values() for side in sides if side is not None):
         return "a sketch of its gradient is not finite"
     return None
+
+
+def loss_text(answer: Answer) -> str:
+    """Return the loss of an answer for reading."""
+    loss = answer.facts["loss"]
+    return "that is no number" if loss is None else f"{loss:.3f}"
 
 
 def change_norm(answer: Answer, before: Tensors | None) -> float:

@@ -6,6 +6,7 @@ names of cases, for paths or for images.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -79,7 +80,9 @@ class Order:
 def pack_answer(answer: Answer, bits: int) -> RecordDict:
     """Return a site's answer as the content of a message; the site's name stays behind."""
     facts = {"cases": answer.cases, "decay": answer.decay, **answer.facts}
-    content = RecordDict({"facts": MetricRecord({name: float(facts[name]) for name in FACTS})})
+    # Flower has numbers alone in such a record.
+    numbers = {name: math.nan if (value := facts[name]) is None else float(value) for name in FACTS}
+    content = RecordDict({"facts": MetricRecord({**numbers})})
     if answer.tensors:
         content["tensors"] = to_record(answer.tensors, bits)
     if answer.sketches:
@@ -94,14 +97,15 @@ def unpack_answer(site: str, content: RecordDict) -> Answer:
         KeyError: something is missing.
     """
     numbers = cast(Mapping[str, float], content["facts"])
-    facts = {name: float(numbers[name]) for name in FACTS}
+    given = {name: float(numbers[name]) for name in FACTS}
+    cases, decay = given.pop("cases"), given.pop("decay")
     return Answer(
         site=site,
-        cases=int(facts.pop("cases")),
+        cases=int(cases),
         tensors=from_record(cast(ArrayRecord, content["tensors"])) if "tensors" in content else {},
-        decay=facts.pop("decay"),
+        decay=decay,
         sketches=_unpack_sides(content.get("sketches")),
-        facts=facts,
+        facts={name: value if math.isfinite(value) else None for name, value in given.items()},
     )
 
 

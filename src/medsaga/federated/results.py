@@ -52,7 +52,7 @@ def result_of(
     means = [site["dice_mean"] for site in sites if site["dice_mean"] is not None]
     later = history[1:] or history
     travelled = [entry["bytes_up"] + entry["bytes_down"] for entry in later]
-    peaks = [site["peak_bytes"] for entry in history for site in entry["sites"].values()]
+    peaks = [site["peak_bytes"] or 0 for entry in history for site in entry["sites"].values()]
     result = {
         "method": method,
         "federation": federation.asked(),

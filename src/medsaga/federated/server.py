@@ -20,7 +20,7 @@ from torch import Tensor
 from medsaga import files
 from medsaga.errors import InputError, RunError
 from medsaga.federated import averaging
-from medsaga.federated.averaging import Answer
+from medsaga.federated.averaging import Answer, loss_text
 from medsaga.federated.client import NEEDS_WEIGHTS
 from medsaga.federated.options import Federation
 from medsaga.federated.orders import SCORES, Order, Scores, as_arriving, unpack_answer
@@ -150,7 +150,7 @@ class Rounds:
         state.history.append(entry)
         state.round = number
         self.keep(state)
-        losses = ", ".join(f"{answer.site} {answer.facts['loss']:.3f}" for answer in answers)
+        losses = ", ".join(f"{answer.site} {loss_text(answer)}" for answer in answers)
         self.tell(f"round {number} of {self.federation.rounds}: loss {losses}")
 
     def test(self) -> tuple[dict[str, Scores], dict[str, str]]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from rich.console import Console
 
-from medsaga.federated.averaging import Answer
+from medsaga.federated.averaging import Answer, loss_text
 from medsaga.federated.options import Federation
 from medsaga.federated.orders import Order, Scores
 from medsaga.federated.worker import Worker
@@ -48,7 +48,7 @@ class LocalSite:
         """Make the steps of a round."""
         self._say(f"round {order.round}: training")
         answer = self._worker.train(order)
-        self._say(f"round {order.round}: loss {answer.facts['loss']:.3f}")
+        self._say(f"round {order.round}: loss {loss_text(answer)}")
         return answer
 
     def scores(self, order: Order) -> Scores:
