@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import json
@@ -16,7 +17,7 @@ from federation import QUIET, TINY, together
 
 from medsaga.cli import main
 from medsaga.errors import InputError, Interrupted, RunError
-from medsaga.federated import privacy
+from medsaga.federated import privacy, serving
 from medsaga.federated.averaging import Answer
 from medsaga.federated.options import Federation
 from medsaga.federated.orders import Order
@@ -63,6 +64,32 @@ def test_the_page_has_every_experiment_and_loads_nothing(simulated: Path) -> Non
     for text in ("medsaga-shared-basis", "medsaga-pooled", "worst site", "site1", "site2", "travels in a round"):
         assert text in page
     assert "http" not in page.replace("http-equiv", "")
+
+
+def test_the_page_of_a_server_lies_in_its_folder_and_has_it_alone(
+    simulated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, experiment = tmp_path / "server", simulated / "out" / "medsaga-shared-basis"
+
+    def follow(*_: Any) -> None:
+        for name in ("result.json", "manifest.json"):
+            shutil.copy(experiment / name, out)
+
+    monkeypatch.setattr(serving, "_link", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr(serving, "_start_app", lambda *_: None)
+    monkeypatch.setattr(serving, "_follow", follow)
+    (tmp_path / "index.html").write_text("my own")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "result.json").write_text("{broken")
+    (tmp_path / "keys").mkdir()
+    for name in ("ca.pem", "server.pem", "server.key"):
+        (tmp_path / "keys" / name).touch()
+    command = ["federate", "serve", str(simulated / "toy" / "dataset.json"), "--out", str(out)]
+    assert main([*command, "--keys", str(tmp_path / "keys"), "--model", "tiny", "--random-weights"]) == 0
+    assert (tmp_path / "index.html").read_text() == "my own"
+    page = (out / "index.html").read_text()
+    assert "<title>server" in page
+    assert "site1" in page
 
 
 def test_a_complete_experiment_is_not_run_again_and_others_need_the_same_sites(

@@ -158,6 +158,7 @@ class Serve:
             console=console(),
         )
         _print(result, as_json=self.json)
+        say(f"page: {self.out / 'index.html'}")
 
 
 @dataclass(kw_only=True)

@@ -49,7 +49,7 @@ def serve(
     timeout: float,
     console: Console,
 ) -> dict[str, Any]:
-    """Wait for sites, train with them, and write the common model; a server that was stopped goes on.
+    """Wait for sites, train with them, and write the common model and a page; a server that was stopped goes on.
 
     Args:
         description: a ``dataset.json`` with the labels and channels of all sites.
@@ -93,7 +93,7 @@ def serve(
                 _follow(said, console)
         except KeyboardInterrupt:
             raise Interrupted(f"{out}: stopped; the same command goes on after the last complete round.") from None
-        write_page(out.parent, title=out.name)
+        write_page(out, [out], title=out.resolve().name)
     document: dict[str, Any] = files.read_json(result)
     return document
 

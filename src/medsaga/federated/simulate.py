@@ -18,7 +18,7 @@ from medsaga.federated.client import client_app
 from medsaga.federated.experiment import Experiment, prepared
 from medsaga.federated.grid import InProcessGrid
 from medsaga.federated.options import Federation, settings_for
-from medsaga.federated.page import write_page
+from medsaga.federated.page import experiments_in, write_page
 from medsaga.federated.partition import Partition, divide
 from medsaga.federated.results import result_of
 from medsaga.federated.server import Rounds, State
@@ -88,7 +88,7 @@ def simulate(
             raise Interrupted(said) from None
         # Last: it says that the experiment is complete.
         files.write_json(result_file, result)
-    write_page(out, title=data.resolve().name)
+    write_page(out, experiments_in(out), title=data.resolve().name)
     document: dict[str, Any] = files.read_json(result_file)
     return document
 
