@@ -148,8 +148,9 @@ class Hospital:
         folder = self.folder / RUN
         config = read_config(folder / run_folder.CONFIG)
         # Of the machine's own, precision and bits of the state stay what the training began with: its state has them.
-        own = {"device": self.device} | ({"weights": self.weights} if self.weights else {})
-        config = dataclasses.replace(config, settings=dataclasses.replace(config.settings, **own))
+        settings = config.settings
+        settings = dataclasses.replace(settings, device=self.device, weights=self.weights or settings.weights)
+        config = dataclasses.replace(config, settings=settings)
         return joined_run(folder, RunPlan(config, self.split, read_dataset(Path(self.data))), console)
 
     def _config(self, plan: Plan, intensities: tuple[Intensity, ...]) -> RunConfig:

@@ -25,6 +25,14 @@ PUBLIC = ".pub"
 _DAYS = 825
 """For which certificates are good; longer ones are refused by some systems."""
 
+_LONGEST_NAME = 64
+
+
+def is_site_name(name: str) -> bool:
+    """Whether a site may have a name: it is printed, and is part of the names of files."""
+    fits = 0 < len(name) <= _LONGEST_NAME and name.isprintable() and name == name.strip()
+    return fits and name[0] != "." and not set(name) & set("/\\:,")
+
 
 def make_keys(out: Path, *, hosts: Sequence[str], sites: Sequence[str]) -> None:
     """Write the certificates of a server and the keys of its sites into a folder that does not exist.

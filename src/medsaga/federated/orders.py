@@ -24,6 +24,8 @@ SCORES = ("dice", "counted", "cases")
 """The numbers in an answer to a test order; see `Scores`."""
 Scores = tuple[list[float], list[int], int]
 """For each label the sum of Dice and in how many images it is counted; and the number of cases."""
+MALFORMED = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What reading a message raises that is none of ours."""
 _SIDES = ("#left", "#right")
 _SKETCH_BITS = 16
 """A sketch and the basis made of it only choose a subspace: the change in it is exact all the same."""
@@ -94,7 +96,7 @@ def unpack_answer(site: str, content: RecordDict) -> Answer:
     """Return the answer of a site.
 
     Raises:
-        KeyError: something is missing.
+        MALFORMED: it is none.
     """
     numbers = cast(Mapping[str, float], content["facts"])
     given = {name: float(numbers[name]) for name in FACTS}
@@ -107,6 +109,17 @@ def unpack_answer(site: str, content: RecordDict) -> Answer:
         sketches=_unpack_sides(content.get("sketches")),
         facts={name: value if math.isfinite(value) else None for name, value in given.items()},
     )
+
+
+def unpack_scores(content: RecordDict) -> Scores:
+    """Return the scores of a site.
+
+    Raises:
+        MALFORMED: these are none.
+    """
+    values = cast(Mapping[str, Any], content["scores"])
+    dice, counted, cases = (values[name] for name in SCORES)
+    return [float(each) for each in dice], [int(each) for each in counted], int(cases)
 
 
 def _pack_sides(by_name: Mapping[str, Sides]) -> ArrayRecord:

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from medsaga.federated.options import Federation
-from medsaga.federated.privacy import epsilon_of
 from medsaga.federated.orders import Scores
+from medsaga.federated.privacy import epsilon_of
 
 GONE = "it was not there"
 

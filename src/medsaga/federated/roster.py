@@ -7,14 +7,14 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
 
 from flwr.app import ConfigRecord, RecordDict
 from flwr.serverapp import Grid
 
 from medsaga import files
 from medsaga.data.intensity import Intensity
-from medsaga.federated.agreement import agreed_intensities, agreed_symmetries
+from medsaga.federated.agreement import agreed_intensities, agreed_symmetries, read_greeting, read_symmetries
+from medsaga.federated.orders import MALFORMED
 from medsaga.federated.plan import Plan
 
 AGREED = "agreed.json"
@@ -100,8 +100,11 @@ class Roster:
             if isinstance(content, str):
                 self._turn_away(node, f"a site does not fit this federation and stays out: {content}")
                 continue
-            answer = cast(Mapping[str, Any], content["site"])
-            name = str(answer["name"])
+            try:
+                name, proposed = read_greeting(content, len(self.plan.channels))
+            except MALFORMED:
+                self._turn_away(node, "a site does not say who it is, as it should, and stays out")
+                continue
             known = {each: number for number, each in self._names.items()}
             if name in known and known[name] in there:
                 self._turn_away(node, f"a second site calls itself {name} and stays out")
@@ -110,7 +113,7 @@ class Roster:
             self._names.pop(known.get(name, -1), None)
             self._begun.discard(name)
             self._names[node] = name
-            self._proposed[name] = tuple(Intensity(**each) for each in json.loads(str(answer["intensities"])))
+            self._proposed[name] = proposed
             self.tell(f"{name} has joined")
         return {node: name for node, name in sorted(self._names.items(), key=lambda each: each[1]) if node in there}
 
@@ -130,8 +133,12 @@ class Roster:
             if isinstance(content, str):
                 self.tell(f"{nodes[node]} could not begin: {content}")
                 continue
+            try:
+                found.append(read_symmetries(content))
+            except MALFORMED:
+                self.tell(f"{nodes[node]} could not begin: its answer is none")
+                continue
             self._begun.add(nodes[node])
-            found.append(tuple(cast(list[str], cast(Mapping[str, Any], content["site"])["symmetries"])))
         return found
 
     def _sent(self, kind: str, records: Mapping[int, ConfigRecord]) -> dict[int, RecordDict | str]:

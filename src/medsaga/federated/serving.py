@@ -217,10 +217,10 @@ def _start_app(out: Path, key_folder: Path, port: int) -> None:
 def _follow(said: processes.Said, console: Console) -> None:
     """Tell the user what the app says until it is over."""
     while True:
-        for line in said.new():
-            if line == OVER:
+        for kind, text in said.new():
+            if kind == OVER:
                 return
-            if line.startswith(FAILED):
-                raise RunError(line.removeprefix(FAILED))
-            console.print(line, markup=False, highlight=False)
+            if kind == FAILED:
+                raise RunError(text)
+            console.print(text, markup=False, highlight=False)
         time.sleep(_PAUSE)

@@ -103,7 +103,7 @@ def _experiment(experiment: Experiment, console: Console, seen: Callable[[Messag
     scores, history = together()
     config = experiment.config
     return result_of(
-        [name for name, value in config.labels.items() if value != 0],
+        experiment.labels,
         scores,
         history,
         method=config.settings.method,
@@ -133,7 +133,7 @@ def _together(experiment: Experiment, console: Console, seen: Callable[[Message]
     @app.main()
     def main(grid: Grid, context: Context) -> None:
         rounds.run()
-        scores.update(rounds.test()[0])
+        scores.update(rounds.test(len(experiment.labels))[0])
 
     app(rounds.grid, Context(0, 0, {}, RecordDict(), {}))
     save_common_model(folder, experiment.model, state)

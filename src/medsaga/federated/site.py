@@ -15,6 +15,7 @@ from medsaga.prediction.segmenter import Segmenter
 from medsaga.runs.evaluate import evaluate_run
 from medsaga.runs.plan import Run
 
+
 class LocalSite:
     """A site on this machine; its own result and report are written into its run folder.
 
