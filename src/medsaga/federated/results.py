@@ -67,6 +67,6 @@ def result_of(
         "seconds": math.fsum(entry["seconds"] for entry in history),
         "history": list(history),
     }
-    if federation.noise is not None and federation.exchange in ("weights", "ffa"):
+    if federation.noise is not None:
         result["epsilon"] = epsilon_of(federation.noise, federation.rounds, federation.delta)
     return result

@@ -18,7 +18,7 @@ from medsaga.data.labels import parse_labels
 from medsaga.errors import InputError, Interrupted, RunError
 from medsaga.federated import keys, processes
 from medsaga.federated.apps import FAILED, FOLDER, HOW, OVER, SAID
-from medsaga.federated.options import BASELINES, Federation, refuse_choices_of_sites, settings_for
+from medsaga.federated.options import BASELINES, Federation, refuse_choices_of_sites, require_enough, settings_for
 from medsaga.federated.page import write_page
 from medsaga.federated.plan import PLAN, Plan, digest_of_frozen
 from medsaga.planning.defaults import planned_defaults
@@ -76,6 +76,7 @@ def serve(
     if federation.exchange in BASELINES:
         do = "Use it with medsaga federate simulate."
         raise InputError("--exchange", expected="something that travels", found=federation.exchange, do=do)
+    require_enough(federation, sites)
     for name in (keys.AUTHORITY, keys.CERTIFICATE, keys.KEY):
         if not (key_folder / name).is_file():
             do = "Make them: medsaga federate keys."

@@ -17,7 +17,7 @@ from medsaga.federated.baselines import Outcome, alone, pooled
 from medsaga.federated.client import client_app
 from medsaga.federated.experiment import Experiment, prepared
 from medsaga.federated.grid import InProcessGrid
-from medsaga.federated.options import Federation, settings_for
+from medsaga.federated.options import Federation, require_enough, settings_for
 from medsaga.federated.page import experiments_in, write_page
 from medsaga.federated.partition import Partition, divide
 from medsaga.federated.results import result_of
@@ -72,6 +72,7 @@ def simulate(
     settings = settings_for(settings, federation)
     find_weights(choose_model(settings))
     partition = divide(data, settings, console, sites=sites, by=by)
+    require_enough(federation, len(partition.sites))
     _check_same(out / PARTITION, _described(partition), "the sites of this simulation")
     folder = out / f"{settings.method or 'medsaga'}-{federation.name}"
     asked = {"settings": named(settings), "federation": federation.asked()}
