@@ -16,6 +16,7 @@ from conftest import interrupt_in, write_toy_dataset
 from federation import QUIET, TINY, together
 
 from medsaga.cli import main
+from medsaga.data.phantom import write_phantom_ct
 from medsaga.errors import InputError, Interrupted, RunError
 from medsaga.federated import privacy, serving
 from medsaga.federated.averaging import Answer
@@ -319,6 +320,40 @@ def test_cases_are_divided_at_random_by_a_column_or_by_folders(toy: Path, tmp_pa
     description.write_text(json.dumps({"labels": {"background": 0, "disk": 1, "bar": 2}}))
     with pytest.raises(InputError, match=r"south.*the labels .*'disc'.* found .*'disk'"):
         divide(tmp_path / "both", Settings(), QUIET, sites=4, by="folder")
+
+
+def test_sites_whose_names_would_be_one_are_refused_and_none_loses_its_cases(toy: Path, tmp_path: Path) -> None:
+    for name in ("site 1", "site_1", "other"):
+        shutil.copytree(toy, tmp_path / "three" / name)
+    with pytest.raises(InputError, match=r"three: expected names of sites .* found 'site 1' and 'site_1', which are"):
+        divide(tmp_path / "three", Settings(), QUIET, sites=4, by="folder")
+
+    def by_column(*rows: tuple[str, ...]) -> Any:
+        with (toy / "cases.csv").open("w") as file:
+            csv.writer(file).writerows(rows)
+        return divide(toy, Settings(), QUIET, sites=4, by="hospital")
+
+    lines = [(f"img{n}", f"img{n}") for n in range(6)]
+    head = ("name", "case", "hospital")
+    with pytest.raises(InputError, match="found 'A B' and 'A/B', which are both 'A_B' then"):
+        by_column(head, *((*line, "A/B" if n < 3 else "A B") for n, line in enumerate(lines)))
+    found = by_column(head, *((*line, "A/B" if n < 3 else "C") for n, line in enumerate(lines)))
+    assert [site.name for site in found.sites] == ["A_B", "C"]
+
+
+def test_a_table_without_a_column_of_cases_or_without_a_case_is_refused(tmp_path: Path) -> None:
+    """nnU-Net's layout says itself what the cases are: nothing else has looked at the table."""
+    data = tmp_path / "ct"
+    write_phantom_ct(data, cases=4, shape=(32, 32, 4))
+    names = sorted(path.name.partition(".")[0] for path in (data / "labelsTr").iterdir())
+    with (data / "cases.csv").open("w") as file:
+        csv.writer(file).writerows([("name", "hospital"), *((name, "AB"[n % 2]) for n, name in enumerate(names))])
+    with pytest.raises(InputError, match=r"cases\.csv: expected a column 'case'; found name, hospital"):
+        divide(data, Settings(), QUIET, sites=4, by="hospital")
+    with (data / "cases.csv").open("w") as file:
+        csv.writer(file).writerows([("case", "hospital"), *((name, "A") for name in names[1:])])
+    with pytest.raises(InputError, match=f"expected a line for each case; found none for {names[0]}"):
+        divide(data, Settings(), QUIET, sites=4, by="hospital")
 
 
 @pytest.mark.parametrize(
