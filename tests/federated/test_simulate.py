@@ -247,8 +247,8 @@ def test_a_of_ffa_lora_stays_and_never_travels(toy: Path, tmp_path: Path) -> Non
 @pytest.mark.exhaustive
 def test_a_pull_towards_the_start_shortens_the_way(toy: Path, tmp_path: Path) -> None:
     lengths = []
-    for name, strategy in (("free", "fedavg"), ("pulled", "fedprox")):
-        federation = Federation(rounds=1, local_steps=2, strategy=strategy, proximal=500.0)  # type: ignore[arg-type]
+    for name, pull in (("free", {}), ("pulled", {"strategy": "fedprox", "proximal": 500.0})):
+        federation = Federation(rounds=1, local_steps=2, **pull)  # type: ignore[arg-type]
         with together(toy, tmp_path / name, federation, sites=2) as run:
             run.rounds.run()
             lengths.append(run.state.history[0]["sites"]["site1"]["change"])
