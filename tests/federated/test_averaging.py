@@ -69,13 +69,24 @@ def test_the_decay_of_sites_that_have_skipped_steps_is_part_of_the_mean() -> Non
         ({"decay": 1.5}, "its weight decay is 1.5, which is none"),
         ({"decay": math.nan}, "its weight decay is nan, which is none"),
         ({"cases": 0}, "it has trained on no case"),
-        ({"sketches": {"w": (torch.tensor([[math.nan]]), None)}}, "a sketch of its gradient is not finite"),
+        ({"cases": 10**15}, "it says that it has trained on 1,000,000,000,000,000 cases"),
+        ({"sketches": {"w": (None, torch.tensor([[math.nan, 0.0]]))}}, "a sketch of its gradient is not finite"),
+        ({"sketches": {"w": (None, torch.tensor([[1e30, 0.0]]))}}, "a sketch of its gradient is not finite"),
+        ({"sketches": {"w": (None, torch.zeros(2, 1))}}, "the sketch of w, (2, 1), has the shape (2, 1)"),
+        ({"sketches": {"v": (None, torch.zeros(1, 2))}}, "it has sketched what is not projected"),
+        ({"tensors": {"w": torch.tensor([1, 2])}}, "w holds numbers that are not finite"),
+        ({"sketches": {"w": (None, torch.zeros(1, 2))}}, None),
         ({}, None),
     ],
 )
 def test_what_cannot_be_used_is_said_in_words(change: dict[str, Any], why: str | None) -> None:
     one = dataclasses.replace(answer("s", 1, w=torch.zeros(2)), **change)
-    assert fault(one, {"w": torch.empty(2, device="meta")}) == why
+    assert fault(one, {"w": torch.empty(2, device="meta")}, {"w": (2, 1, 1)}) == why
+
+
+def test_weights_that_are_sent_whole_have_no_decay_and_a_sketch_that_is_asked_for_is_there() -> None:
+    assert fault(dataclasses.replace(answer("s", 1), decay=0.9), {}, {}) == "its weight decay is 0.9, which is none"
+    assert fault(answer("s", 1), {}, {"w": (2, 1, 1)}) == "there is no sketch of its gradient"
 
 
 def test_a_change_far_longer_than_the_others_is_absurd() -> None:

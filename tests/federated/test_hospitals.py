@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +18,10 @@ from flwr.common.serde import message_to_proto
 from safetensors.torch import load_file
 
 from medsaga.cli import main
-from medsaga.federated.apps import HOW, SAID, hospital_app, serve_rounds
+from medsaga.data.intensity import Intensity
+from medsaga.errors import InputError
+from medsaga.federated import roster
+from medsaga.federated.apps import HOW, MISMATCH, SAID, hospital_app, serve_rounds
 from medsaga.federated.grid import InProcessGrid
 from medsaga.federated.hospital import Hospital, open_folder
 from medsaga.federated.options import Federation
@@ -59,7 +64,7 @@ def test_they_agree_train_and_test_and_the_model_can_be_used(tmp_path: Path) -> 
     serve_rounds(InProcessGrid(apps, messages.append), folder, Said(folder / SAID))
     result = read_json(folder / "result.json")
     assert [site["name"] for site in result["sites"]] == ["north", "south"]
-    assert (folders[1] / SAID).read_text().splitlines()[-1] == "over"
+    assert json.loads((folders[1] / SAID).read_text().splitlines()[-1])["kind"] == "over"
     data = tmp_path / SECRET / "north_data"
     assert main(["predict", str(folder), str(data / "images"), "--out", str(tmp_path / "p"), "--device", "cpu"]) == 0
     for message in messages:
@@ -147,6 +152,81 @@ def test_a_site_that_differs_hears_what_and_stays_out(
     greeting = RecordDict({"server": ConfigRecord({"plan": plan.to_json()})})
     (answer,) = grid.send_and_receive([grid.create_message(greeting, "query.hello", 1, "")])
     assert answer.has_error()
-    assert answer.error.reason == "its labels, channels, model, weights or version differ; the site itself says which"
+    assert answer.error.reason == MISMATCH
     assert told in (folder / SAID).read_text()
     assert Plan.from_json(plan.to_json()) == plan
+
+
+def test_a_folder_in_which_a_training_has_begun_is_for_that_federation_alone(tmp_path: Path) -> None:
+    folder = hospital(tmp_path, "north")
+    plan = Plan.read(server(tmp_path, Federation(rounds=1, local_steps=1), sites=1))
+    other = dataclasses.replace(plan, settings=dataclasses.replace(plan.settings, encoder_lr=0.123))
+    windows = ({"kind": "identity", "low": 0.0, "high": 255.0},), ({"kind": "percentile"},)
+    grid = InProcessGrid({1: hospital_app(lambda: folder)})
+
+    def asked(kind: str, **content: str) -> Message:
+        order = RecordDict({"server": ConfigRecord({**content})})
+        (answer,) = grid.send_and_receive([grid.create_message(order, kind, 1, "")])
+        return answer
+
+    # Before there is a training, the server may change its mind.
+    assert asked("query.hello", plan=other.to_json()).has_content()
+    assert asked("query.hello", plan=plan.to_json()).has_content()
+    for _ in range(2):
+        assert asked("query.begin", intensities=json.dumps(windows[0])).has_content()
+        assert asked("query.hello", plan=plan.to_json()).has_content()
+    assert asked("query.hello", plan=other.to_json()).error.reason == MISMATCH
+    assert asked("query.begin", intensities=json.dumps(windows[1])).has_error()
+    first, second = [line for line in (folder / SAID).read_text().splitlines() if "Choose another --out" in line]
+    assert "found a training with other settings" in first
+    assert "found a training with images made in another way" in second
+    assert Plan.read(folder) == plan
+
+
+def test_a_site_that_puts_right_what_differed_is_let_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flower knows a site that comes back as the node that it was, whether or not it was seen to be away."""
+    folder = hospital(tmp_path, "north", '{"labels": {"background": 0, "disc": 1, "rod": 2}}')
+    own = server(tmp_path, Federation(rounds=1, local_steps=1), sites=1)
+    now, said = [0.0], list[str]()
+
+    def pause(_: float) -> None:
+        now[0] += 10
+        if now[0] == 50:
+            (tmp_path / SECRET / "north_data" / "dataset.json").write_text(
+                '{"labels": {"background": 0, "disc": 1, "bar": 2}}'
+            )
+
+    monkeypatch.setattr(roster, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=pause))
+    sites = roster.Roster(InProcessGrid({1: hospital_app(lambda: folder)}), Plan.read(own), own, said.append, 60)
+    sites.gather(1, patience=None)
+    assert said == [f"a site does not fit this federation and stays out: {MISMATCH}", "north has joined"]
+    assert sites.nodes() == {"north": 1}
+    assert now[0] == 60
+
+
+def test_who_joins_again_may_name_other_weights_and_another_device_but_no_other_cases(tmp_path: Path) -> None:
+    folder = hospital(tmp_path, "north")
+    own = server(tmp_path, Federation(rounds=1, local_steps=1), sites=1)
+    Hospital.read(folder).greet(Plan.read(own))
+    Hospital.read(folder).begin((Intensity("identity", 0.0, 255.0),), QUIET)
+    told: dict[str, Any] = {"name": "north", "weights": None, "device": "cpu", "test_cases": None, "seed": 0}
+
+    def again(**changes: Any) -> None:
+        open_folder(tmp_path / SECRET / "north_data", folder, QUIET, **(told | changes))
+
+    again(weights="here.pth")
+    again(device="cpu:0")
+    kept = Hospital.read(folder)
+    assert (kept.weights, kept.device) == ("here.pth", "cpu:0")
+    # The run that has begun takes them, too.
+    with pytest.raises(InputError, match=r"here\.pth"):
+        kept.site(QUIET, lambda _: None)
+    for changes, said in (
+        ({"device": "cuda:99"}, "--device: expected a device of this machine"),
+        ({"seed": 1}, f"--seed: expected 0, as {folder} began with; found 1. Choose another --out"),
+        ({"test_cases": 1}, "--test-cases: expected a fifth of the cases, as .* found 1"),
+        ({"name": "south"}, "expected north with the data .* found south with"),
+    ):
+        with pytest.raises(InputError, match=said):
+            again(**changes)
+    assert Hospital.read(folder) == kept

@@ -71,7 +71,7 @@ def test_weights_counts_and_dice_leave_a_site_and_nothing_else(exchange: Any, me
     settings = dataclasses.replace(TINY, method=method)
     with together(data, tmp_path / "out", federation, settings=settings, sites=2, seen=messages.append) as run:
         run.rounds.run()
-        scores = run.rounds.test()
+        scores, untested = run.rounds.test(labels=2)
         parameters = {name: tuple(p.shape) for name, p in run.experiment.model.named_parameters()}
     answers = [message for message in messages if message.metadata.reply_to_message_id]
     assert len(answers) == len(messages) / 2 == (8 if exchange == "shared-basis" else 6)
@@ -83,6 +83,7 @@ def test_weights_counts_and_dice_leave_a_site_and_nothing_else(exchange: Any, me
         assert b"site1" not in encoded
         assert str(tmp_path).encode() not in encoded
     assert {len(dice) for dice, _, _ in scores.values()} == {2}
+    assert untested == {}
 
 
 class Dying:

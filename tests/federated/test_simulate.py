@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import json
@@ -15,8 +16,9 @@ from conftest import interrupt_in, write_toy_dataset
 from federation import QUIET, TINY, together
 
 from medsaga.cli import main
+from medsaga.data.phantom import write_phantom_ct
 from medsaga.errors import InputError, Interrupted, RunError
-from medsaga.federated import privacy
+from medsaga.federated import privacy, serving
 from medsaga.federated.averaging import Answer
 from medsaga.federated.options import Federation
 from medsaga.federated.orders import Order
@@ -25,6 +27,7 @@ from medsaga.federated.simulate import simulate
 from medsaga.federated.worker import Worker
 from medsaga.files import read_json, sha256
 from medsaga.settings.options import Settings
+from medsaga.training.loss import segmentation_loss
 
 pytestmark = pytest.mark.xdist_group("simulate")
 
@@ -62,6 +65,32 @@ def test_the_page_has_every_experiment_and_loads_nothing(simulated: Path) -> Non
     for text in ("medsaga-shared-basis", "medsaga-pooled", "worst site", "site1", "site2", "travels in a round"):
         assert text in page
     assert "http" not in page.replace("http-equiv", "")
+
+
+def test_the_page_of_a_server_lies_in_its_folder_and_has_it_alone(
+    simulated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, experiment = tmp_path / "server", simulated / "out" / "medsaga-shared-basis"
+
+    def follow(*_: Any) -> None:
+        for name in ("result.json", "manifest.json"):
+            shutil.copy(experiment / name, out)
+
+    monkeypatch.setattr(serving, "_link", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr(serving, "_start_app", lambda *_: None)
+    monkeypatch.setattr(serving, "_follow", follow)
+    (tmp_path / "index.html").write_text("my own")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "result.json").write_text("{broken")
+    (tmp_path / "keys").mkdir()
+    for name in ("ca.pem", "server.pem", "server.key"):
+        (tmp_path / "keys" / name).touch()
+    command = ["federate", "serve", str(simulated / "toy" / "dataset.json"), "--out", str(out)]
+    assert main([*command, "--keys", str(tmp_path / "keys"), "--model", "tiny", "--random-weights"]) == 0
+    assert (tmp_path / "index.html").read_text() == "my own"
+    page = (out / "index.html").read_text()
+    assert "<title>server" in page
+    assert "site1" in page
 
 
 def test_a_complete_experiment_is_not_run_again_and_others_need_the_same_sites(
@@ -131,6 +160,30 @@ def test_an_answer_that_is_not_finite_is_refused_and_its_site_named(toy: Path, t
     assert any("the answer of site2 is refused" in line and "not finite" in line for line in run.said)
 
 
+@pytest.mark.parametrize("exchange", ["weights", pytest.param("alone", marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("lost", [(1,), pytest.param((1, 2), marks=pytest.mark.exhaustive)])
+def test_a_loss_that_is_no_number_in_a_skipped_step_is_left_out(
+    exchange: Any, lost: tuple[int, ...], toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = 0
+
+    def once_none(*arguments: Any, **how: Any) -> Any:
+        nonlocal made
+        made += 1
+        first, second = segmentation_loss(*arguments, **how)
+        return (first * torch.nan, second) if made in lost else (first, second)
+
+    monkeypatch.setattr("medsaga.training.step.segmentation_loss", once_none)
+    federation = Federation(rounds=1, local_steps=2, exchange=exchange)
+    frozen = dataclasses.replace(TINY, method="frozen", rank=None)  # each step computes the loss once
+    result = simulate(toy, tmp_path / "out", frozen, federation, sites=2, console=QUIET)
+    sites = result["history"][0]["sites"]
+    assert (sites["site1"]["loss"] is None) == (len(lost) == 2)
+    assert sites["site2"]["loss"] > 0
+    if exchange == "weights":
+        assert [sites[name]["skipped"] for name in ("site1", "site2")] == [len(lost), 0]
+
+
 @pytest.mark.exhaustive
 def test_an_absurd_change_is_refused(toy: Path, tmp_path: Path) -> None:
     def inflated(order: Order, answer: Answer) -> Answer:
@@ -194,8 +247,8 @@ def test_a_of_ffa_lora_stays_and_never_travels(toy: Path, tmp_path: Path) -> Non
 @pytest.mark.exhaustive
 def test_a_pull_towards_the_start_shortens_the_way(toy: Path, tmp_path: Path) -> None:
     lengths = []
-    for name, strategy in (("free", "fedavg"), ("pulled", "fedprox")):
-        federation = Federation(rounds=1, local_steps=2, strategy=strategy, proximal=500.0)  # type: ignore[arg-type]
+    for name, pull in (("free", {}), ("pulled", {"strategy": "fedprox", "proximal": 500.0})):
+        federation = Federation(rounds=1, local_steps=2, **pull)  # type: ignore[arg-type]
         with together(toy, tmp_path / name, federation, sites=2) as run:
             run.rounds.run()
             lengths.append(run.state.history[0]["sites"]["site1"]["change"])
@@ -269,6 +322,40 @@ def test_cases_are_divided_at_random_by_a_column_or_by_folders(toy: Path, tmp_pa
         divide(tmp_path / "both", Settings(), QUIET, sites=4, by="folder")
 
 
+def test_sites_whose_names_would_be_one_are_refused_and_none_loses_its_cases(toy: Path, tmp_path: Path) -> None:
+    for name in ("site 1", "site_1", "other"):
+        shutil.copytree(toy, tmp_path / "three" / name)
+    with pytest.raises(InputError, match=r"three: expected names of sites .* found 'site 1' and 'site_1', which are"):
+        divide(tmp_path / "three", Settings(), QUIET, sites=4, by="folder")
+
+    def by_column(*rows: tuple[str, ...]) -> Any:
+        with (toy / "cases.csv").open("w") as file:
+            csv.writer(file).writerows(rows)
+        return divide(toy, Settings(), QUIET, sites=4, by="hospital")
+
+    lines = [(f"img{n}", f"img{n}") for n in range(6)]
+    head = ("name", "case", "hospital")
+    with pytest.raises(InputError, match="found 'A B' and 'A/B', which are both 'A_B' then"):
+        by_column(head, *((*line, "A/B" if n < 3 else "A B") for n, line in enumerate(lines)))
+    found = by_column(head, *((*line, "A/B" if n < 3 else "C") for n, line in enumerate(lines)))
+    assert [site.name for site in found.sites] == ["A_B", "C"]
+
+
+def test_a_table_without_a_column_of_cases_or_without_a_case_is_refused(tmp_path: Path) -> None:
+    """nnU-Net's layout says itself what the cases are: nothing else has looked at the table."""
+    data = tmp_path / "ct"
+    write_phantom_ct(data, cases=4, shape=(32, 32, 4))
+    names = sorted(path.name.partition(".")[0] for path in (data / "labelsTr").iterdir())
+    with (data / "cases.csv").open("w") as file:
+        csv.writer(file).writerows([("name", "hospital"), *((name, "AB"[n % 2]) for n, name in enumerate(names))])
+    with pytest.raises(InputError, match=r"cases\.csv: expected a column 'case'; found name, hospital"):
+        divide(data, Settings(), QUIET, sites=4, by="hospital")
+    with (data / "cases.csv").open("w") as file:
+        csv.writer(file).writerows([("case", "hospital"), *((name, "A") for name in names[1:])])
+    with pytest.raises(InputError, match=f"expected a line for each case; found none for {names[0]}"):
+        divide(data, Settings(), QUIET, sites=4, by="hospital")
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -278,6 +365,16 @@ def test_cases_are_divided_at_random_by_a_column_or_by_folders(toy: Path, tmp_pa
         (["--steps", "5"], "--rounds and --local-steps"),
         (["--patience", "2"], "last weights of a round count; found 2. Leave it out."),
         (["--noise", "1"], "--clip beside it"),
+        (["--exchange", "alone", "--clip", "1", "--noise", "2"], "--clip: expected none with --exchange alone"),
+        (["--exchange", "pooled", "--bits", "16"], "--bits: expected none with --exchange pooled; found 16. Leave it"),
+        (["--exchange", "alone", "--min-sites", "2"], "--min-sites: expected none with --exchange alone"),
+        (["--exchange", "alone", "--strategy", "median"], "--strategy: expected none with --exchange alone"),
+        (["--min-sites", "3"], "--min-sites: expected at most 2, the number of sites"),
+        (["--proximal", "5"], "--proximal: expected --strategy fedprox beside it"),
+        (["--delta", "0.5"], "--delta: expected --noise beside it"),
+        (["--clip", "1", "--delta", "0.5"], "--delta: expected --noise beside it"),
+        (["--clip", "inf"], "--clip: expected a positive, finite number; found inf"),
+        (["--clip", "nan"], "--clip: expected a positive, finite number; found nan"),
         (["--rounds", "0"], "at least 1"),
         (["--sites", "1"], "at least 2"),
         (["--sites", "6"], "cases to train on and cases to be tested on"),

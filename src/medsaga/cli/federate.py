@@ -158,6 +158,7 @@ class Serve:
             console=console(),
         )
         _print(result, as_json=self.json)
+        say(f"page: {self.out / 'index.html'}")
 
 
 @dataclass(kw_only=True)
@@ -250,6 +251,8 @@ def _print(result: dict[str, Any], *, as_json: bool) -> None:
         table.add_column(heading, justify="right" if index else "left")
     for site in result["sites"]:
         table.add_row(site["name"], dice_text(site["dice_mean"]), str(site["cases"]), str(site["cases_trained_on"]))
+    for site in result.get("untested", {}):
+        table.add_row(site, "not tested", "-", "-")
     table.add_section()
     table.add_row("mean", dice_text(result["dice_mean"]), "", "")
     table.add_row("worst", dice_text(result["dice_worst"]), "", "")

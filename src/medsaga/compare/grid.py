@@ -77,7 +77,8 @@ def compare(
         test_cases: how many to test on; None tests on all that no run trains on.
         published: also train each method by the recipe of its publication, if it has one, as a second table.
         retry: run the cells again that have failed.
-        pictures: keep and show predictions of a few test cases.
+        pictures: keep and show predictions of a few test cases. False is for a page that leaves the hospital: then what
+            an error says stands in ``cells/`` alone, too.
         keep_runs: keep the run folders with their models.
         console: where progress is shown.
         group: of the processes that deal the cells out among themselves, each of which calls this; every cell is run by
@@ -149,7 +150,8 @@ def compare(
             title=dataset.root.resolve().name,
             labels=[name for name, value in dataset.labels.items() if value != 0],
             methods=methods,
-            cells=documents,
+            # What an error says may name files, and with them patients.
+            cells=documents if pictures else [document | {"message": None} for document in documents],
             examples=_pictures(out, examples, methods, max(shots)),
         )
     if all(document["status"] != "done" for document in documents):

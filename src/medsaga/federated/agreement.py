@@ -1,14 +1,47 @@
-"""What all sites must have in common before the first round, and what they agree on."""
+"""What sites say of themselves before the first round, and what they agree on."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+from flwr.app import RecordDict
 
 from medsaga.data.intensity import Intensity
 from medsaga.data.symmetries import SYMMETRIES
 from medsaga.errors import InputError
+from medsaga.federated.keys import is_site_name
 from medsaga.settings.run_config import RunConfig
+
+
+def read_greeting(content: RecordDict, channels: int) -> tuple[str, tuple[Intensity, ...]]:
+    """Return the name of a site, and how it would turn grey values into 8 bits.
+
+    Args:
+        content: of its message.
+        channels: how many an image has.
+
+    Raises:
+        ValueError: it is no greeting, or the name is none; as do the other errors of
+            `medsaga.federated.orders.MALFORMED`.
+    """
+    said = cast(Mapping[str, Any], content["site"])
+    name, intensities = said["name"], tuple(Intensity(**each) for each in json.loads(said["intensities"]))
+    if not (isinstance(name, str) and is_site_name(name)) or len(intensities) != channels:
+        raise ValueError("no greeting")
+    return name, intensities
+
+
+def read_symmetries(content: RecordDict) -> tuple[str, ...]:
+    """Return which mirrorings the labels of a site keep.
+
+    Raises:
+        LookupError: it is no such answer; as do the other errors of `medsaga.federated.orders.MALFORMED`.
+    """
+    found = cast(Mapping[str, Any], content["site"])["symmetries"]
+    return tuple(name for name in SYMMETRIES if name in list(found))
 
 
 def agreed_intensities(proposed: Mapping[str, Sequence[Intensity]]) -> tuple[Intensity, ...]:

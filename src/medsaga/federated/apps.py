@@ -25,7 +25,7 @@ from medsaga.evaluation.summary import dice_text
 from medsaga.federated.client import answered, client_app
 from medsaga.federated.hospital import RUN, Hospital
 from medsaga.federated.plan import Plan
-from medsaga.federated.processes import Said
+from medsaga.federated.processes import TOLD, Said
 from medsaga.federated.results import result_of
 from medsaga.federated.roster import AGREED, Roster
 from medsaga.federated.server import Rounds, State
@@ -37,9 +37,9 @@ FOLDER = "MEDSAGA_FEDERATION"
 SAID, TRACEBACK = "said.txt", "traceback.txt"
 HOW = "how.json"
 """In the server's folder: for how many sites it waits, and how long."""
-FAILED, OVER, DIFFERS = "failed: ", "over", "differs: "
-"""How lines begin after which the command that waits for them ends."""
-MISMATCH = "its labels, channels, model, weights or version differ; the site itself says which"
+FAILED, OVER, DIFFERS = "failed", "over", "differs"
+"""Kinds of what is said after which the command that waits for it ends."""
+MISMATCH = "its labels, channels, model, weights, version or folder differ; the site itself says which"
 
 server = ServerApp()
 
@@ -50,12 +50,12 @@ def _serve(grid: Grid, context: Context) -> None:
     said = Said(folder / SAID)
     try:
         serve_rounds(grid, folder, said)
-        said.say(OVER)
+        said.say("", OVER)
     except MedsagaError as error:
-        said.say(f"{FAILED}{error}")
+        said.say(str(error), FAILED)
     except Exception as error:
         (folder / TRACEBACK).write_text(traceback.format_exc(), encoding="utf-8")
-        said.say(f"{FAILED}{type(error).__name__}: {error} (unexpected; {folder / TRACEBACK})")
+        said.say(f"{type(error).__name__}: {error} (unexpected; {folder / TRACEBACK})", FAILED)
         raise
 
 
@@ -90,14 +90,16 @@ def serve_rounds(grid: Grid, folder: Path, said: Said) -> None:
         folder / run_folder.MANIFEST, manifest_of("", config, model.device, info) | {"requested": how["asked"]}
     )
     save_common_model(folder, model, state)
-    scores = rounds.test()
+    labels = [name for name, value in plan.labels.items() if value != 0]
+    scores, untested = rounds.test(len(labels))
     result = result_of(
-        [name for name, value in plan.labels.items() if value != 0],
+        labels,
         scores,
         state.history,
         method=config.settings.method,
         federation=plan.federation,
         trained_on={name: int(site["cases"]) for entry in state.history for name, site in entry["sites"].items()},
+        untested=untested,
     )
     files.write_json(folder / run_folder.RESULT, result)
     roster.end()
@@ -111,13 +113,13 @@ def hospital_app(folder: Callable[[], Path]) -> ClientApp:
     """
     console = Console(stderr=True, quiet=True)
 
-    def say(text: str) -> None:
-        Said(folder() / SAID).say(text)
+    def say(text: str, kind: str = TOLD) -> None:
+        Said(folder() / SAID).say(text, kind)
 
     def failed(error: Exception) -> None:
         (folder() / TRACEBACK).write_text("".join(traceback.format_exception(error)), encoding="utf-8")
         if isinstance(error, InputError):
-            say(f"{DIFFERS}{error}")
+            say(str(error), DIFFERS)
         else:
             say(f"this order failed here: {error} (where: {folder() / TRACEBACK})")
 
@@ -147,7 +149,7 @@ def hospital_app(folder: Callable[[], Path]) -> ClientApp:
         path = folder() / RUN / run_folder.RESULT
         if path.exists():
             say(f"Dice of the common model on the cases here: {dice_text(files.read_json(path)['dice_mean'])}")
-        say(OVER)
+        say("", OVER)
         return Message(RecordDict(), reply_to=message)
 
     return app

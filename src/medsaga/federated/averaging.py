@@ -7,19 +7,24 @@ same answers give the same bits.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from medsaga.optim.projection import project_back
+from medsaga.optim.projection import project_back, sketch_width
 from medsaga.optim.shared_basis import Sides
 
 Tensors = Mapping[str, Tensor]
 ABSURD = 10.0
 """A change this many times as long as the middle one of all sites is refused."""
+MOST_CASES = 100_000
+"""A site that says more of itself is refused: it would be the whole mean."""
 _FEWEST_TO_COMPARE = 3
+_LARGEST_IN_A_SKETCH = 1e15
+"""The square of more than 1.8e19 is infinite in float32."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +37,8 @@ class Answer:
         tensors: by the name of the parameter: the weight itself, its change, or the factor of its change.
         decay: c of a change c W + P N; 1 where all tensors are weights or whole changes.
         sketches: of its last gradient, by name; empty without a shared basis.
-        facts: numbers for the record: ``loss``, ``steps``, ``skipped``, ``images``, ``seconds``, ``peak_bytes``.
+        facts: numbers for the record: ``loss``, ``steps``, ``skipped``, ``images``, ``seconds``, ``peak_bytes``; None
+            for what is no finite number.
     """
 
     site: str
@@ -40,15 +46,16 @@ class Answer:
     tensors: Tensors
     decay: float
     sketches: Mapping[str, Sides]
-    facts: Mapping[str, float]
+    facts: Mapping[str, float | None]
 
 
-def fault(answer: Answer, expected: Tensors) -> str | None:
+def fault(answer: Answer, expected: Tensors, matrices: Mapping[str, tuple[int, int, int]]) -> str | None:
     """Return in words why an answer cannot be used whatever the others are; None if it can.
 
     Args:
         answer: of a site.
-        expected: tensors of the names and shapes that it should have.
+        expected: tensors of the names and shapes that it should have; none where only sketches are asked for.
+        matrices: rows, columns and rank of those that are projected on a shared basis, by name; else none.
     """
     if answer.tensors.keys() != expected.keys():
         missing = len(expected.keys() - answer.tensors.keys())
@@ -56,15 +63,74 @@ def fault(answer: Answer, expected: Tensors) -> str | None:
     for name, tensor in answer.tensors.items():
         if tensor.shape != expected[name].shape:
             return f"{name} has the shape {tuple(tensor.shape)} instead of {tuple(expected[name].shape)}"
-        if not tensor.isfinite().all():
+        if not (tensor.is_floating_point() and tensor.isfinite().all()):
             return f"{name} holds numbers that are not finite"
-    if not (math.isfinite(answer.decay) and 0 < answer.decay <= 1):
+    if not 0 < answer.decay <= 1 or (not matrices and answer.decay != 1):
         return f"its weight decay is {answer.decay:g}, which is none"
     if answer.cases < 1:
         return "it has trained on no case"
-    if any(not side.isfinite().all() for sides in answer.sketches.values() for side in sides if side is not None):
-        return "a sketch of its gradient is not finite"
+    if answer.cases > MOST_CASES:
+        return f"it says that it has trained on {answer.cases:,} cases"
+    if not expected and not answer.sketches:
+        return "there is no sketch of its gradient"
+    return _fault_of_sketches(answer.sketches, matrices)
+
+
+def _fault_of_sketches(sketches: Mapping[str, Sides], matrices: Mapping[str, tuple[int, int, int]]) -> str | None:
+    for name, sides in sketches.items():
+        if name not in matrices:
+            return "it has sketched what is not projected"
+        rows, columns, rank = matrices[name]
+        for sketch, size, along in zip(sides, (rows, columns), (columns, rows), strict=True):
+            if sketch is None:
+                continue
+            shape = tuple(sketch.shape)
+            # The rank is that of the basis, which a small matrix has cut off: its sketch may be wider.
+            if len(shape) != 2 or shape[0] != size or not sketch_width(rank, along) <= shape[1] <= along:
+                return f"the sketch of {name}, ({rows}, {columns}), has the shape {shape}"
+            # Of what is not finite every comparison is false.
+            if not (sketch.is_floating_point() and bool((sketch.abs() <= _LARGEST_IN_A_SKETCH).all())):
+                return "a sketch of its gradient is not finite"
     return None
+
+
+def odd_sketches(answers: Sequence[Answer]) -> list[str]:
+    """Return the sites whose sketches cannot be added to those of most: they are of other matrices or widths."""
+    forms = {
+        answer.site: tuple(
+            (name, *(None if side is None else tuple(side.shape) for side in sides))
+            for name, sides in sorted(answer.sketches.items())
+        )
+        for answer in answers
+        if answer.sketches
+    }
+    usual = Counter(forms.values()).most_common(1)
+    return [site for site, form in forms.items() if form != usual[0][0]]
+
+
+def fault_of_scores(dice: Sequence[float], counted: Sequence[int], cases: int, labels: int) -> str | None:
+    """Return in words why the scores of a site cannot be used; None if they can.
+
+    Args:
+        dice: for each label the sum over images.
+        counted: for each label in how many images.
+        cases: that the site was tested on.
+        labels: how many there are.
+    """
+    if not len(dice) == len(counted) == labels:
+        return f"it has scores of {len(dice)} labels instead of {labels}"
+    if not 1 <= cases <= MOST_CASES:
+        return f"it says that it was tested on {cases:,} cases"
+    # Sums come from means that were rounded.
+    if not all(0 <= total <= count * (1 + 1e-6) for total, count in zip(dice, counted, strict=True)):
+        return "its Dice is not between 0 and 1"
+    return None
+
+
+def loss_text(answer: Answer) -> str:
+    """Return the loss of an answer for reading."""
+    loss = answer.facts["loss"]
+    return "that is no number" if loss is None else f"{loss:.3f}"
 
 
 def change_norm(answer: Answer, before: Tensors | None) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from statistics import median
 from typing import Any
 
@@ -10,7 +11,8 @@ from rich.console import Console
 
 from medsaga import run_folder
 from medsaga.federated.experiment import Experiment
-from medsaga.federated.site import Scores, scores_of
+from medsaga.federated.orders import Scores
+from medsaga.federated.site import scores_of
 from medsaga.methods import loading
 from medsaga.models.weights.loading import load_model
 from medsaga.prediction.segmenter import Segmenter
@@ -61,10 +63,11 @@ def _entry(sites: dict[str, dict[str, Any]]) -> dict[str, Any]:
 def _costs(run: Run) -> dict[str, Any]:
     lines = read_metrics(run.folder)
     steps = [line for line in lines if line["kind"] == "step"]
+    losses = [line["loss"] for line in steps[-10:] if math.isfinite(line["loss"])]
     peaks = [line["peak_memory_bytes"] for line in lines if line["kind"] == "evaluation"]
     return {
         "cases": len(run.split.train),
-        "loss": median(line["loss"] for line in steps[-10:]),
+        "loss": median(losses) if losses else None,
         "steps": len(steps),
         "seconds": sum(line["seconds"] for line in steps),
         "peak_bytes": max(peaks, default=0),

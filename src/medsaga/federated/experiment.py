@@ -53,6 +53,11 @@ class Experiment:
     symmetries: tuple[str, ...]
     asked: dict[str, Any]
 
+    @property
+    def labels(self) -> list[str]:
+        """Names, without the background."""
+        return [name for name, value in self.config.labels.items() if value != 0]
+
     def afresh(self, run: Run) -> Run:
         """Return a run with a model of its own, which starts from the common weights."""
         model = copy.deepcopy(self.model)

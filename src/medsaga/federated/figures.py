@@ -66,12 +66,18 @@ def losses(histories: Mapping[str, Sequence[Mapping[str, Any]]], names: Sequence
         axes = _axes()
         for name, history in histories.items():
             rounds = [entry["round"] for entry in history]
-            means = [math.fsum(s["loss"] for s in entry["sites"].values()) / len(entry["sites"]) for entry in history]
+            means = [_mean_loss(entry) for entry in history]
             axes.plot(rounds, means, color=style[name].hex, linestyle=style[name].dash, linewidth=1.8, label=name)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set(xlabel="round", ylabel="training loss")
         axes.legend(frameon=False, fontsize=9)
         return svg(axes.figure, "loss")
+
+
+def _mean_loss(entry: Mapping[str, Any]) -> float:
+    """Return the mean over the sites that have one; NaN, which leaves a gap, where none has."""
+    known = [site["loss"] for site in entry["sites"].values() if site["loss"] is not None]
+    return math.fsum(known) / len(known) if known else math.nan
 
 
 def _axes() -> Any:

@@ -18,7 +18,7 @@ from medsaga.data.splits import Split
 from medsaga.data.survey import Survey
 from medsaga.device import choose_device
 from medsaga.errors import InputError
-from medsaga.federated.plan import Plan, digest_of_frozen, require_same
+from medsaga.federated.plan import PLAN, Plan, digest_of_frozen, require_same
 from medsaga.federated.site import LocalSite
 from medsaga.planning.defaults import defaults_for
 from medsaga.runs.loading import LoadedData, load_data, split_of
@@ -42,6 +42,8 @@ class Hospital:
         data: its dataset.
         weights: where the weights that the model starts from lie here; None for where the plan says.
         device: where it trains.
+        seed: of the draw of its test cases.
+        test_cases: how many were to be drawn; None for a fifth.
         split: its cases.
         intensities: how it would turn grey values into 8 bits by itself.
         fingerprint: of its data.
@@ -52,6 +54,8 @@ class Hospital:
     data: str
     weights: str | None
     device: str
+    seed: int
+    test_cases: int | None
     split: Split
     intensities: tuple[Intensity, ...]
     fingerprint: str
@@ -63,6 +67,13 @@ class Hospital:
         document["split"] = Split.from_json(document["split"])
         document["intensities"] = tuple(Intensity(**each) for each in document["intensities"])
         return cls(folder=folder, **document)
+
+    def write(self) -> None:
+        """Write it into its folder."""
+        document = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        del document["folder"]
+        document |= {"split": self.split.to_json(), "intensities": [vars(each) for each in self.intensities]}
+        files.write_json(self.folder / SITE, document)
 
     def greet(self, plan: Plan) -> dict[str, str]:
         """Compare with the plan, and return what the server has to know.
@@ -90,19 +101,26 @@ class Hospital:
                 found="others",
                 do="Use the same version of torch at all sites, or weights from a file.",
             )
+        if self._has_begun and (self.folder / PLAN).exists() and Plan.read(self.folder) != plan:
+            raise self._of_another_federation("other settings")
         plan.write(self.folder)
         return {"name": self.name, "intensities": json.dumps([vars(each) for each in self.intensities])}
 
     def begin(self, intensities: tuple[Intensity, ...], console: Console) -> tuple[str, ...]:
-        """Prepare the training; return the mirrorings that the labels here keep."""
-        run = self.folder / RUN
-        if not (run / run_folder.MANIFEST).exists():
+        """Prepare the training; return the mirrorings that the labels here keep.
+
+        Raises:
+            InputError: the folder has images of another federation.
+        """
+        if not self._has_begun:
             dataset = read_dataset(Path(self.data))
             loaded = LoadedData(dataset, Survey((), (), ()), self.fingerprint)
             config = self._config(Plan.read(self.folder), intensities)
-            opened = begun_run(config, self.split, loaded, run, console, requested={})
+            opened = begun_run(config, self.split, loaded, self.folder / RUN, console, requested={})
         else:
             opened = self._open(console)
+            if opened.config.intensities != intensities:
+                raise self._of_another_federation("images made in another way")
         for samples in (opened.train, opened.monitor):
             samples.close()
         return opened.model.symmetries
@@ -114,9 +132,25 @@ class Hospital:
         run.model.load_state_dict(model.state_dict())  # rounded to the types of the site
         return LocalSite(run, Plan.read(self.folder).federation, console, say)
 
+    @property
+    def _has_begun(self) -> bool:
+        return (self.folder / RUN / run_folder.MANIFEST).exists()
+
+    def _of_another_federation(self, found: str) -> InputError:
+        return InputError(
+            self.folder,
+            expected="a new folder, or the one with which this site has taken part in this federation",
+            found=f"a training with {found}",
+            do="Choose another --out.",
+        )
+
     def _open(self, console: Console) -> Run:
         folder = self.folder / RUN
         config = read_config(folder / run_folder.CONFIG)
+        # Of the machine's own, precision and bits of the state stay what the training began with: its state has them.
+        settings = config.settings
+        settings = dataclasses.replace(settings, device=self.device, weights=self.weights or settings.weights)
+        config = dataclasses.replace(config, settings=settings)
         return joined_run(folder, RunPlan(config, self.split, read_dataset(Path(self.data))), console)
 
     def _config(self, plan: Plan, intensities: tuple[Intensity, ...]) -> RunConfig:
@@ -149,18 +183,22 @@ def open_folder(
         seed: of the draw.
 
     Raises:
-        InputError: the data cannot be used, or the folder is of something else.
+        InputError: the data or the device cannot be used, or the folder is of something else.
     """
+    choose_device(device)
     if (folder / SITE).exists():
         hospital = Hospital.read(folder)
-        if Path(hospital.data) != data.resolve() or hospital.name != name:
-            raise InputError(
-                folder,
-                expected=f"the folder of {name} with the data {data.resolve()}",
-                found=f"that of {hospital.name} with {hospital.data}",
-                do="Choose another --out.",
-            )
-        return dataclasses.replace(hospital, weights=weights or hospital.weights, device=device)
+        for where, asked, before in (
+            (str(folder), f"{name} with the data {data.resolve()}", f"{hospital.name} with the data {hospital.data}"),
+            ("--test-cases", _drawn(test_cases), _drawn(hospital.test_cases)),
+            ("--seed", str(seed), str(hospital.seed)),
+        ):
+            if asked != before:
+                do = "Choose another --out, or give what it began with."
+                raise InputError(where, expected=f"{before}, as {folder} began with", found=asked, do=do)
+        hospital = dataclasses.replace(hospital, weights=weights or hospital.weights, device=device)
+        hospital.write()
+        return hospital
     files.require_new(folder, "a folder for the site")
     settings = Settings(seed=seed, test_cases=test_cases, validation_cases=0)
     loaded = load_data(data, settings, console)
@@ -175,13 +213,16 @@ def open_folder(
         data=str(data.resolve()),
         weights=weights,
         device=device,
+        seed=seed,
+        test_cases=test_cases,
         split=split,
         intensities=choose_intensity(loaded.dataset, trained_on, "auto", None),
         fingerprint=loaded.fingerprint,
     )
     folder.mkdir(parents=True)
-    document = {field.name: getattr(hospital, field.name) for field in dataclasses.fields(hospital)}
-    del document["folder"]
-    document |= {"split": split.to_json(), "intensities": [vars(each) for each in hospital.intensities]}
-    files.write_json(folder / SITE, document)
+    hospital.write()
     return hospital
+
+
+def _drawn(test_cases: int | None) -> str:
+    return "a fifth of the cases" if test_cases is None else str(test_cases)

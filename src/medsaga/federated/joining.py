@@ -12,6 +12,7 @@ from medsaga.errors import InputError, Interrupted, RunError
 from medsaga.federated import processes
 from medsaga.federated.apps import DIFFERS, FOLDER, OVER, SAID
 from medsaga.federated.hospital import open_folder
+from medsaga.federated.keys import is_site_name
 
 _PAUSE = 0.5
 _TRIES, _BETWEEN_TRIES = 60, 3.0
@@ -50,13 +51,16 @@ def join(
         console: where the user is told.
 
     Raises:
-        InputError: the data or the keys cannot be used, or something differs from the federation.
+        InputError: the name, the data or the keys cannot be used, or something differs from the federation.
         Interrupted: the user pressed Ctrl-C.
         RunError: Flower's node has ended.
     """
     for path, what in ((key, "the private key of this site"), (authority, "the certificate of the federation")):
         if not path.is_file():
             raise InputError(path, expected=what, found="no such file", do="Ask whoever runs the server for it.")
+    if not is_site_name(name):
+        do = "Give it the name that medsaga federate keys has written it by."
+        raise InputError(key, expected="a key whose name can be that of a site", found=repr(name), do=do)
     open_folder(data, folder, console, name=name, weights=weights, device=device, test_cases=test_cases, seed=seed)
     said = processes.Said(folder / SAID)
     variables = processes.environment(folder, **{FOLDER: str(folder.resolve())})
@@ -84,14 +88,14 @@ def _followed(process: subprocess.Popen[bytes], said: processes.Said, console: C
         InputError: something differs from the federation.
     """
     while process.poll() is None:
-        for line in said.new():
-            if line == OVER:
+        for kind, text in said.new():
+            if kind == OVER:
                 time.sleep(_LAST_ANSWER)
                 return True
-            if line.startswith(DIFFERS):
+            if kind == DIFFERS:
                 time.sleep(_LAST_ANSWER)
-                raise _DifferenceError(line.removeprefix(DIFFERS))
-            console.print(line, markup=False, highlight=False)
+                raise _DifferenceError(text)
+            console.print(text, markup=False, highlight=False)
         time.sleep(_PAUSE)
     return False
 

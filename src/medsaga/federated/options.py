@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -63,17 +64,28 @@ class Federation:
             ("--min-sites", self.min_sites),
         ):
             _require(name, value >= 1, "at least 1", value)
-        _require("--proximal", self.proximal > 0, "a positive number", self.proximal)
-        _require("--clip", self.clip is None or self.clip > 0, "a positive number", self.clip)
-        _require("--noise", self.noise is None or self.noise > 0, "a positive number", self.noise)
-        _require("--noise", self.noise is None or self.clip is not None, "--clip beside it", self.noise)
+        for name, number in (("--proximal", self.proximal), ("--clip", self.clip), ("--noise", self.noise)):
+            _require(name, number is None or 0 < number < math.inf, "a positive, finite number", number)
         _require("--delta", 0 < self.delta < 1, "a number between 0 and 1", self.delta)
+        self._require_effect()
         if self.exchange == "shared-basis":
             _require("--strategy", self.strategy != "median", "another with --exchange shared-basis", self.strategy)
             # Sketches and bases would tell of the data without any noise.
             _require("--clip", self.clip is None, "none with --exchange shared-basis", self.clip)
+
+    def _require_effect(self) -> None:
+        """Reject what nothing would heed: who asks for noise and gets none must hear of it."""
         if self.exchange in BASELINES:
-            _require("--strategy", self.strategy == "fedavg", f"none with --exchange {self.exchange}", self.strategy)
+            for name in ("strategy", "bits", "min_sites", "clip", "noise"):
+                value = getattr(self, name)
+                _require(flag(name), value == _default(name), f"none with --exchange {self.exchange}", value, _WITHOUT)
+        _require("--noise", self.noise is None or self.clip is not None, "--clip beside it", self.noise)
+        for name, beside, given in (
+            ("proximal", "--strategy fedprox", self.strategy == "fedprox"),
+            ("delta", "--noise", self.noise is not None),
+        ):
+            value = getattr(self, name)
+            _require(flag(name), given or value == _default(name), f"{beside} beside it", value)
 
     @property
     def name(self) -> str:
@@ -138,6 +150,20 @@ def refuse_choices_of_sites(settings: Settings) -> None:
     for name in ("shots", "test_cases", "fold"):
         value = getattr(settings, name)
         _require(flag(name), not value, "none at the server: each site divides its own cases", value, _WITHOUT)
+
+
+def require_enough(federation: Federation, sites: int) -> None:
+    """Refuse a number of usable answers that a round can never have.
+
+    Raises:
+        InputError: naming the flag.
+    """
+    least = federation.min_sites
+    _require("--min-sites", least <= sites, f"at most {sites}, the number of sites", least)
+
+
+def _default(name: str) -> Any:
+    return Federation.__dataclass_fields__[name].default
 
 
 def _require(name: str, good: bool, expected: str, found: object, do: str = "Change it.") -> None:

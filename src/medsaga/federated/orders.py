@@ -6,6 +6,7 @@ names of cases, for paths or for images.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -20,7 +21,11 @@ from medsaga.optim.shared_basis import Sides
 FACTS = ("cases", "decay", "loss", "steps", "skipped", "images", "seconds", "peak_bytes")
 """The numbers in an answer to a training order."""
 SCORES = ("dice", "counted", "cases")
-"""The numbers in an answer to a test order: for each label the sum of Dice and in how many images it is counted."""
+"""The numbers in an answer to a test order; see `Scores`."""
+Scores = tuple[list[float], list[int], int]
+"""For each label the sum of Dice and in how many images it is counted; and the number of cases."""
+MALFORMED = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What reading a message raises that is none of ours."""
 _SIDES = ("#left", "#right")
 _SKETCH_BITS = 16
 """A sketch and the basis made of it only choose a subspace: the change in it is exact all the same."""
@@ -77,7 +82,9 @@ class Order:
 def pack_answer(answer: Answer, bits: int) -> RecordDict:
     """Return a site's answer as the content of a message; the site's name stays behind."""
     facts = {"cases": answer.cases, "decay": answer.decay, **answer.facts}
-    content = RecordDict({"facts": MetricRecord({name: float(facts[name]) for name in FACTS})})
+    # Flower has numbers alone in such a record.
+    numbers = {name: math.nan if (value := facts[name]) is None else float(value) for name in FACTS}
+    content = RecordDict({"facts": MetricRecord({**numbers})})
     if answer.tensors:
         content["tensors"] = to_record(answer.tensors, bits)
     if answer.sketches:
@@ -89,18 +96,30 @@ def unpack_answer(site: str, content: RecordDict) -> Answer:
     """Return the answer of a site.
 
     Raises:
-        KeyError: something is missing.
+        MALFORMED: it is none.
     """
     numbers = cast(Mapping[str, float], content["facts"])
-    facts = {name: float(numbers[name]) for name in FACTS}
+    given = {name: float(numbers[name]) for name in FACTS}
+    cases, decay = given.pop("cases"), given.pop("decay")
     return Answer(
         site=site,
-        cases=int(facts.pop("cases")),
+        cases=int(cases),
         tensors=from_record(cast(ArrayRecord, content["tensors"])) if "tensors" in content else {},
-        decay=facts.pop("decay"),
+        decay=decay,
         sketches=_unpack_sides(content.get("sketches")),
-        facts=facts,
+        facts={name: value if math.isfinite(value) else None for name, value in given.items()},
     )
+
+
+def unpack_scores(content: RecordDict) -> Scores:
+    """Return the scores of a site.
+
+    Raises:
+        MALFORMED: these are none.
+    """
+    values = cast(Mapping[str, Any], content["scores"])
+    dice, counted, cases = (values[name] for name in SCORES)
+    return [float(each) for each in dice], [int(each) for each in counted], int(cases)
 
 
 def _pack_sides(by_name: Mapping[str, Sides]) -> ArrayRecord:

@@ -1,4 +1,4 @@
-"""The page of a simulation: every experiment in a folder side by side, in one HTML file."""
+"""The page of a federation: one experiment, or all of a simulation side by side, in one HTML file."""
 
 from __future__ import annotations
 
@@ -46,20 +46,27 @@ class Shown:
         return bool(self.result["bytes_first_round"])
 
 
-def write_page(out: Path, *, title: str) -> None:
-    """Write ``index.html`` of all experiments in a folder that are complete; those with the highest Dice come first.
+def experiments_in(out: Path) -> list[Path]:
+    """Return the folders of all experiments of a simulation that are complete."""
+    return [path.parent for path in sorted(out.glob(f"*/{run_folder.RESULT}")) if "sites" in files.read_json(path)]
+
+
+def write_page(out: Path, experiments: Sequence[Path], *, title: str) -> None:
+    """Write ``index.html`` of experiments that are complete; those with the highest Dice come first.
 
     Args:
-        out: folder of the simulation.
+        out: folder of the page.
+        experiments: folders, at least one.
         title: of the page.
     """
     shown = [
-        Shown(path.parent.name, result, files.read_json(path.parent / run_folder.MANIFEST))
-        for path in sorted(out.glob(f"*/{run_folder.RESULT}"))
-        if "sites" in (result := files.read_json(path))
+        Shown(
+            folder.resolve().name,
+            files.read_json(folder / run_folder.RESULT),
+            files.read_json(folder / run_folder.MANIFEST),
+        )
+        for folder in experiments
     ]
-    if not shown:
-        return
     shown.sort(key=lambda each: -(each.result["dice_mean"] or 0.0))
     names = [each.name for each in shown]
     first = shown[0]
@@ -158,6 +165,7 @@ def _site_table(first: Shown) -> Table:
 def _troubles(shown: Sequence[Shown]) -> list[str]:
     lines = []
     for each in shown:
+        lines += [f"{each.name}: {site} was not tested: {why}" for site, why in each.result.get("untested", {}).items()]
         for entry in each.result["history"]:
             lines += [f"{each.name}, round {entry['round']}: {site} was missing" for site in entry["missing"]]
             lines += [

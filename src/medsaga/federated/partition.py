@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import os
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -116,26 +117,32 @@ def _by_column(data: Path, column: str, loaded: LoadedData) -> dict[str, list[st
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         do = "Write it, with the columns name and case and one that names the site."
         raise InputError(path, expected="a table of the cases", found=str(error), do=do) from None
-    if not rows or column not in rows[0]:
-        found = listed(list(rows[0])) if rows else "no line"
-        do = "Name one of its columns, or add it."
-        raise InputError(path, expected=f"a column {column!r}", found=found, do=do)
+    for needed in ("case", column):
+        if not rows or needed not in rows[0]:
+            found = listed(list(rows[0])) if rows else "no line"
+            do = "Name one of its columns, or add it."
+            raise InputError(path, expected=f"a column {needed!r}", found=found, do=do)
     site_of: dict[str, str] = {}
     for row in rows:
         case, site = normal(row["case"] or ""), normal(row[column] or "") or "none"
         if site_of.setdefault(case, site) != site:
             found = f"{case!r} in {site_of[case]!r} and in {site!r}"
             raise InputError(path, expected="each case at one site", found=found, do="Correct the column.")
+    if absent := [case for case in loaded.dataset.cases if case not in site_of]:
+        found = f"none for {listed(absent)}"
+        raise InputError(path, expected="a line for each case", found=found, do="Add the lines that are missing.")
+    names = _safe_names(path, sorted(set(site_of.values())))
     cases_of: dict[str, list[str]] = defaultdict(list)
     for case in loaded.dataset.cases:
-        cases_of[_safe(site_of[case])].append(case)
+        cases_of[names[site_of[case]]].append(case)
     return dict(cases_of)
 
 
 def _of_folders(data: Path, settings: Settings, console: Console) -> tuple[LoadedData, dict[str, list[str]]]:
     """Return the datasets of all sub-folders as one, whose names begin with that of the folder."""
     folders = sorted(path for path in data.iterdir() if path.is_dir() and not path.name.startswith("."))
-    parts = {_safe(folder.name): load_data(folder, settings, console) for folder in folders}
+    names = _safe_names(data, [folder.name for folder in folders])
+    parts = {names[folder.name]: load_data(folder, settings, console) for folder in folders}
     if not parts:
         do = "Put the dataset of each site into a folder of its own."
         raise InputError(data, expected="a folder for each site", found="none", do=do)
@@ -191,6 +198,22 @@ def _split(site: str, cases: list[str], loaded: LoadedData, settings: Settings, 
         test_cases=settings.test_cases if test is None else None,
     )
     return Split(drawn.train, (), drawn.test if test is None else test)
+
+
+def _safe_names(where: Path, names: Sequence[str]) -> dict[str, str]:
+    """Return the names of sites as folders can have them, by the names that the data have.
+
+    Raises:
+        InputError: two of them would be one.
+    """
+    safe = {name: _safe(name) for name in names}
+    known: dict[str, str] = {}
+    for name, folder in safe.items():
+        if (other := known.setdefault(folder.casefold(), name)) != name:
+            expected = "names of sites that differ in letters, digits, -, _ and ."
+            found = f"{other!r} and {name!r}, which are both {folder!r} then"
+            raise InputError(where, expected=expected, found=found, do="Rename one of them.")
+    return safe
 
 
 def _safe(name: str) -> str:

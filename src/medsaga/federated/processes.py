@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -15,6 +16,8 @@ from medsaga.errors import RunError
 
 HOME = "flower"
 """The folder, in ours, that Flower takes for its home."""
+TOLD = "told"
+"""The kind of what is said to the user and has no consequences."""
 LOG = "flower.log"
 """What its commands print."""
 _PATIENCE = 15
@@ -116,7 +119,7 @@ def listens(port: int) -> bool:
 
 
 class Said:
-    """The lines that processes of ours leave for the one that the user started.
+    """What processes of ours leave for the one that the user started: a line of JSON each, with a kind and a text.
 
     Args:
         path: of the file.
@@ -125,13 +128,14 @@ class Said:
     def __init__(self, path: Path) -> None:
         self._path, self._read = path, path.stat().st_size if path.exists() else 0
 
-    def say(self, text: str) -> None:
-        """Add a line."""
+    def say(self, text: str, kind: str = TOLD) -> None:
+        """Add something; what a terminal would not print, as a text from elsewhere may hold, becomes blanks."""
+        shown = "".join(letter if letter.isprintable() else " " for letter in text)
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(text.replace("\n", " ") + "\n")
+            file.write(json.dumps({"kind": kind, "text": shown}) + "\n")
 
-    def new(self) -> list[str]:
-        """Return the whole lines that have been added since the last call."""
+    def new(self) -> list[tuple[str, str]]:
+        """Return the kind and the text of all that has been added since the last call."""
         if not self._path.exists():
             return []
         with self._path.open("rb") as file:
@@ -139,4 +143,5 @@ class Said:
             content = file.read()
         whole = content[: content.rfind(b"\n") + 1]
         self._read += len(whole)
-        return whole.decode("utf-8", "replace").splitlines()
+        lines = [json.loads(line) for line in whole.splitlines()]
+        return [(line["kind"], line["text"]) for line in lines]

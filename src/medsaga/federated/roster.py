@@ -7,14 +7,14 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
 
 from flwr.app import ConfigRecord, RecordDict
 from flwr.serverapp import Grid
 
 from medsaga import files
 from medsaga.data.intensity import Intensity
-from medsaga.federated.agreement import agreed_intensities, agreed_symmetries
+from medsaga.federated.agreement import agreed_intensities, agreed_symmetries, read_greeting, read_symmetries
+from medsaga.federated.orders import MALFORMED
 from medsaga.federated.plan import Plan
 
 AGREED = "agreed.json"
@@ -23,6 +23,8 @@ GREETING = "query.hello"
 BEGINNING = "query.begin"
 ENDING = "query.end"
 _PAUSE = 1.0
+_AGAIN = 30.0
+"""Seconds after which a site that stays out is greeted again: Flower knows it by its key, as the node that it was."""
 
 
 @dataclass(eq=False)
@@ -43,7 +45,7 @@ class Roster:
     tell: Callable[[str], None]
     timeout: float
     _names: dict[int, str] = field(default_factory=dict)
-    _turned_away: set[int] = field(default_factory=set)
+    _turned_away: dict[int, tuple[float, str]] = field(default_factory=dict)
     _proposed: dict[str, tuple[Intensity, ...]] = field(default_factory=dict)
     _begun: set[str] = field(default_factory=set)
 
@@ -88,27 +90,38 @@ class Roster:
     def _greeted(self) -> dict[int, str]:
         """Return the names of the nodes that are there and fit the plan."""
         there = set(self.grid.get_node_ids())
-        new = there - self._names.keys() - self._turned_away
+        # Who has gone may come back with what was wrong put right.
+        self._turned_away = {node: when for node, when in self._turned_away.items() if node in there}
+        waiting = {node for node, (when, _) in self._turned_away.items() if time.monotonic() - when < _AGAIN}
+        new = there - self._names.keys() - waiting
         for node, content in self._sent(
             GREETING, {node: ConfigRecord({"plan": self.plan.to_json()}) for node in new}
         ).items():
             if isinstance(content, str):
-                self.tell(f"a site does not fit this federation and stays out: {content}")
-                self._turned_away.add(node)
+                self._turn_away(node, f"a site does not fit this federation and stays out: {content}")
                 continue
-            answer = cast(Mapping[str, Any], content["site"])
-            name = str(answer["name"])
+            try:
+                name, proposed = read_greeting(content, len(self.plan.channels))
+            except MALFORMED:
+                self._turn_away(node, "a site does not say who it is, as it should, and stays out")
+                continue
             known = {each: number for number, each in self._names.items()}
             if name in known and known[name] in there:
-                self.tell(f"a second site calls itself {name} and stays out")
-                self._turned_away.add(node)
+                self._turn_away(node, f"a second site calls itself {name} and stays out")
                 continue
+            self._turned_away.pop(node, None)
             self._names.pop(known.get(name, -1), None)
             self._begun.discard(name)
             self._names[node] = name
-            self._proposed[name] = tuple(Intensity(**each) for each in json.loads(str(answer["intensities"])))
+            self._proposed[name] = proposed
             self.tell(f"{name} has joined")
         return {node: name for node, name in sorted(self._names.items(), key=lambda each: each[1]) if node in there}
+
+    def _turn_away(self, node: int, why: str) -> None:
+        """Leave a node out for now; what is said of it again and again is told once."""
+        if self._turned_away.get(node, (0.0, ""))[1] != why:
+            self.tell(why)
+        self._turned_away[node] = (time.monotonic(), why)
 
     def _begin(self, nodes: Mapping[int, str], intensities: tuple[Intensity, ...]) -> list[tuple[str, ...]]:
         """Have sites prepare their images; return the mirrorings that the labels of each keep."""
@@ -120,8 +133,12 @@ class Roster:
             if isinstance(content, str):
                 self.tell(f"{nodes[node]} could not begin: {content}")
                 continue
+            try:
+                found.append(read_symmetries(content))
+            except MALFORMED:
+                self.tell(f"{nodes[node]} could not begin: its answer is none")
+                continue
             self._begun.add(nodes[node])
-            found.append(tuple(cast(list[str], cast(Mapping[str, Any], content["site"])["symmetries"])))
         return found
 
     def _sent(self, kind: str, records: Mapping[int, ConfigRecord]) -> dict[int, RecordDict | str]:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from flwr.app import RecordDict
@@ -20,15 +20,16 @@ from torch import Tensor
 from medsaga import files
 from medsaga.errors import InputError, RunError
 from medsaga.federated import averaging
-from medsaga.federated.averaging import Answer
+from medsaga.federated.averaging import Answer, loss_text
 from medsaga.federated.client import NEEDS_WEIGHTS
 from medsaga.federated.options import Federation
-from medsaga.federated.orders import SCORES, Order, as_arriving, unpack_answer
+from medsaga.federated.orders import MALFORMED, Order, Scores, as_arriving, unpack_answer, unpack_scores
 from medsaga.federated.wire import rounded, size_of
-from medsaga.optim.projection import sketch_basis
+from medsaga.optim.projection import matrix_shape, sketch_basis
 from medsaga.optim.shared_basis import Sides
 
 STATE = "server.pt"
+_NO_ANSWER = "it is no answer to an order"
 
 
 @dataclass(eq=False)
@@ -150,22 +151,32 @@ class Rounds:
         state.history.append(entry)
         state.round = number
         self.keep(state)
-        losses = ", ".join(f"{answer.site} {answer.facts['loss']:.3f}" for answer in answers)
+        losses = ", ".join(f"{answer.site} {loss_text(answer)}" for answer in answers)
         self.tell(f"round {number} of {self.federation.rounds}: loss {losses}")
 
-    def test(self) -> dict[str, tuple[list[float], list[int], int]]:
+    def test(self, labels: int) -> tuple[dict[str, Scores], dict[str, str]]:
         """Have every site test the common weights on its own cases.
 
+        Args:
+            labels: how many there are, without the background.
+
         Returns:
-            by site: for each label the sum of Dice and in how many images it is counted; the number of cases.
+            by site: its scores; and why there are none of a site that should have some.
         """
         entry: dict[str, Any] = {"missing": [], "bytes_down": 0, "bytes_up": 0}
-        scores = {}
+        scores, untested = {}, {}
         for site, content in self._asked("evaluate", self.state.round + 1, entry).items():
-            values = cast(Mapping[str, Any], content["scores"])
-            dice, counted, cases = (values[name] for name in SCORES)
-            scores[site] = (list(dice), [int(count) for count in counted], int(cases))
-        return scores
+            try:
+                found = unpack_scores(content)
+                why = averaging.fault_of_scores(*found, labels)
+            except MALFORMED:
+                why = _NO_ANSWER
+            if why is None:
+                scores[site] = found
+            else:
+                untested[site] = f"refused: {why}"
+                self.tell(f"the scores of {site} are refused: {why}")
+        return scores, untested | dict.fromkeys(entry["missing"], "it did not answer")
 
     def _asked(self, kind: str, number: int, entry: dict[str, Any]) -> dict[str, RecordDict]:
         """Send every site its order of a kind; return what has come back in the end, by site in order."""
@@ -225,18 +236,24 @@ class Rounds:
     ) -> list[Answer]:
         """Return the answers that hold what they should, and refuse the others."""
         answers = []
+        matrices = {
+            name: (*matrix_shape(self.state.weights[name].shape), rank) for name, rank in self.state.ranks.items()
+        }
         for site, content in contents.items():
             try:
                 answer = unpack_answer(site, content)
-                why = averaging.fault(answer, expected)
-            except (KeyError, TypeError, ValueError):
-                why = "it is no answer to an order"
+                why = averaging.fault(answer, expected, matrices)
+            except MALFORMED:
+                why = _NO_ANSWER
             if why is not None:
                 self._refuse(site, why, entry)
                 continue
             # A sketch comes before the round: with it, the site has the start of the round.
             self.state.holds[site] = entry["round"] - (not expected)
             answers.append(answer)
+        for site in averaging.odd_sketches(answers):
+            self._refuse(site, "its sketches are of other matrices or widths than those of most sites", entry)
+        answers = [answer for answer in answers if answer.site not in entry["refused"]]
         self._require(answers, entry)
         return answers
 

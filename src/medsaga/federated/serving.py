@@ -18,7 +18,7 @@ from medsaga.data.labels import parse_labels
 from medsaga.errors import InputError, Interrupted, RunError
 from medsaga.federated import keys, processes
 from medsaga.federated.apps import FAILED, FOLDER, HOW, OVER, SAID
-from medsaga.federated.options import BASELINES, Federation, refuse_choices_of_sites, settings_for
+from medsaga.federated.options import BASELINES, Federation, refuse_choices_of_sites, require_enough, settings_for
 from medsaga.federated.page import write_page
 from medsaga.federated.plan import PLAN, Plan, digest_of_frozen
 from medsaga.planning.defaults import planned_defaults
@@ -49,7 +49,7 @@ def serve(
     timeout: float,
     console: Console,
 ) -> dict[str, Any]:
-    """Wait for sites, train with them, and write the common model; a server that was stopped goes on.
+    """Wait for sites, train with them, and write the common model and a page; a server that was stopped goes on.
 
     Args:
         description: a ``dataset.json`` with the labels and channels of all sites.
@@ -76,6 +76,7 @@ def serve(
     if federation.exchange in BASELINES:
         do = "Use it with medsaga federate simulate."
         raise InputError("--exchange", expected="something that travels", found=federation.exchange, do=do)
+    require_enough(federation, sites)
     for name in (keys.AUTHORITY, keys.CERTIFICATE, keys.KEY):
         if not (key_folder / name).is_file():
             do = "Make them: medsaga federate keys."
@@ -93,7 +94,7 @@ def serve(
                 _follow(said, console)
         except KeyboardInterrupt:
             raise Interrupted(f"{out}: stopped; the same command goes on after the last complete round.") from None
-        write_page(out.parent, title=out.name)
+        write_page(out, [out], title=out.resolve().name)
     document: dict[str, Any] = files.read_json(result)
     return document
 
@@ -217,10 +218,10 @@ def _start_app(out: Path, key_folder: Path, port: int) -> None:
 def _follow(said: processes.Said, console: Console) -> None:
     """Tell the user what the app says until it is over."""
     while True:
-        for line in said.new():
-            if line == OVER:
+        for kind, text in said.new():
+            if kind == OVER:
                 return
-            if line.startswith(FAILED):
-                raise RunError(line.removeprefix(FAILED))
-            console.print(line, markup=False, highlight=False)
+            if kind == FAILED:
+                raise RunError(text)
+            console.print(text, markup=False, highlight=False)
         time.sleep(_PAUSE)

@@ -17,8 +17,8 @@ from medsaga.federated.baselines import Outcome, alone, pooled
 from medsaga.federated.client import client_app
 from medsaga.federated.experiment import Experiment, prepared
 from medsaga.federated.grid import InProcessGrid
-from medsaga.federated.options import Federation, settings_for
-from medsaga.federated.page import write_page
+from medsaga.federated.options import Federation, require_enough, settings_for
+from medsaga.federated.page import experiments_in, write_page
 from medsaga.federated.partition import Partition, divide
 from medsaga.federated.results import result_of
 from medsaga.federated.server import Rounds, State
@@ -72,6 +72,7 @@ def simulate(
     settings = settings_for(settings, federation)
     find_weights(choose_model(settings))
     partition = divide(data, settings, console, sites=sites, by=by)
+    require_enough(federation, len(partition.sites))
     _check_same(out / PARTITION, _described(partition), "the sites of this simulation")
     folder = out / f"{settings.method or 'medsaga'}-{federation.name}"
     asked = {"settings": named(settings), "federation": federation.asked()}
@@ -88,7 +89,7 @@ def simulate(
             raise Interrupted(said) from None
         # Last: it says that the experiment is complete.
         files.write_json(result_file, result)
-    write_page(out, title=data.resolve().name)
+    write_page(out, experiments_in(out), title=data.resolve().name)
     document: dict[str, Any] = files.read_json(result_file)
     return document
 
@@ -103,12 +104,13 @@ def _experiment(experiment: Experiment, console: Console, seen: Callable[[Messag
     scores, history = together()
     config = experiment.config
     return result_of(
-        [name for name, value in config.labels.items() if value != 0],
+        experiment.labels,
         scores,
         history,
         method=config.settings.method,
         federation=experiment.federation,
         trained_on={site.name: len(site.split.train) for site in experiment.partition.sites},
+        untested={},
     )
 
 
@@ -132,7 +134,7 @@ def _together(experiment: Experiment, console: Console, seen: Callable[[Message]
     @app.main()
     def main(grid: Grid, context: Context) -> None:
         rounds.run()
-        scores.update(rounds.test())
+        scores.update(rounds.test(len(experiment.labels))[0])
 
     app(rounds.grid, Context(0, 0, {}, RecordDict(), {}))
     save_common_model(folder, experiment.model, state)

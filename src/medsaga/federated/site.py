@@ -6,17 +6,14 @@ from collections.abc import Callable
 
 from rich.console import Console
 
-from medsaga.federated.averaging import Answer
+from medsaga.federated.averaging import Answer, loss_text
 from medsaga.federated.options import Federation
-from medsaga.federated.orders import Order
+from medsaga.federated.orders import Order, Scores
 from medsaga.federated.worker import Worker
 from medsaga.models.base import SegmentationModel
 from medsaga.prediction.segmenter import Segmenter
 from medsaga.runs.evaluate import evaluate_run
 from medsaga.runs.plan import Run
-
-Scores = tuple[list[float], list[int], int]
-"""For each label the sum of Dice and in how many images it is counted; and the number of cases."""
 
 
 class LocalSite:
@@ -52,7 +49,7 @@ class LocalSite:
         """Make the steps of a round."""
         self._say(f"round {order.round}: training")
         answer = self._worker.train(order)
-        self._say(f"round {order.round}: loss {answer.facts['loss']:.3f}")
+        self._say(f"round {order.round}: loss {loss_text(answer)}")
         return answer
 
     def scores(self, order: Order) -> Scores:

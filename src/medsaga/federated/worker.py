@@ -116,7 +116,7 @@ class Worker:
                 tensors,
                 decay,
                 sketches,
-                loss=math.fsum(losses) / len(losses),
+                loss=_mean_of_finite(losses),
                 steps=made,
                 skipped=federation.local_steps - made,
                 seconds=time.perf_counter() - began,
@@ -246,7 +246,7 @@ class Worker:
             shutil.rmtree(old)
 
     def _answer(
-        self, tensors: Tensors, decay: float, sketches: dict[str, Sides], peak_bytes: int = 0, **facts: float
+        self, tensors: Tensors, decay: float, sketches: dict[str, Sides], peak_bytes: int = 0, **facts: float | None
     ) -> Answer:
         counted = {"images": len(self._run.train), "peak_bytes": peak_bytes}
         return Answer(
@@ -314,6 +314,12 @@ def _named(trainer: Trainer, optimizer: SharedBasisAdamW) -> dict[str, Sides]:
         for weight, (left, right) in optimizer.take_sketches().items()
         if isinstance(weight, nn.Parameter)
     }
+
+
+def _mean_of_finite(losses: list[float]) -> float | None:
+    """Return the mean of the losses that are numbers: a step whose loss is none has been skipped."""
+    finite = [loss for loss in losses if math.isfinite(loss)]
+    return math.fsum(finite) / len(finite) if finite else None
 
 
 def _decay(optimizer: torch.optim.Optimizer) -> float:
