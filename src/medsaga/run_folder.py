@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -93,6 +94,10 @@ def in_training(run: Path) -> Iterator[None]:
         yield
 
 
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 class MetricsLog:
     """``metrics.jsonl``: a line per step or evaluation, as it happens."""
 
@@ -111,8 +116,9 @@ class MetricsLog:
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, kind: str, step: int, **values: Any) -> None:
-        """Append one line."""
-        self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+        """Append one line; a number that is not finite is null in it."""
+        known = {name: _finite(value) for name, value in values.items()}
+        self._file.write(json.dumps({"kind": kind, "step": step, **known}, allow_nan=False) + "\n")
         self._file.flush()
 
     def close(self) -> None:
@@ -121,12 +127,15 @@ class MetricsLog:
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """Return the lines of ``metrics.jsonl``; a last line that a killed run left half-written is dropped."""
+    """Return the lines of ``metrics.jsonl``, None for numbers that were not finite.
+
+    A last line that a killed run left half-written is dropped.
+    """
     path = run / METRICS
     lines = []
     for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:
-            lines.append(json.loads(text))
+            lines.append(json.loads(text, parse_constant=lambda _: None))  # which earlier versions wrote
         except json.JSONDecodeError:
             break
     return lines

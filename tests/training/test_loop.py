@@ -229,6 +229,9 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(
     result = train(toy, tmp_path / "run", quick)
     assert result["skipped_steps"] == 2
     assert result["dice_mean"] is not None
+    text = (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert "NaN" not in text  # which is not JSON
+    assert [line["loss"] for line in read_metrics(tmp_path / "run") if line["kind"] == "step"].count(None) >= 1
 
 
 @pytest.mark.exhaustive

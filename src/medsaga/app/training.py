@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -198,7 +197,7 @@ def progress(run: Path, *, running: bool) -> dict[str, Any]:
         "state": state,
         "step": made,
         "steps": total,
-        "loss": [[line["step"], line["loss"]] for line in steps[::stride] if math.isfinite(line["loss"])],
+        "loss": [[line["step"], line["loss"]] for line in steps[::stride] if line["loss"] is not None],
         "dice": [[line["step"], line["dice"]] for line in lines if line["kind"] == "evaluation"],
         "followed": "validation cases" if split is not None and split.validation else "training images",
         "seconds_left": None if pace is None or stopped else max(0.0, (total - made) * pace),

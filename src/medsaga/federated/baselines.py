@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from statistics import median
 from typing import Any
 
@@ -63,7 +62,7 @@ def _entry(sites: dict[str, dict[str, Any]]) -> dict[str, Any]:
 def _costs(run: Run) -> dict[str, Any]:
     lines = read_metrics(run.folder)
     steps = [line for line in lines if line["kind"] == "step"]
-    losses = [line["loss"] for line in steps[-10:] if math.isfinite(line["loss"])]
+    losses = [line["loss"] for line in steps[-10:] if line["loss"] is not None]
     peaks = [line["peak_memory_bytes"] for line in lines if line["kind"] == "evaluation"]
     return {
         "cases": len(run.split.train),

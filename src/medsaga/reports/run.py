@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -170,7 +169,7 @@ def _series(history: Sequence[Mapping[str, Any]], kind: str, value: str) -> npt.
     points = [
         (line["step"], line[value])
         for line in history
-        if line.get("kind") == kind and line.get(value) is not None and math.isfinite(line[value])
+        if line.get("kind") == kind and line.get(value) is not None
     ]
     block = max(1, -(-len(points) // MOST_POINTS))
     blocks = [np.mean(points[start : start + block], axis=0) for start in range(0, len(points), block)]
