@@ -22,7 +22,8 @@ from medsaga.federated.options import BASELINES, Federation, refuse_choices_of_s
 from medsaga.federated.page import write_page
 from medsaga.federated.plan import PLAN, Plan, digest_of_frozen
 from medsaga.planning.defaults import planned_defaults
-from medsaga.planning.resolve import Facts, choose_model, find_weights, resolve
+from medsaga.planning.resolve import Facts, choose_model, find_weights, resolve, without_effect
+from medsaga.runs.loading import warn
 from medsaga.runs.prepare import new_model
 from medsaga.settings.options import Settings, named
 from medsaga.settings.run_config import RunConfig
@@ -111,7 +112,9 @@ def plan_of(description: Path, settings: Settings, federation: Federation, conso
     Raises:
         InputError: the settings or the weights cannot be used.
     """
-    find_weights(choose_model(settings))
+    choice = choose_model(settings)
+    find_weights(choice)
+    warn(console, without_effect(choice))
     document = read_description(description)
     labels = parse_labels(description, document)
     channels = channel_names(description, document) or ("channel_0",)

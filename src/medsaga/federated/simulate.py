@@ -24,7 +24,8 @@ from medsaga.federated.results import result_of
 from medsaga.federated.server import Rounds, State
 from medsaga.federated.site import LocalSite
 from medsaga.federated.start import first_state, save_common_model
-from medsaga.planning.resolve import choose_model, find_weights
+from medsaga.planning.resolve import choose_model, find_weights, without_effect
+from medsaga.runs.loading import warn
 from medsaga.settings.options import Settings, named
 
 PARTITION = "sites.json"
@@ -70,7 +71,9 @@ def simulate(
     """
     files.require_writable(out)
     settings = settings_for(settings, federation)
-    find_weights(choose_model(settings))
+    choice = choose_model(settings)
+    find_weights(choice)
+    warn(console, without_effect(choice))
     partition = divide(data, settings, console, sites=sites, by=by)
     require_enough(federation, len(partition.sites))
     _check_same(out / PARTITION, _described(partition), "the sites of this simulation")

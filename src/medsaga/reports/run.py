@@ -167,9 +167,7 @@ def _curves(history: Sequence[Mapping[str, Any]]) -> Markup | None:
 def _series(history: Sequence[Mapping[str, Any]], kind: str, value: str) -> npt.NDArray[np.float64]:
     """Return finite ``(step, value)`` pairs, ``(points, 2)``, averaged in blocks where there are many."""
     points = [
-        (line["step"], line[value])
-        for line in history
-        if line.get("kind") == kind and line.get(value) is not None
+        (line["step"], line[value]) for line in history if line.get("kind") == kind and line.get(value) is not None
     ]
     block = max(1, -(-len(points) // MOST_POINTS))
     blocks = [np.mean(points[start : start + block], axis=0) for start in range(0, len(points), block)]
