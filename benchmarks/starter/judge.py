@@ -1,4 +1,4 @@
-"""Few labelled cases of five kinds of images: starter, random weights, U-Net from scratch.
+"""Few labelled cases of five kinds of images: the starter, by several methods, random weights, U-Net from scratch.
 
     python -m benchmarks.starter.judge FOLDER_OF_DATASETS --runs RUNS
 
@@ -18,7 +18,19 @@ from benchmarks.compare.run import RANDOM, SHOTS, arguments_for, measure
 from benchmarks.machine import machine
 from medsaga import files
 
-CONTENDERS = {"medsaga": "starter", RANDOM: "random", "unet": "U-Net"}
+CONTENDERS = {
+    "medsaga": "starter",
+    RANDOM: "random",
+    "samed": "samed",
+    "full": "full",
+    "frozen": "frozen",
+    "unet": "U-Net",
+    "daeformer": "daeformer",
+}
+"""What the methods of a comparison are called here. All but `random`, U-Net and DAE-Former begin with the starter."""
+JUDGED = ("medsaga", RANDOM, "unet")
+"""Those that are run unless ``--methods`` says otherwise."""
+METHODS_FROM_STARTER = ("starter", "samed", "full", "frozen")
 ASKED = tuple(str(shots) for shots in next(iter(SHOTS.values())))
 """Numbers of cases, as keys; of the axons 8 stands for 6."""
 UNSEEN = ("spider_lumbar_mr", "axondeepseg_sem")
@@ -56,7 +68,7 @@ def _place(record: Record) -> tuple[int, ...]:
 
 def table(records: Sequence[Record]) -> str:
     """Lay out the mean Dice over seeds, with the spread between them, then means over datasets, as Markdown."""
-    contenders = [name for name in CONTENDERS.values() if any(r["contender"] == name for r in records)]
+    contenders = [CONTENDERS[name] for name in JUDGED if any(r["contender"] == CONTENDERS[name] for r in records)]
     lines = [f"| dataset | shots | {' | '.join(contenders)} |", f"|---|---|{'---:|' * len(contenders)}"]
     found = dice(records)
     for dataset in (name for name in SHOTS if name in found):
@@ -72,6 +84,26 @@ def table(records: Sequence[Record]) -> str:
     for asked, ahead in leads(records).items():
         cells = (f"{ahead[name]:+.3f}" if name in ahead else "" for name in contenders)
         lines.append(f"| starter against it, same seeds, mean of all | {asked} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def table_of_methods(records: Sequence[Record]) -> str:
+    """Lay out the mean Dice over common seeds of the methods that begin with the starter, as Markdown."""
+    found = dice(records)
+    names = [name for name in METHODS_FROM_STARTER if any(record["contender"] == name for record in records)]
+    rows: list[tuple[str, list[float]]] = []
+    for dataset in (name for name in SHOTS if name in found):
+        for asked, of in found[dataset].items():
+            common = set.intersection(*(set(of.get(name, {})) for name in names))
+            if common:
+                scores = [mean(of[name][seed] for seed in common) for name in names]
+                rows.append((f"{dataset} | {SHOTS[dataset][ASKED.index(asked)]} | {len(common)}", scores))
+    if len(rows) > 1:
+        rows.append(
+            ("mean of these | | ", [mean(column) for column in zip(*(scores for _, scores in rows), strict=True)])
+        )
+    lines = [f"| dataset | shots | seeds | {' | '.join(names)} |", f"|---|---|---|{'---:|' * len(names)}"]
+    lines += [f"| {place} | {' | '.join(f'{score:.3f}' for score in scores)} |" for place, scores in rows]
     return "\n".join(lines) + "\n"
 
 
@@ -135,12 +167,12 @@ def document_of(records: Sequence[Record]) -> dict[str, Any]:
 
 def main() -> None:
     """Do it."""
-    given = arguments_for(__doc__, Path(__file__).parent, list(CONTENDERS))
+    given = arguments_for(__doc__, Path(__file__).parent, JUDGED)
     cells = measure(given)
     records = [record_of(name, cell) for name, of_set in cells.items() for cell in of_set if cell["status"] == "done"]
     records = with_earlier(records, given.out / "judgement.json")
     files.write_json(given.out / "judgement.json", document_of(records))
-    files.write_text(given.out / "judgement.md", table(records))
+    files.write_text(given.out / "judgement.md", table(records) + "\n" + table_of_methods(records))
 
 
 if __name__ == "__main__":
