@@ -130,7 +130,7 @@ def test_an_image_that_does_not_fit_into_memory(
             )
         return unletterbox(maps, content, size, shape, rows)
 
-    monkeypatch.setattr("medsaga.prediction.segmenter.unletterbox", run_out)
+    monkeypatch.setattr("medsaga.prediction.mirrored.unletterbox", run_out)
     assert main(["predict", run, str(images), "--out", out]) == 1
     said = capsys.readouterr()
     assert len(said.out.split()) == 5

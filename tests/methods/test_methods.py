@@ -94,7 +94,7 @@ def test_a_run_is_tested_predicted_and_complete(trained: Trained) -> None:
 def test_what_is_not_trained_stays_as_it_was(trained: Trained) -> None:
     method = trained.method
     settings = _settings(method, model=_small(method), image_size=64)
-    torch.manual_seed(trained.settings.seed)
+    torch.manual_seed(0)
     model = build_model(settings, classes=3, in_channels=1)
     METHODS[method].adapt(model, settings)
     before, after = model.state_dict(), load_file(trained.folder / "model.safetensors")
