@@ -88,22 +88,25 @@ def table(records: Sequence[Record]) -> str:
 
 
 def table_of_methods(records: Sequence[Record]) -> str:
-    """Lay out the mean Dice over common seeds of the methods that begin with the starter, as Markdown."""
+    """Lay out the Dice of seed 0 of the methods that begin with the starter, where there is another than the default.
+
+    The means are those of the rows that have all methods.
+    """
     found = dice(records)
     names = [name for name in METHODS_FROM_STARTER if any(record["contender"] == name for record in records)]
-    rows: list[tuple[str, list[float]]] = []
-    for dataset in (name for name in SHOTS if name in found):
-        for asked, of in found[dataset].items():
-            common = set.intersection(*(set(of.get(name, {})) for name in names))
-            if common:
-                scores = [mean(of[name][seed] for seed in common) for name in names]
-                rows.append((f"{dataset} | {SHOTS[dataset][ASKED.index(asked)]} | {len(common)}", scores))
-    if len(rows) > 1:
-        rows.append(
-            ("mean of these | | ", [mean(column) for column in zip(*(scores for _, scores in rows), strict=True)])
-        )
-    lines = [f"| dataset | shots | seeds | {' | '.join(names)} |", f"|---|---|---|{'---:|' * len(names)}"]
-    lines += [f"| {place} | {' | '.join(f'{score:.3f}' for score in scores)} |" for place, scores in rows]
+    rows = [
+        (f"{dataset} | {SHOTS[dataset][ASKED.index(asked)]}", [of.get(name, {}).get("0") for name in names])
+        for dataset in (name for name in SHOTS if name in found)
+        for asked, of in found[dataset].items()
+        if any("0" in of.get(name, {}) for name in names[1:])
+    ]
+    complete = [scores for _, scores in rows if None not in scores]
+    means = [mean(score for score in column if score is not None) for column in zip(*complete, strict=True)]
+    rows.append((f"mean of {len(complete)} | ", [*means]))
+    lines = [f"| dataset, seed 0 | shots | {' | '.join(names)} |", f"|---|---|{'---:|' * len(names)}"]
+    for place, scores in rows:
+        cells = ("not measured" if score is None else f"{score:.3f}" for score in scores)
+        lines.append(f"| {place} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -52,7 +52,7 @@ export class Panel {
         h("div", { class: "row" }, this.undo, this.redo)),
       h("section", {}, h("h2", {}, "Labels"), this.labels, h("label", { class: "field" }, "Opacity", this.opacity)),
       h("section", {}, planes ? h("h2", {}, "Plane") : null, planes, editor.viewer.controls()),
-      h("section", { class: "end" }, this.note, this.prediction, this.done, this.reopen, this.history),
+      h("section", { class: "end" }, this.note, this.prediction, h("div", { class: "row" }, this.done, this.reopen), this.history),
     );
   }
 
