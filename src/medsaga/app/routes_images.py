@@ -145,19 +145,19 @@ async def interpolate(request: Request) -> Response:
 
 async def finish(request: Request) -> Response:
     """Write the mask into the dataset."""
-    project, key = _asked(request)
-    seen = await _seen(request)
-    await run_in_threadpool(_changed, project, key, seen, lambda _: None)
-    await run_in_threadpool(project.finish, key)
-    return Json(_mask(project, key))
+    return await _moved(request, Project.finish)
 
 
 async def reopen(request: Request) -> Response:
     """Take the mask out of the dataset again, which makes it a draft."""
+    return await _moved(request, Project.reopen)
+
+
+async def _moved(request: Request, move: Callable[[Project, str], None]) -> Response:
+    """Move a mask into the dataset or out of it, if it is what the user sees."""
     project, key = _asked(request)
-    seen = await _seen(request)
-    await run_in_threadpool(_changed, project, key, seen, lambda _: None)
-    await run_in_threadpool(project.reopen, key)
+    await run_in_threadpool(_changed, project, key, await _seen(request), lambda _: None)
+    await run_in_threadpool(move, project, key)
     return Json(_mask(project, key))
 
 
