@@ -106,7 +106,7 @@ def test_a_shortage_between_two_groups_moves_no_weight_twice(monkeypatch: pytest
                     optimizer.step()
                     break
                 except MemoryError:
-                    progress.append(optimizer.updated)
+                    progress.append(optimizer.done)
             assert progress == sorted(set(progress)), "the loop would take a second shortage for no progress"
             optimizer.zero_grad()
         return [*pair, *(optimizer.state[weight]["step"] for weight in pair)]

@@ -116,4 +116,4 @@ def test_an_update_goes_on_to_the_same_bits(make: Any, dtype: torch.dtype, int8:
         for one, other in zip(tree_leaves(found), tree_leaves(expected), strict=True):
             assert torch.equal(one, other) if isinstance(one, Tensor) else one == other, f"allocation {at}"
         at += 1 + at // 4
-    assert at > 4, "there was nothing to fail"
+    assert at > 2, "there was nothing to fail"

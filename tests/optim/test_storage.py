@@ -109,7 +109,7 @@ def test_tensors_below_the_limit_stay_as_they_are() -> None:
     for size, names in ((LEAST_QUANTISED - 1, {"exp_avg"}), (LEAST_QUANTISED, {"exp_avg", "exp_avg_scales"})):
         state: dict[str, Any] = {}
         value = torch.randn(size)
-        state.update(storage.stored("exp_avg", value, torch.Generator().manual_seed(0)))
+        state.update(storage.stored("exp_avg", value))
         assert state.keys() == names
         read = storage.read(state, "exp_avg", value)
         assert read is not None
@@ -123,14 +123,12 @@ def test_eight_bits_of_a_basis_and_of_moments_are_close() -> None:
     state: dict[str, Any] = {}
     state.update(storage.stored("basis_left", basis))
     moments = 1e-4 * torch.randn(64, 512, generator=torch.Generator().manual_seed(1))
-    state.update(storage.stored_moments(moments, moments.square(), torch.Generator().manual_seed(2)))
+    state.update(storage.stored_moments([moments], [moments.square()], torch.Generator().manual_seed(2))[0])
     read = storage.read(state, "basis_left", basis)
     assert read is not None
     # Levels are 1/127 of the largest of 256 entries apart, which is about 3 spreads: 0.7 % of the spread is lost.
     assert float((read - basis).norm() / basis.norm()) < 0.01
-    exp_avg, exp_avg_sq = storage.read_moments(state, basis)
-    assert exp_avg is not None
-    assert exp_avg_sq is not None
+    exp_avg, exp_avg_sq = (storage.read_all([state], name, basis)[0] for name in ("exp_avg", "exp_avg_sq"))
     assert float((exp_avg - moments).norm() / moments.norm()) < 0.02
     assert float((exp_avg_sq - moments.square()).norm() / moments.square().norm()) < 0.02
 

@@ -10,14 +10,14 @@ optimizer.step()
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from medsaga.optim.storage import precision_of
+from medsaga.optim.buckets import buckets
+from medsaga.optim.rows import Row
 
 
 class AccumulatingOptimizer(torch.optim.Optimizer):
@@ -26,17 +26,18 @@ class AccumulatingOptimizer(torch.optim.Optimizer):
     State is plain tensors and numbers; ``load_state_dict`` restores it to the same bits, whatever the type of the
     weights. Settings of a group that every optimizer has: ``lr``, ``weight_decay``, ``state_on_host``, ``seed``.
 
-    The update of one weight happens as a whole or not at all: what it needs is allocated before anything changes. When
-    memory runs out in ``step()``, calling it again goes on with the weight at which it stopped.
+    A step is made of tasks, one after the other, each of which happens as a whole or not at all: what it needs is
+    allocated before anything changes, and what it has used up of the gradients is gone. When memory runs out in
+    ``step()``, calling it again goes on with the task at which it stopped.
 
     Attributes:
-        updated: how far a ``step()`` has come that has not come to its end: it grows with every update.
+        done: how many tasks are done of a ``step()`` that has not come to its end.
     """
 
     def __init__(self, params: Iterable[Any], defaults: dict[str, Any]) -> None:
         self._places: dict[Tensor, int] = {}
         self._factor: Tensor | float = 1.0
-        self.updated = 0
+        self.done = 0
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -84,10 +85,10 @@ class AccumulatingOptimizer(torch.optim.Optimizer):
     @torch.no_grad()
     def gradient_norm(self) -> Tensor:
         """Return the L2 norm of all that has arrived. A gradient that is not finite makes the norm so."""
-        norms = [torch.linalg.vector_norm(gradient, dtype=precision_of(gradient)) for gradient in self._gradients()]
-        if not norms:
+        gradients = list(self._gradients())
+        if not gradients:
             return torch.zeros(())
-        return torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms])) * self._factor
+        return torch.linalg.vector_norm(torch.stack(norms_of(gradients))) * self._factor
 
     @torch.no_grad()
     def scale_gradients(self, factor: Tensor | float) -> None:
@@ -108,17 +109,16 @@ class AccumulatingOptimizer(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Update every weight whose gradient has arrived."""
         assert closure is None, "what the optimizer steps on has arrived before"
-        for group, weight in itertools.islice(self._weights(), self.updated, None):
-            self._update(weight, group)
-            self.updated += 1
-        self._update_the_rest()
-        self.updated = 0
+        for task in self._tasks():
+            task()
+            self.done += 1
+        self.done = 0
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop all that has arrived."""
         super().zero_grad(set_to_none)
         self._factor = 1.0
-        self.updated = 0
+        self.done = 0
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the state as it was saved, and drop what has arrived."""
@@ -135,19 +135,17 @@ class AccumulatingOptimizer(torch.optim.Optimizer):
     def close(self) -> None:
         """Leave the weights as any other weights: nothing happens any more when a gradient arrives."""
 
-    def _update(self, weight: Tensor, group: dict[str, Any]) -> None:
-        """Update one weight, if its gradient has arrived; as a whole, or not at all if memory runs out.
-
-        It may leave weights to ``_update_the_rest``.
-        """
+    def _tasks(self) -> Iterator[Callable[[], None]]:
+        """Yield what is left to do in this step; a task is done before the next one is asked for."""
         raise NotImplementedError
-
-    def _update_the_rest(self) -> None:
-        """Update what ``_update`` has left out; called again when memory has run out, it goes on where it stopped."""
 
     def _expected(self, weight: Tensor, group: dict[str, Any]) -> Tensor:
         """Return a tensor without values like the one that the next update of a weight is made from."""
         return torch.empty(weight.shape, dtype=weight.dtype, device="meta")
+
+    def _buckets(self, weights: Iterable[Tensor], kind: Callable[[Tensor], Hashable]) -> list[list[Tensor]]:
+        """Deal weights out among `medsaga.optim.buckets.buckets`."""
+        return buckets(weights, kind, trained_elements=sum(weight.numel() for _, weight in self._weights()))
 
     def _weights(self) -> Iterator[tuple[dict[str, Any], Tensor]]:
         """Each weight with its group."""
@@ -156,3 +154,24 @@ class AccumulatingOptimizer(torch.optim.Optimizer):
     def _gradients(self) -> Iterator[Tensor]:
         """What has arrived for each weight, in the order of the weights."""
         return (weight.grad for _, weight in self._weights() if weight.grad is not None)
+
+
+def norms_of(tensors: list[Tensor]) -> list[Tensor]:
+    """Return the L2 norm of each, in float32 at least, on the device of the first: those of one type in one call."""
+    norms: dict[int, Tensor] = {}
+    alike: dict[tuple[torch.dtype, torch.device], list[int]] = {}
+    for place, tensor in enumerate(tensors):
+        alike.setdefault((tensor.dtype, tensor.device), []).append(place)
+    for (dtype, _), places in alike.items():
+        precision = torch.promote_types(dtype, torch.float32)
+        found = torch._foreach_norm([tensors[place] for place in places], 2, dtype=precision)
+        norms |= {place: norm.to(tensors[0].device) for place, norm in zip(places, found, strict=True)}
+    return [norms[place] for place in range(len(tensors))]
+
+
+def scaled(gradients: list[Tensor], factor: Tensor | float, precision: torch.dtype) -> list[Tensor]:
+    """Return gradients of one type on one device times a factor, in a precision and in memory of their own."""
+    if gradients[0].dtype != precision:
+        row = Row.of(gradients)
+        gradients = row.split(row.join(gradients, precision, gradients[0].device))
+    return list(torch._foreach_mul(gradients, factor))

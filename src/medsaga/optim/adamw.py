@@ -10,35 +10,50 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 from medsaga.models.int8 import Int8Weight
-from medsaga.optim.rounding import write_weight
+from medsaga.optim.rounding import precisely
 
 
-def adamw_direction(
-    gradient: Tensor,  # (64, 3072), or any shape
-    exp_avg: Tensor,  # the same
-    exp_avg_sq: Tensor,  # the same
+def adamw_directions(
+    gradients: list[Tensor],  # (64, 3072) each, or any shape; used up
+    exp_avgs: list[Tensor],  # the same
+    exp_avg_sqs: list[Tensor],  # the same
     step: int,  # 1 at the first update
     betas: tuple[float, float],
     eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:  # the same
-    """Return Adam's direction M^ / (sqrt(V^) + eps), as ``torch.optim.AdamW`` computes it, and the moments after it."""
-    beta1, beta2 = betas
-    exp_avg = exp_avg.lerp(gradient, 1 - beta1)
-    exp_avg_sq = exp_avg_sq.mul(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-    denominator = exp_avg_sq.sqrt().div_((1 - beta2**step) ** 0.5).add_(eps)
-    return torch.div(exp_avg, denominator, out=denominator).div_(1 - beta1**step), exp_avg, exp_avg_sq
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:  # the same
+    """Return Adam's directions M^ / (sqrt(V^) + eps), as ``torch.optim.AdamW`` has them, and the moments after them.
 
-
-def update_weight(
-    weight: Tensor, direction: Tensor, lr: float, scale: float, weight_decay: float, generator: torch.Generator
-) -> None:
-    """Decay the weight and move it against the direction, in the direction's precision, whatever the weight's.
-
-    The result is written into the weight's own type by `medsaga.optim.rounding.write_weight`.
+    The directions come into the memory of the gradients.
     """
-    precise = weight.to(direction.dtype)
-    precise.mul_(1 - lr * weight_decay).add_(direction.reshape(weight.shape), alpha=-lr * scale)
-    write_weight(weight, precise, generator)
+    beta1, beta2 = betas
+    exp_avgs = list(torch._foreach_lerp(exp_avgs, gradients, 1 - beta1))
+    exp_avg_sqs = list(torch._foreach_mul(exp_avg_sqs, beta2))
+    torch._foreach_addcmul_(exp_avg_sqs, gradients, gradients, 1 - beta2)
+    denominators = torch._foreach_sqrt(exp_avg_sqs)
+    torch._foreach_div_(denominators, (1 - beta2**step) ** 0.5)
+    torch._foreach_add_(denominators, eps)
+    torch._foreach_zero_(gradients)
+    torch._foreach_addcdiv_(gradients, exp_avgs, denominators)
+    torch._foreach_div_(gradients, 1 - beta1**step)
+    return gradients, exp_avgs, exp_avg_sqs
+
+
+def update_weights(
+    weights: Sequence[Tensor],
+    directions: Sequence[Tensor],
+    lr: float,
+    scale: float,
+    weight_decay: float,
+    generator: torch.Generator,
+) -> None:
+    """Decay weights and move them against the directions, in the directions' precision, whatever the weights'.
+
+    The results are written into the weights' own type by `medsaga.optim.rounding.precisely`.
+    """
+    shaped = [direction.reshape(weight.shape) for direction, weight in zip(directions, weights, strict=True)]
+    with precisely(weights, shaped[0].dtype, generator) as values:
+        torch._foreach_mul_(values, 1 - lr * weight_decay)
+        torch._foreach_add_(values, shaped, alpha=-lr * scale)
 
 
 def is_simple(weight: Tensor, state: Mapping[str, Any]) -> bool:

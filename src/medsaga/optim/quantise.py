@@ -14,12 +14,15 @@ Sources: 8-bit optimizers via block-wise quantization (arXiv 2110.02861) for blo
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
-BLOCK = 256
-"""Elements that share a scale."""
+from medsaga.optim.rows import BLOCK, Row
+
 KINDS = ("signed", "root", "linear")
 DECADES = 7
 CELLS = 1024
@@ -28,10 +31,7 @@ CELLS = 1024
 
 @functools.cache
 def levels(kind: str) -> tuple[float, ...]:
-    """Return the levels of a kind, ascending: 256 for ``signed`` and ``root``, 255 for ``linear``.
-
-    Numbers rather than a tensor: a tensor that is kept would tie later calls to a device, a dtype or a fake mode.
-    """
+    """Return the levels of a kind, ascending: 256 for ``signed`` and ``root``, 255 for ``linear``."""
     if kind == "linear":
         return tuple(number / 127 for number in range(-127, 128))
     if kind == "root":
@@ -54,6 +54,34 @@ def _dynamic_levels(fraction_bits: int) -> list[float]:
         unit = 10.0 ** (decade - DECADES + 1)
         positive += [unit * (0.1 + 0.9 * (number + 0.5) / count) for number in range(count)]
     return positive
+
+
+@torch.no_grad()
+def quantise_all(
+    values: Sequence[Tensor], kind: str, generator: torch.Generator | None = None
+) -> list[tuple[Tensor, Tensor]]:
+    """Store tensors of one type on one device as `quantise` does, all at once; return codes and scales of each."""
+    if len(values) == 1:
+        return [quantise(values[0], kind, generator)]
+    row = Row.of(values)
+    joined = row.join(values, torch.promote_types(values[0].dtype, torch.float32), values[0].device)
+    joined, joined_scales = _quantise(joined, joined.numel(), kind, generator)
+    # In memory of their own: they are kept, and what they have been computed in is not.
+    codes = [torch.empty(shape, dtype=joined.dtype, device=joined.device) for shape in row.shapes]
+    scales = [joined_scales.new_empty(blocks) for blocks in row.blocks()]
+    torch._foreach_copy_(codes, row.split(joined))
+    torch._foreach_copy_(scales, joined_scales.split(row.blocks()))
+    return list(zip(codes, scales, strict=True))
+
+
+def dequantise_all(
+    stored: Sequence[tuple[Tensor, Tensor]], kind: str, dtype: torch.dtype, device: torch.device
+) -> list[Tensor]:
+    """Return on a device what `quantise_all` has stored."""
+    codes, scales = [each for each, _ in stored], [each.to(device) for _, each in stored]
+    row = Row.of(codes)
+    joined = row.join(codes, torch.uint8, device)
+    return row.split(dequantise(joined, scales[0] if len(scales) == 1 else torch.cat(scales), kind, dtype))
 
 
 @torch.no_grad()
@@ -84,22 +112,32 @@ def quantise(
         codes, contiguous in the shape of the values, and scales.
     """
     size = values.numel()
-    blocks = -(-size // BLOCK)
-    scaled = values.new_zeros(blocks * BLOCK, dtype=torch.promote_types(values.dtype, torch.float32))
-    scaled[:size].view(values.shape).copy_(values)
+    flat = values.new_zeros(-(-size // BLOCK) * BLOCK, dtype=torch.promote_types(values.dtype, torch.float32))
+    flat[:size].view(values.shape).copy_(values)
+    codes, scales = _quantise(flat, size, kind, generator)
+    return codes.view(values.shape), scales
+
+
+def _quantise(
+    flat: Tensor,  # whole blocks; used up
+    size: int,  # elements that are wanted
+    kind: str,
+    generator: torch.Generator | None,
+) -> tuple[Tensor, Tensor]:  # (size,) uint8, (blocks,) float32
+    positive = flat[:size] > 0 if kind == "root" else None
     if kind == "root":
-        scaled.sqrt_()
-    scales = _scale(scaled.view(blocks, BLOCK))
-    scaled = scaled[:size]
-    table = torch.tensor(levels(kind), dtype=scaled.dtype, device=scaled.device)
+        flat.sqrt_()
+    scales = _scale(flat.view(-1, BLOCK))
+    scaled = flat[:size]
+    table = _table(kind, scaled.dtype, scaled.device)
     if generator is None:
-        codes = _count(scaled, (table[1:] + table[:-1]) / 2)
+        codes = table.halfway.count(scaled)
     else:
-        codes = _count(scaled, table[1:-1])
-        scaled.sub_(table.index_select(0, codes)).div_(table.diff().index_select(0, codes))
+        codes = table.inner.count(scaled)
+        scaled.sub_(table.levels.index_select(0, codes)).div_(table.distances.index_select(0, codes))
         codes += torch.rand(size, generator=generator, dtype=scaled.dtype, device=scaled.device) < scaled
-    codes = codes.to(torch.uint8).view(values.shape)
-    return codes.clamp_(min=values > 0) if kind == "root" else codes, scales
+    codes = codes.to(torch.uint8)
+    return codes if positive is None else codes.clamp_(min=positive), scales
 
 
 def dequantise(
@@ -112,11 +150,12 @@ def dequantise(
 
     In ``root``, what was above 0 comes back as the smallest normal number of ``dtype`` at least.
     """
-    table = torch.tensor(levels(kind), dtype=torch.promote_types(dtype, torch.float32), device=codes.device)
-    values = table.index_select(0, codes.flatten().int())
+    table = _table(kind, torch.promote_types(dtype, torch.float32), codes.device)
+    values = table.levels.index_select(0, codes.flatten().int())
     whole = codes.numel() // BLOCK
     values[: whole * BLOCK].view(whole, BLOCK).mul_(scales[:whole, None])
-    values[whole * BLOCK :].mul_(scales[whole:])  # a short last block and its scale, or nothing and nothing
+    if codes.numel() % BLOCK:
+        values[whole * BLOCK :].mul_(scales[whole:])
     if kind == "root":
         values.square_()
     values = values.to(dtype).view(codes.shape)
@@ -127,28 +166,71 @@ def _scale(
     blocks: Tensor,  # (768, 256), divided by the scales in place
 ) -> Tensor:  # (768,) float32
     """Divide each block by its element of largest magnitude, and return these elements."""
-    lowest, highest = blocks.amin(1), blocks.amax(1)
+    lowest, highest = blocks.aminmax(dim=1)
     extreme = torch.where(highest < -lowest, lowest, highest)
     scales = extreme.float()
-    blocks.div_(torch.where(scales == 0, 1, scales)[:, None])
+    blocks.div_(scales.masked_fill(scales == 0, 1)[:, None])
     return scales
 
 
-def _count(
-    scaled: Tensor,  # (196608,), -1..1
-    thresholds: Tensor,  # (255,), ascending, no two in one cell
-) -> Tensor:  # (196608,) int32
-    """Return how many thresholds are not above each element: ``torch.bucketize``, ten times as fast on a CPU.
+@dataclass(frozen=True)
+class _Thresholds:
+    """Numbers that elements are compared with, ascending, no two in one cell.
 
-    Thresholds in a lower cell than the element's are below it, those in a higher cell above, because ``_cell`` never
-    decreases; so one comparison, with the next threshold, settles the count.
+    Attributes:
+        below: (2 * CELLS + 1,) int32, how many thresholds lie in lower cells, by cell.
+        following: (256,), the thresholds and infinity.
     """
-    cells = torch.arange(-CELLS, CELLS + 1, dtype=torch.int32, device=scaled.device)
-    below = torch.searchsorted(_cell(thresholds), cells, out_int32=True)
-    counts = below.index_select(0, _cell(scaled).add_(CELLS))
-    following = torch.cat((thresholds, thresholds.new_full((1,), torch.inf)))
-    counts += following.index_select(0, counts) <= scaled
-    return counts
+
+    below: Tensor
+    following: Tensor
+
+    @classmethod
+    def of(cls, thresholds: Tensor) -> _Thresholds:
+        cells = torch.arange(-CELLS, CELLS + 1, dtype=torch.int32, device=thresholds.device)
+        below = torch.searchsorted(_cell(thresholds), cells, out_int32=True)
+        return cls(below, torch.cat((thresholds, thresholds.new_full((1,), torch.inf))))
+
+    def count(
+        self,
+        scaled: Tensor,  # (196608,), -1..1
+    ) -> Tensor:  # (196608,) int32
+        """Return how many thresholds are not above each element: ``torch.bucketize``, ten times as fast on a CPU.
+
+        Thresholds in a lower cell than the element's are below it, those in a higher cell above, because ``_cell``
+        never decreases; so one comparison, with the next threshold, settles the count.
+        """
+        counts = self.below.index_select(0, _cell(scaled).add_(CELLS))
+        counts += self.following.index_select(0, counts) <= scaled
+        return counts
+
+
+@dataclass(frozen=True)
+class _Table:
+    """What is looked up to store or restore elements of a kind, on one device.
+
+    Attributes:
+        levels: (256,).
+        distances: (255,), between neighbours.
+        inner: to find the level below an element: all levels but the lowest and the highest.
+        halfway: to find the nearest level.
+    """
+
+    levels: Tensor
+    distances: Tensor
+    inner: _Thresholds
+    halfway: _Thresholds
+
+
+@functools.cache
+def _table(kind: str, dtype: torch.dtype, device: torch.device) -> _Table:
+    """Make a table once, of 20 KiB: for most tensors that would take longer than all the rest.
+
+    What is kept is for callers in all modes, and no step's memory.
+    """
+    with torch.inference_mode(False), _disable_current_modes():
+        each = torch.tensor(levels(kind), dtype=dtype, device=device)
+        return _Table(each, each.diff(), _Thresholds.of(each[1:-1]), _Thresholds.of((each[1:] + each[:-1]) / 2))
 
 
 def _cell(scaled: Tensor) -> Tensor:

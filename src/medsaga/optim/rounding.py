@@ -7,10 +7,14 @@ et al., arXiv 1502.02551), so that the mean of what is written is the number its
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
 from medsaga.models.int8 import Int8Weight, store
+from medsaga.optim.rows import Row
 
 DROPPED_BITS = {torch.bfloat16: 16, torch.float16: 13}
 """Bits of the significand that float32 has and the type has not."""
@@ -25,10 +29,39 @@ def write_weight(
     if isinstance(weight, Int8Weight):
         store(weight, values, generator)
         return
-    if weight.dtype in DROPPED_BITS and values.dtype == torch.float32:
-        round_stochastically(values, weight.dtype, generator)
+    _round(values, weight.dtype, generator)
     if values is not weight:
         weight.copy_(values)
+
+
+@contextmanager
+def precisely(
+    weights: Sequence[Tensor],  # of one type, on one device; an int8 weight is alone
+    dtype: torch.dtype,  # float32 or float64
+    generator: torch.Generator,
+) -> Iterator[list[Tensor]]:
+    """Yield the values of weights in ``dtype``, to be changed in place, and write them into the weights at the end.
+
+    They are rounded as `write_weight` does it. An error before the end leaves weights of other types as they were.
+    """
+    if len(weights) == 1:
+        value = weights[0].to(dtype)
+        yield [value]
+        write_weight(weights[0], value, generator)
+    elif weights[0].dtype == dtype:
+        yield list(weights)
+    else:
+        row = Row.of(weights)
+        joined = row.join(weights, dtype, weights[0].device)
+        values = row.split(joined)
+        yield values
+        _round(joined, weights[0].dtype, generator)
+        torch._foreach_copy_(list(weights), values)
+
+
+def _round(values: Tensor, dtype: torch.dtype, generator: torch.Generator) -> None:
+    if dtype in DROPPED_BITS and values.dtype == torch.float32:
+        round_stochastically(values, dtype, generator)
 
 
 def round_stochastically(values: Tensor, dtype: torch.dtype, generator: torch.Generator) -> None:

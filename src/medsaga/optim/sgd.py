@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from medsaga.memory.meta import keyed_generator
-from medsaga.optim.accumulation import AccumulatingOptimizer
-from medsaga.optim.rounding import write_weight
+from medsaga.optim.accumulation import AccumulatingOptimizer, scaled
+from medsaga.optim.rounding import precisely
 from medsaga.optim.storage import Storage, precision_of
 
 
@@ -42,17 +43,28 @@ class MomentumSGD(AccumulatingOptimizer):
         descent = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
         super().__init__(params, descent | {"state_on_host": state_on_host, "seed": seed})
 
-    def _update(self, weight: Tensor, group: dict[str, Any]) -> None:
-        if weight.grad is None:
-            return
-        state, storage = self.state[weight], Storage(32, group["state_on_host"])
-        step = state.get("step", 0) + 1
-        precise = weight.to(precision_of(weight))
-        gradient = weight.grad.to(precise.dtype) * self._factor
-        gradient.add_(precise, alpha=group["weight_decay"])
-        momentum = storage.read(state, "momentum", weight)
-        momentum = gradient.clone() if momentum is None else momentum.mul(group["momentum"]).add_(gradient)
-        stored = storage.stored("momentum", momentum)
-        generator = keyed_generator(weight.device, group["seed"], self._places[weight], step)
-        write_weight(weight, torch.add(precise, momentum, alpha=-group["lr"]), generator)
-        state.update(stored, step=step)
+    def _tasks(self) -> Iterator[Callable[[], None]]:
+        for group in self.param_groups:
+            arrived = [weight for weight in group["params"] if weight.grad is not None]
+            for bucket in self._buckets(arrived, lambda weight: self.state[weight].get("step", 0)):
+                yield partial(self._move, bucket, group)
+
+    def _move(self, weights: Sequence[Tensor], group: dict[str, Any]) -> None:
+        """Update some weights in as many operations as one of them takes."""
+        states, storage = [self.state[weight] for weight in weights], Storage(32, group["state_on_host"])
+        step = states[0].get("step", 0) + 1
+        precision, device = precision_of(weights[0]), weights[0].device
+        generator = keyed_generator(device, group["seed"], self._places[weights[0]], step)
+        gradients = scaled([weight.grad for weight in weights if weight.grad is not None], self._factor, precision)
+        with precisely(weights, precision, generator) as values:
+            torch._foreach_add_(gradients, values, alpha=group["weight_decay"])
+            if step == 1:
+                moved = list(torch._foreach_mul(gradients, 1))
+            else:
+                moved = list(torch._foreach_mul(storage.read_all(states, "momentum", weights[0]), group["momentum"]))
+                torch._foreach_add_(moved, gradients)
+            stored = storage.stored_all("momentum", moved)
+            torch._foreach_add_(values, moved, alpha=-group["lr"])
+        for weight, state, new in zip(weights, states, stored, strict=True):
+            state.update(new, step=step)
+            weight.grad = None

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from medsaga.optim.quantise import dequantise, quantise
+from medsaga.optim.quantise import dequantise_all, quantise_all
 
 KINDS = {"exp_avg": "signed", "exp_avg_sq": "root", "basis_left": "linear", "basis_right": "linear"}
 """The code of each tensor in 8 bits: see `medsaga.optim.quantise`."""
@@ -19,7 +20,10 @@ arXiv 2110.02861, do the same)."""
 
 @dataclass(frozen=True)
 class Storage:
-    """Writes tensors into a state and reads them from it.
+    """Writes tensors into the states of weights and reads them from there.
+
+    Where several weights are taken at once, they are of one type and on one device, and their tensors of a name are all
+    in 8 bits or none.
 
     In 32 bits on the device, what is read is the stored tensor itself.
 
@@ -33,38 +37,46 @@ class Storage:
 
     def read(self, state: dict[str, Any], name: str, weight: Tensor) -> Tensor | None:
         """Return a tensor of the state of a weight, on the weight's device; None if it is not there."""
-        stored = state.get(name)
-        if stored is None:
-            return None
-        scales = state.get(scales_of(name))
-        if scales is None:
-            return stored.to(weight.device)
-        return dequantise(stored.to(weight.device), scales.to(weight.device), KINDS[name], precision_of(weight))
+        return self.read_all([state], name, weight)[0] if name in state else None
 
-    def read_moments(self, state: dict[str, Any], weight: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """Return ``exp_avg`` and ``exp_avg_sq``."""
-        return self.read(state, "exp_avg", weight), self.read(state, "exp_avg_sq", weight)
+    def read_all(self, states: Sequence[dict[str, Any]], name: str, weight: Tensor) -> list[Tensor]:
+        """Return a tensor of the states of weights like this one, on its device."""
+        if scales_of(name) in states[0]:
+            stored = [(state[name], state[scales_of(name)]) for state in states]
+            return dequantise_all(stored, KINDS[name], precision_of(weight), weight.device)
+        return [state[name].to(weight.device) for state in states]
 
-    def stored_moments(self, exp_avg: Tensor, exp_avg_sq: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        """Return what a state has of both moments, rounded at random: rounded to the nearest, they would not decay."""
-        return self.stored("exp_avg", exp_avg, generator) | self.stored("exp_avg_sq", exp_avg_sq, generator)
+    def stored_moments(
+        self, exp_avgs: Sequence[Tensor], exp_avg_sqs: Sequence[Tensor], generator: torch.Generator
+    ) -> list[dict[str, Tensor]]:
+        """Return what states have of both moments, rounded at random: rounded to the nearest, they would not decay."""
+        first = self.stored_all("exp_avg", exp_avgs, generator)
+        second = self.stored_all("exp_avg_sq", exp_avg_sqs, generator)
+        return [one | other for one, other in zip(first, second, strict=True)]
 
-    def stored(self, name: str, value: Tensor, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """Return what a state has of a tensor; in 8 bits it is rounded, stochastically with a generator.
+    def stored(self, name: str, value: Tensor) -> dict[str, Tensor]:
+        """Return what a state has of a tensor; in 8 bits it is rounded to the nearest."""
+        return self.stored_all(name, [value])[0]
 
-        It is for the caller to put into the state, when all else that is needed has been allocated.
+    def stored_all(
+        self, name: str, values: Sequence[Tensor], generator: torch.Generator | None = None
+    ) -> list[dict[str, Tensor]]:
+        """Return what states have of these tensors; in 8 bits they are rounded, stochastically with a generator.
+
+        It is for the caller to put into the states, when all else that is needed has been allocated.
         """
-        home = torch.device("cpu") if self.on_host and not value.is_meta else value.device
-        if self._quantises(value):
-            codes, scales = quantise(value, KINDS[name], generator)
-            return {name: codes.to(home), scales_of(name): scales.to(home)}
-        return {name: value.to(home)}
+        home = torch.device("cpu") if self.on_host and not values[0].is_meta else values[0].device
+        if self.quantises(values[0]):
+            stored = quantise_all(values, KINDS[name], generator)
+            return [{name: codes.to(home), scales_of(name): scales.to(home)} for codes, scales in stored]
+        return [{name: value.to(home)} for value in values]
 
     def keeps_as_is(self, weight: Tensor) -> bool:
         """Whether a weight's moments lie beside it in 32 bits: what is read is what is stored."""
-        return not self.on_host and not self._quantises(weight)
+        return not self.on_host and not self.quantises(weight)
 
-    def _quantises(self, value: Tensor) -> bool:
+    def quantises(self, value: Tensor) -> bool:
+        """Whether a tensor is stored in 8 bits."""
         return self.bits == 8 and value.numel() >= LEAST_QUANTISED
 
 

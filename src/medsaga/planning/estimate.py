@@ -7,7 +7,7 @@ Nothing is allocated and no GPU is needed: two steps of the real training step r
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -116,55 +116,54 @@ class _OnMeta(AccumulatingOptimizer):
         super().__init__(*args, **kwargs)
         self.tracker = TensorTracker("meta")
 
-    def _tell(self, weight: Tensor, group: dict[str, Any]) -> None:
+    def _tell(self, weights: Sequence[Tensor], group: dict[str, Any]) -> None:
         if group["state_on_host"]:
-            written = [value for value in self.state[weight].values() if isinstance(value, Tensor)]
-            self.tracker.assign(written, ELSEWHERE)
+            written = [value for weight in weights for value in self.state[weight].values()]
+            self.tracker.assign([value for value in written if isinstance(value, Tensor)], ELSEWHERE)
 
 
 class _SGDOnMeta(_OnMeta, MomentumSGD):
-    """As `MomentumSGD`, weight for weight."""
+    """As `MomentumSGD`."""
 
-    def _update(self, weight: Tensor, group: dict[str, Any]) -> None:
-        super()._update(weight, group)
-        self._tell(weight, group)
+    def _move(self, weights: Sequence[Tensor], group: dict[str, Any]) -> None:
+        super()._move(weights, group)
+        self._tell(weights, group)
 
 
 class _GaLoreOnMeta(_OnMeta, GaLoreAdamW):
-    """Updates one of the weights that are alike, and gives the others a state of the same sizes.
+    """Updates one of the buckets that are alike, and gives the weights of the others a state of the same sizes.
 
-    Weights are updated one after the other, so that the peak of an update is the same for all that are alike; a
-    model has hundreds of them and a prediction would take most of its time here.
+    Buckets are updated one after the other, so that the peak of an update is the same for all that are alike, and so
+    are bases changed; a model has hundreds of weights and a prediction would take most of its time here.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._examples: dict[Any, Tensor] = {}
+        self._examples: dict[Any, Sequence[Tensor]] = {}
 
-    def _update(self, weight: Tensor, group: dict[str, Any]) -> None:
-        self._once("update", weight, group, super()._update)
-        if group["rank"] is not None:  # used up by the update, as nothing else is
+    def _move(self, weights: Sequence[Tensor], group: dict[str, Any]) -> None:
+        self._once("move", weights, group, lambda: GaLoreAdamW._move(self, weights, group))
+        for weight in weights:  # used up
             weight.grad = None
-            self._arrived.pop(weight, None)
-        self._tell(weight, group)
+            self._arrived.get(weight, Arrived()).low_rank = None
 
     def _from_sketches(self, weight: Tensor, arrived: Arrived, group: dict[str, Any]) -> dict[str, Tensor]:
-        def refresh(weight: Tensor, group: dict[str, Any]) -> None:
+        def refresh() -> None:
             self.state[weight].update(GaLoreAdamW._from_sketches(self, weight, arrived, group))
 
-        self._once("refresh", weight, group, refresh)
+        self._once("refresh", [weight], group, refresh)
         return {}
 
-    def _once(self, what: str, weight: Tensor, group: dict[str, Any], work: Callable[..., None]) -> None:
-        state = tuple(self.state[weight])
-        moved = weight.grad is not None or weight in self._arrived
-        alike = (what, group["peak_lr"], group["rank"], weight.shape, weight.dtype, type(weight), state, moved)
+    def _once(self, what: str, weights: Sequence[Tensor], group: dict[str, Any], work: Callable[[], None]) -> None:
+        each = tuple((weight.shape, weight.dtype, type(weight), tuple(self.state[weight])) for weight in weights)
+        alike = (what, group["peak_lr"], group["rank"], each)
         if alike not in self._examples:
-            self._examples[alike] = weight
-            work(weight, group)
-            return
-        for name, value in self.state[self._examples[alike]].items():
-            self.state[weight][name] = torch.empty_like(value) if isinstance(value, Tensor) else value
+            self._examples[alike] = weights
+            work()
+        for weight, example in zip(weights, self._examples[alike], strict=True):
+            for name, value in self.state[example].items() if weight is not example else ():
+                self.state[weight][name] = torch.empty_like(value) if isinstance(value, Tensor) else value
+        self._tell(weights, group)
 
 
 def _follow_training(model: SegmentationModel, settings: ResolvedSettings, images: int) -> TensorTracker:

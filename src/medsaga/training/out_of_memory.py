@@ -109,7 +109,7 @@ def step_within_memory(
 
 def _update(optimizer: AccumulatingOptimizer, settings: ResolvedSettings) -> None:
     """Make the optimizer's step; when memory runs out in it, free what nothing uses and go on while that helps."""
-    updated = -1
+    done = -1
     while True:
         try:
             optimizer.step()
@@ -118,9 +118,9 @@ def _update(optimizer: AccumulatingOptimizer, settings: ResolvedSettings) -> Non
             if not is_out_of_memory(error):
                 raise
             shortage = str(error)
-        if optimizer.updated == updated:
+        if optimizer.done == done:
             raise OutOfMemoryError(f"{shortage}\n{next_smaller(settings)}")
-        updated = optimizer.updated
+        done = optimizer.done
         _release()
 
 
