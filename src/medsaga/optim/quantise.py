@@ -166,7 +166,7 @@ def _scale(
     blocks: Tensor,  # (768, 256), divided by the scales in place
 ) -> Tensor:  # (768,) float32
     """Divide each block by its element of largest magnitude, and return these elements."""
-    lowest, highest = blocks.aminmax(dim=1)
+    lowest, highest = blocks.amin(1), blocks.amax(1)  # not aminmax, which MPS lacks
     extreme = torch.where(highest < -lowest, lowest, highest)
     scales = extreme.float()
     blocks.div_(scales.masked_fill(scales == 0, 1)[:, None])
