@@ -27,6 +27,8 @@ from medsaga.compare import cells, grid
 from medsaga.compare.grid import check_expected, compare
 from medsaga.errors import InputError, Interrupted, RunError
 from medsaga.files import locked
+from medsaga.models.sam import build_sam
+from medsaga.models.weights.loading import save_model
 from medsaga.settings.options import SharedSettings
 
 SHARED = SharedSettings(model="tiny", steps=1, batch_size=2, image_size=64, device="cpu")
@@ -139,6 +141,19 @@ def test_all_methods_meet_the_same_cases(toy: Path, tmp_path: Path, seeds: int) 
     assert all(settings == equal[0] for settings in equal)
     page = (tmp_path / "out" / "index.html").read_text()
     assert "data:image/png" in page
+
+
+def test_a_page_without_pictures_does_not_say_where_the_weights_lie(toy: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "Doe^Jane" / "mine.safetensors"
+    weights.parent.mkdir()
+    save_model(weights, build_sam("tiny", classes=3, image_size=64))
+    out = tmp_path / "out"
+    given = {"shared": dataclasses.replace(SHARED, model=str(weights)), "methods": ["medsaga"], "shots": [1]}
+    for pictures, shown in ((True, True), (False, False)):
+        run(toy, out, pictures=pictures, **given)
+        texts = [(out / name).read_text() for name in ("index.html", "results.md", "results.csv")]
+        assert any("Doe^Jane" in text for text in texts) == shown
+        assert any("mine.safetensors" in text for text in texts)
 
 
 def test_only_what_is_missing_is_run(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

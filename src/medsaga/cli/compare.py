@@ -38,7 +38,7 @@ class Compare:
     retry: bool = False
     """Run again what has failed."""
     no_pictures: bool = False
-    """Show no test cases and no texts of errors, which may name files: for a page that leaves the hospital."""
+    """Show no test cases, texts of errors or folders, which may name patients: for a page that leaves the hospital."""
     keep_runs: bool = False
     """Keep the run folders with their models."""
     options: CompareOptions

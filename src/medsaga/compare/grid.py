@@ -150,14 +150,22 @@ def compare(
             title=dataset.root.resolve().name,
             labels=[name for name, value in dataset.labels.items() if value != 0],
             methods=methods,
-            # What an error says may name files, and with them patients.
-            cells=documents if pictures else [document | {"message": None} for document in documents],
+            cells=documents if pictures else list(map(_without_paths, documents)),
             examples=_pictures(out, examples, methods, max(shots)),
         )
     if all(document["status"] != "done" for document in documents):
         said = f"{out}: every run has failed; the first says: {documents[0]['message']}"
         raise group.told_once(RunError(said))
     return documents
+
+
+def _without_paths(document: dict[str, Any]) -> dict[str, Any]:
+    """Leave out where files lie, which may name patients: what an error says, and the folder of the weights."""
+    settings = document["settings"]
+    if settings is not None:
+        names = {key: Path(settings[key]).name for key in ("weights", "recipe") if settings.get(key) is not None}
+        settings = settings | names
+    return document | {"message": None, "settings": settings}
 
 
 def _finished_in(done: Mapping[Cell, dict[str, Any] | None]) -> int:
