@@ -198,6 +198,10 @@ def test_an_operation_that_is_known_gives_the_same_sizes_again() -> None:
         added = x.add_(1)
         assert added is x
         whole = x.transpose(1, 3)
+        many = [torch.empty(3, 2, device="meta"), torch.empty(5, device="meta", dtype=torch.bfloat16)]
+        copies = torch._foreach_mul(many, 2)
+        torch._foreach_zero_(copies)
+        torch._foreach_copy_(copies, many)
         return [
             whole.contiguous(),
             whole * 2,
@@ -208,6 +212,8 @@ def test_an_operation_that_is_known_gives_the_same_sizes_again() -> None:
             torch.ops.aten._unsafe_view(x, [12, 64]),
             *x.topk(2),
             *torch.split(x, 2),
+            *copies,
+            *torch._foreach_norm(many, 2, dtype=torch.float64),
         ]
 
     plain = operations()

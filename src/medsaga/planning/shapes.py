@@ -11,6 +11,8 @@ from torch.utils._pytree import tree_leaves
 
 NEW = -1
 """In place of an argument's number: the operation makes new tensors and changes none."""
+NOTHING = -2
+"""The operation changes the tensors of a list and returns nothing."""
 Layout = tuple[torch.Size, tuple[int, ...], torch.dtype]
 _KINDS: dict[Any, int | None] = {}
 """What is known of each operation; see `_changed_argument`."""
@@ -43,28 +45,32 @@ class OncePerShape(TorchDispatchMode):
             result = func(*args, **kwargs)
             # An operation in place may change the size of its argument, and a few views do not say that they are.
             as_declared = _key(asked) == key if changed != NEW else _is_new(result, args)
-            layouts = _layouts(result if isinstance(result, tuple) else (result,))
+            layouts = _layouts(tuple(result) if isinstance(result, list | tuple) else (result,))
             if layouts and as_declared:
                 if len(KNOWN) >= _MOST:
                     KNOWN.clear()
                 KNOWN[key] = layouts
             return result
         if changed != NEW:
-            return args[changed]
+            return None if changed == NOTHING else args[changed]
         made = tuple([layout and torch.empty_strided(*layout[:2], dtype=layout[2], device="meta") for layout in known])
+        if isinstance(func._schema.returns[0].type, torch.ListType):
+            return list(made)
         return made if len(func._schema.returns) > 1 else made[0]
 
 
 def _changed_argument(func: Any) -> int | None:
-    """The number of the one argument that an operation changes and returns; None for any other kind, as for views."""
+    """The number of the one argument that is changed and returned, `NEW` or `NOTHING`; None for others, like views."""
     schema = func._schema
     aliased = [number for number, argument in enumerate(schema.arguments) if argument.alias_info is not None]
     if not aliased and all(result.alias_info is None for result in schema.returns):
         return NEW
-    if len(aliased) != 1 or len(schema.returns) != 1:
+    if len(aliased) != 1 or len(schema.returns) > 1:
         return None
     argument = schema.arguments[aliased[0]]
-    return aliased[0] if argument.alias_info.is_write and not argument.kwarg_only else None
+    if not argument.alias_info.is_write or argument.kwarg_only:
+        return None
+    return aliased[0] if schema.returns else NOTHING
 
 
 def _key(value: Any) -> Any:
