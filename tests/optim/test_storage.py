@@ -104,6 +104,16 @@ def test_32_bits_on_the_device_are_the_tensor_itself() -> None:
     assert storage.read(state, "exp_avg_sq", value) is None
 
 
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_what_lies_on_the_host_is_read_as_a_copy(device: str) -> None:
+    """As a GPU would have it, so that a prediction, whose tensors have no place, counts it."""
+    value = torch.ones(100, 100, device=device)
+    storage = Storage(32, on_host=True)
+    read = storage.read(storage.stored("exp_avg", value), "exp_avg", value)
+    assert read is not None
+    assert read.untyped_storage()._cdata != value.untyped_storage()._cdata
+
+
 def test_tensors_below_the_limit_stay_as_they_are() -> None:
     storage = Storage(8, on_host=False)
     for size, names in ((LEAST_QUANTISED - 1, {"exp_avg"}), (LEAST_QUANTISED, {"exp_avg", "exp_avg_scales"})):

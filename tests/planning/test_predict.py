@@ -144,7 +144,7 @@ def test_momentum_on_the_host_is_gone_as_soon_as_it_is_written() -> None:
     here, there = (predict(method="full", optimizer="sgd", state_on_host=host) for host in (False, True))
     adamw = predict(method="full", state_on_host=True)
     assert there.breakdown["optimizer"] == 0
-    # One weight's at a time is on the device, with either optimizer.
+    # One bucket's at a time is on the device, with either optimizer.
     assert there.peak_bytes <= adamw.peak_bytes
     assert here.peak_bytes - there.peak_bytes >= 0.8 * here.breakdown["optimizer"]
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from medsaga.models.int8 import Int8Weight
 
 BUCKETS = 16
-"""How many a model needs at least: an update has some 30 bytes in memory for each element of a bucket."""
+"""Into how many a model is divided, as far as `ELEMENTS` lets it: while a bucket is updated, each of its elements takes
+some 30 bytes."""
 ELEMENTS = (2**16, 2**19)
-"""The least and the most of a bucket: few calls for the smallest model, and some 15 MiB for the largest."""
+"""Bounds of the most elements that several weights of a bucket have together; a larger weight is alone."""
 
 
 def buckets(
@@ -31,21 +33,24 @@ def buckets(
         buckets of at least one weight; int8 weights, which are written by code of their own, are alone.
     """
     most = min(max(trained_elements // BUCKETS, ELEMENTS[0]), ELEMENTS[1])
-    result: list[list[Tensor]] = []
-    open_of_kind: dict[Hashable, list[list[Tensor]]] = {}
+    result: list[_Bucket] = []
+    open_of_kind: dict[Hashable, list[_Bucket]] = {}
     for weight in weights:
         if isinstance(weight, Int8Weight):
-            result.append([weight])
+            result.append(_Bucket([weight]))
             continue
         alike = open_of_kind.setdefault((weight.dtype, weight.device, kind(weight)), [])
-        bucket = next((each for each in alike if _elements(each) + weight.numel() <= most), None)
+        bucket = next((each for each in alike if each.elements + weight.numel() <= most), None)
         if bucket is None:
-            bucket = []
+            bucket = _Bucket([])
             alike.append(bucket)
             result.append(bucket)
-        bucket.append(weight)
-    return result
+        bucket.weights.append(weight)
+        bucket.elements += weight.numel()
+    return [bucket.weights for bucket in result]
 
 
-def _elements(weights: Iterable[Tensor]) -> int:
-    return sum(weight.numel() for weight in weights)
+@dataclass
+class _Bucket:
+    weights: list[Tensor]
+    elements: int = 0

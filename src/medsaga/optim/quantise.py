@@ -120,7 +120,7 @@ def quantise(
 
 def _quantise(
     flat: Tensor,  # whole blocks; used up
-    size: int,  # elements that are wanted
+    size: int,  # how many elements are coded
     kind: str,
     generator: torch.Generator | None,
 ) -> tuple[Tensor, Tensor]:  # (size,) uint8, (blocks,) float32

@@ -42,7 +42,8 @@ def precisely(
 ) -> Iterator[list[Tensor]]:
     """Yield the values of weights in ``dtype``, to be changed in place, and write them into the weights at the end.
 
-    They are rounded as `write_weight` does it. An error before the end leaves weights of other types as they were.
+    They are rounded as `write_weight` does it. Weights that have ``dtype`` already are changed at once: nothing may be
+    allocated after the first change. Others are written at the end, and an error before it leaves them as they were.
     """
     if len(weights) == 1:
         value = weights[0].to(dtype)
@@ -56,7 +57,8 @@ def precisely(
         values = row.split(joined)
         yield values
         _round(joined, weights[0].dtype, generator)
-        torch._foreach_copy_(list(weights), values)
+        # In their own type first: then the last copies allocate nothing on any device.
+        torch._foreach_copy_(list(weights), row.split(joined.to(weights[0].dtype)))
 
 
 def _round(values: Tensor, dtype: torch.dtype, generator: torch.Generator) -> None:

@@ -28,7 +28,7 @@ class Row:
         return cls(tuple(tensor.shape for tensor in tensors))
 
     def join(self, tensors: Sequence[Tensor], dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Return all in a flat tensor; that of a single one may be in its memory, and has no zeros at its end."""
+        """Return all in a flat tensor; a single one is not copied if it need not be, and gets no zeros."""
         if len(tensors) == 1:
             return tensors[0].to(device, dtype).reshape(-1)
         flat = torch.zeros(BLOCK * sum(self.blocks()), dtype=dtype, device=device)

@@ -40,11 +40,11 @@ class Storage:
         return self.read_all([state], name, weight)[0] if name in state else None
 
     def read_all(self, states: Sequence[dict[str, Any]], name: str, weight: Tensor) -> list[Tensor]:
-        """Return a tensor of the states of weights like this one, on its device."""
+        """Return the tensor of this name of each state, on the weight's device; what lies on the host is copied."""
         if scales_of(name) in states[0]:
             stored = [(state[name], state[scales_of(name)]) for state in states]
             return dequantise_all(stored, KINDS[name], precision_of(weight), weight.device)
-        return [state[name].to(weight.device) for state in states]
+        return [state[name].to(weight.device, copy=self.on_host) for state in states]
 
     def stored_moments(
         self, exp_avgs: Sequence[Tensor], exp_avg_sqs: Sequence[Tensor], generator: torch.Generator

@@ -1,7 +1,7 @@
 """What a run will take in memory, found by running its own code on tensors that have sizes but no values.
 
 Nothing is allocated and no GPU is needed: two steps of the real training step run on torch's meta device, and
-``TensorTracker`` counts what would be alive. (FakeTensorMode gives the same numbers, ten times slower.)
+``TensorTracker`` counts what would be alive.
 """
 
 from __future__ import annotations
@@ -133,8 +133,8 @@ class _SGDOnMeta(_OnMeta, MomentumSGD):
 class _GaLoreOnMeta(_OnMeta, GaLoreAdamW):
     """Updates one of the buckets that are alike, and gives the weights of the others a state of the same sizes.
 
-    Buckets are updated one after the other, so that the peak of an update is the same for all that are alike, and so
-    are bases changed; a model has hundreds of weights and a prediction would take most of its time here.
+    Buckets are updated one after the other, and bases changed likewise, so that all that are alike have the same peak.
+    A model has hundreds of weights, and a prediction would take most of its time here.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -161,7 +161,9 @@ class _GaLoreOnMeta(_OnMeta, GaLoreAdamW):
             self._examples[alike] = weights
             work()
         for weight, example in zip(weights, self._examples[alike], strict=True):
-            for name, value in self.state[example].items() if weight is not example else ():
+            if weight is example:
+                continue
+            for name, value in self.state[example].items():
                 self.state[weight][name] = torch.empty_like(value) if isinstance(value, Tensor) else value
         self._tell(weights, group)
 

@@ -35,7 +35,7 @@ def step_within_memory(
 
     No weight moves before the whole gradient has been accumulated, so that nothing is lost or counted twice. The
     smaller size is kept in ``counters`` for all steps to come. When memory runs out in the update itself, the update
-    goes on with the weight at which it stopped.
+    goes on with the task at which it stopped.
 
     Args:
         model: in training mode.
