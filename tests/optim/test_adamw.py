@@ -7,25 +7,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.step.updates import Calls
 from medsaga.optim.adamw import update_together
 from medsaga.optim.galore import GaLoreAdamW
 
 SHAPES = [(1,), (7,), (64, 3), (5000,), (4, 1, 5, 5)]
 SETTINGS: dict[str, Any] = {"lr": 0.05, "betas": (0.8, 0.99), "eps": 1e-6, "weight_decay": 0.2}
-
-
-class Counting(TorchDispatchMode):
-    """Counts the operations that torch carries out."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += 1
-        return func(*args, **(kwargs or {}))
 
 
 def weights(seed: int = 0, dtype: torch.dtype = torch.float32) -> list[nn.Parameter]:
@@ -134,7 +122,7 @@ def test_the_number_of_operations_does_not_grow_with_that_of_the_weights() -> No
         for step in range(2):
             for weight in many:
                 weight.grad = gradient_for(weight, step)
-            with Counting() as counting:
+            with Calls() as counting:
                 optimizer.step()
         return counting.count
 

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.step.updates import Calls
 from medsaga.models.int8 import quantise_linears
 from medsaga.optim.accumulation import AccumulatingOptimizer, norms_of, scaled
 from medsaga.optim.buckets import ELEMENTS, buckets
@@ -20,21 +20,7 @@ from medsaga.optim.quantise import KINDS, dequantise_all, quantise, quantise_all
 from medsaga.optim.rows import BLOCK, Row
 from medsaga.optim.sgd import MomentumSGD
 
-VIEWS = {"view", "slice", "split_with_sizes", "unbind", "select", "permute", "t", "unsqueeze", "detach", "reshape"}
-NO_WORK = {*VIEWS, "empty", "empty_like", "new_empty", "promote_types"}
 shapes = st.lists(st.lists(st.integers(1, 40), min_size=0, max_size=3).map(tuple), min_size=1, max_size=6)
-
-
-class Counting(TorchDispatchMode):
-    """Counts the operations that a GPU would be called for."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += func.overloadpacket.__name__ not in NO_WORK
-        return func(*args, **(kwargs or {}))
 
 
 def randoms(sizes: Sequence[tuple[int, ...]], seed: int = 0) -> list[Tensor]:
@@ -152,7 +138,7 @@ def _stepped(make: Any, settings: dict[str, Any], sizes: Sequence[tuple[int, int
     for step in range(6):
         for weight, gradient in zip(weights, randoms(sizes, seed=step + 1), strict=True):
             (weight * gradient.to(dtype)).sum().backward()
-        with Counting() as counting:
+        with Calls() as counting:
             optimizer.step()
         optimizer.zero_grad()
     states = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
