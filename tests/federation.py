@@ -17,7 +17,7 @@ from torch import Tensor
 
 from medsaga.federated.averaging import Answer
 from medsaga.federated.client import client_app
-from medsaga.federated.experiment import Experiment, prepared
+from medsaga.federated.experiment import Experiment, agreed, prepared
 from medsaga.federated.grid import InProcessGrid
 from medsaga.federated.options import Federation, settings_for
 from medsaga.federated.orders import Order
@@ -122,7 +122,8 @@ def together(
     partition = divide(data, settings, QUIET, sites=sites, by=None)
     said: list[str] = []
     errors: list[Exception] = []
-    with prepared(data, folder, settings, federation, partition, {}, QUIET) as experiment:
+    config = agreed(data, settings, federation, partition)
+    with prepared(folder, config, federation, partition, {}, QUIET) as experiment:
         if double:
             cast_parameters(experiment.model, torch.float64)
         nodes = {name: number for number, name in enumerate(experiment.runs, start=1)}

@@ -386,3 +386,4 @@ def test_contradictions_name_their_flag(
     command = ["federate", "simulate", str(toy), "--out", str(tmp_path / "out"), "--sites", "2", *SHORT, *options]
     assert main(command) == 2
     assert said in capsys.readouterr().err
+    assert not [*tmp_path.glob("out/*")], "what was refused would stand in the way of what is meant"

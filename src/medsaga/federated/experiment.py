@@ -70,11 +70,29 @@ class Experiment:
         return self.afresh(joined_run(self.folder, plan, console))
 
 
+def agreed(data: Path, settings: Settings, federation: Federation, partition: Partition) -> RunConfig:
+    """Return the configuration that all sites share.
+
+    Args:
+        data: the dataset that the user has named.
+        settings: of each site's training.
+        federation: how the sites train together.
+        partition: the data and their sites.
+
+    Raises:
+        InputError: the settings cannot be used, or do not go with the exchange.
+    """
+    device = choose_device(settings.device)
+    configs = {site.name: new_config(settings, partition.of(site), site.split, device) for site in partition.sites}
+    config = dataclasses.replace(agreed_config(configs), data=str(data.resolve()))
+    federation.check(config.settings)
+    return config
+
+
 @contextlib.contextmanager
 def prepared(
-    data: Path,
     folder: Path,
-    settings: Settings,
+    config: RunConfig,
     federation: Federation,
     partition: Partition,
     asked: dict[str, Any],
@@ -83,21 +101,17 @@ def prepared(
     """Make the folders of an experiment and of its sites, or open those that are there; yield what lies in them.
 
     Args:
-        data: the dataset that the user has named.
         folder: of the experiment.
-        settings: of each site's training.
+        config: that the sites have `agreed` on.
         federation: how the sites train together.
         partition: the data and their sites.
         asked: what the user has asked for, for the record.
         console: where progress is shown.
 
     Raises:
-        InputError: the settings or the weights cannot be used, or do not go with the exchange.
+        InputError: the weights cannot be used.
     """
-    device = choose_device(settings.device)
-    configs = {site.name: new_config(settings, partition.of(site), site.split, device) for site in partition.sites}
-    config = dataclasses.replace(agreed_config(configs), data=str(data.resolve()))
-    federation.check(config.settings)
+    device = choose_device(config.settings.device)
     model, model_info = new_model(config, console)
     set_precision(model, config.settings.precision)
     model.to(device)

@@ -15,7 +15,7 @@ from medsaga import files, run_folder
 from medsaga.errors import InputError, Interrupted
 from medsaga.federated.baselines import Outcome, alone, pooled
 from medsaga.federated.client import client_app
-from medsaga.federated.experiment import Experiment, prepared
+from medsaga.federated.experiment import Experiment, agreed, prepared
 from medsaga.federated.grid import InProcessGrid
 from medsaga.federated.options import Federation, require_enough, settings_for
 from medsaga.federated.page import experiments_in, write_page
@@ -76,6 +76,7 @@ def simulate(
     warn(console, without_effect(choice))
     partition = divide(data, settings, console, sites=sites, by=by)
     require_enough(federation, len(partition.sites))
+    config = agreed(data, settings, federation, partition)
     _check_same(out / PARTITION, _described(partition), "the sites of this simulation")
     folder = out / f"{settings.method or 'medsaga'}-{federation.name}"
     asked = {"settings": named(settings), "federation": federation.asked()}
@@ -83,7 +84,7 @@ def simulate(
     result_file = folder / run_folder.RESULT
     if not result_file.exists():
         try:
-            with prepared(data, folder, settings, federation, partition, asked, console) as experiment:
+            with prepared(folder, config, federation, partition, asked, console) as experiment:
                 result = _experiment(experiment, console, seen)
                 for run in experiment.runs.values():
                     run.remove_cache()
