@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 from medsaga.data.descriptions import channel_names, read_description
 from medsaga.data.dicom.reading import is_dicom
-from medsaga.data.dicom.series import choose_series, find_series
+from medsaga.data.dicom.series import find_series
+from medsaga.data.examinations import chosen_series, examinations_of, file_name, shared_folder, studies_of
 from medsaga.data.formats import is_image, stem
 from medsaga.data.labels import listed
 from medsaga.data.layouts import layout_of
@@ -18,7 +18,6 @@ from medsaga.data.layouts.checks import joint_header
 from medsaga.data.layouts.finding import image_files, subfolders, visible_entries
 from medsaga.data.layouts.labelling import DESCRIPTION
 from medsaga.data.layouts.nnunet import channel_groups, complete
-from medsaga.data.names import normal
 from medsaga.data.sources import place_of, read_header
 from medsaga.data.strays import MOST_STRAYS, are_stray, is_picture, pictures_among_volumes
 from medsaga.data.types import Item, Series, Source
@@ -67,7 +66,7 @@ def find_inputs(
             images are meant.
     """
     if path.is_file() and (path.suffix.lower() == ".dcm" or (not is_image(path) and is_dicom(path))):
-        return [_input(_without_suffix(path), _chosen(find_series(path), None, None))]
+        return [_input(file_name(path), chosen_series(find_series(path), None, None))]
     if not path.is_dir():
         return [_input(stem(path), (path,))]
     before = len(problems or ())
@@ -77,7 +76,7 @@ def find_inputs(
     found, strays = _dicom_or_others(path, others, problems, wants_dicom=series is not None)
     is_damaged = len(problems or ()) > before
     if found or (is_damaged and not others):
-        examinations = [(name, _chosen(each, channels, series)) for name, each in _examinations(path, found)]
+        examinations = [(name, chosen_series(each, channels, series)) for name, each in examinations_of(found, path)]
         items = _inputs(examinations, problems)
     else:
         paths = [each for each in image_files(path) if each not in outputs]
@@ -134,7 +133,7 @@ def find_all_inputs(
     dicom = {path for path in files if path.suffix.lower() == ".dcm" or (not is_image(path) and is_dicom(path))}
     images = [path for path in files if path not in dicom]
     items = _of_files(images, channels, problems) if images else []
-    items += _inputs([(name, _chosen(found, channels, series)) for name, found in _studies(dicom)], problems)
+    items += _inputs([(name, chosen_series(found, channels, series)) for name, found in studies_of(dicom)], problems)
     for folder in sorted({path for path in paths if path.is_dir()}):
         items += find_inputs(
             folder, channels=channels, series=series, problems=problems, warn=warn, leave_out=leave_out
@@ -218,7 +217,7 @@ def _dicom_or_others(
         are_meant = are_stray(len(found), len(others))
     if are_meant:
         return [], [file for each in found for file in each.files]
-    where = _shared_folder(found)
+    where = shared_folder(found)
     inside = f"in {where.relative_to(root)}" if where != root else "of the same folder"
     raise InputError(
         root,
@@ -304,82 +303,6 @@ def _inputs(named: Sequence[tuple[str, tuple[Source, ...]]], problems: list[Inpu
         with collecting(problems):
             items.append(_input(name, sources))
     return items
-
-
-def _studies(files: set[Path]) -> list[tuple[str, list[Series]]]:
-    """Return the DICOM series that are made of some files, by examination, each with a name.
-
-    Raises:
-        InputError: they are only a part of a series.
-    """
-    by_study: dict[str, list[Series]] = {}
-    for folder in sorted({path.parent for path in files}):
-        for each in find_series(folder):
-            given = files & set(each.files)
-            if given and len(given) < len(each.files):
-                raise InputError(
-                    folder,
-                    expected="all files of a DICOM series",
-                    found=f"{len(given)} of {len(each.files)}",
-                    do="Name the folder instead of its files.",
-                )
-            if given:
-                by_study.setdefault(each.study, []).append(each)
-    if len(by_study) == 1:
-        return [(found[0].root.resolve().name, found) for found in by_study.values()]
-    return _told_apart(by_study.values())
-
-
-def _examinations(root: Path, found: Sequence[Series]) -> list[tuple[str, list[Series]]]:
-    """Return the DICOM series below a folder by examination, each with a name made of folders or files."""
-    by_study: dict[str, list[Series]] = {}
-    for each in found:
-        by_study.setdefault(each.study, []).append(each)
-    if len(by_study) == 1:
-        return [(normal(root.resolve().name), series) for series in by_study.values()]
-    return _told_apart(by_study.values(), root)
-
-
-def _told_apart(examinations: Collection[list[Series]], root: Path | None = None) -> list[tuple[str, list[Series]]]:
-    """Return examinations with names; those that share a folder have the name of their first file in theirs, too."""
-    names = [_name(root or Path(os.path.commonpath([each.root for each in found])), found) for found in examinations]
-    times = Counter(names)
-    return [
-        (name if times[name] == 1 else f"{name}_{_first_file(found)}", found)
-        for name, found in zip(names, examinations, strict=True)
-    ]
-
-
-def _name(root: Path, found: Sequence[Series]) -> str:
-    """Return the folders from ``root`` to all files of an examination, joined; the file's name for a single file."""
-    files = [file.relative_to(root) for each in found for file in each.files]
-    if len(files) == 1:
-        return normal("_".join((*files[0].parent.parts, _without_suffix(files[0]))))
-    return normal("_".join(_shared_folder(found).relative_to(root).parts) or root.resolve().name)
-
-
-def _first_file(found: Sequence[Series]) -> str:
-    """Return the first file of an examination in its folder, as a name without suffix."""
-    folder = _shared_folder(found)
-    first = min(file.relative_to(folder) for each in found for file in each.files)
-    return normal("_".join((*first.parent.parts, _without_suffix(first))))
-
-
-def _shared_folder(found: Sequence[Series]) -> Path:
-    """Return the deepest folder that all files of some series lie below."""
-    folders = {file.parent for each in found for file in each.files}
-    return Path(os.path.commonpath(folders))
-
-
-def _without_suffix(path: Path) -> str:
-    # Names in DICOM often are UIDs: only what is a suffix goes.
-    return normal(path.stem if path.suffix.lower() == ".dcm" else stem(path) if is_image(path) else path.name)
-
-
-def _chosen(found: list[Series], channels: Sequence[str] | None, wanted: str | None) -> tuple[Source, ...]:
-    if wanted is None and channels is not None and len(channels) > 1 and len(found) > 1:
-        return tuple(choose_series(found, name) for name in channels)
-    return (choose_series(found, wanted),)
 
 
 def _distinct(items: list[Item]) -> list[Item]:

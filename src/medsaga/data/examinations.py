@@ -1,0 +1,102 @@
+"""The examinations of a DICOM export: which series belong together, and what each is called."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from medsaga.data.dicom.series import choose_series, find_series
+from medsaga.data.formats import is_image, stem
+from medsaga.data.names import normal
+from medsaga.data.types import Series, Source
+from medsaga.errors import InputError
+
+
+def studies_of(files: set[Path]) -> list[tuple[str, list[Series]]]:
+    """Return the DICOM series that are made of some files, by examination, each with a name.
+
+    Raises:
+        InputError: they are only a part of a series.
+    """
+    whole: list[Series] = []
+    for folder in sorted({path.parent for path in files}):
+        for each in find_series(folder):
+            given = files & set(each.files)
+            if given and len(given) < len(each.files):
+                raise InputError(
+                    folder,
+                    expected="all files of a DICOM series",
+                    found=f"{len(given)} of {len(each.files)}",
+                    do="Name the folder instead of its files.",
+                )
+            whole += [each] if given else []
+    return examinations_of(whole)
+
+
+def examinations_of(found: Sequence[Series], root: Path | None = None) -> list[tuple[str, list[Series]]]:
+    """Return DICOM series by examination, each with a name made of folders or files.
+
+    Args:
+        found: the series, in any order.
+        root: the folder that they were looked for in; names begin below it. None: in several.
+    """
+    by_study: dict[str, list[Series]] = {}
+    for each in found:
+        by_study.setdefault(each.study, []).append(each)
+    if len(by_study) == 1:
+        return [(normal((root or series[0].root).resolve().name), series) for series in by_study.values()]
+    return _told_apart(by_study.values(), root)
+
+
+def _told_apart(examinations: Collection[list[Series]], root: Path | None) -> list[tuple[str, list[Series]]]:
+    """Return examinations with names; those that share a folder have the name of their first file in theirs, too."""
+    names = [_name(root or Path(os.path.commonpath([each.root for each in found])), found) for found in examinations]
+    times = Counter(names)
+    return [
+        (name if times[name] == 1 else f"{name}_{_first_file(found)}", found)
+        for name, found in zip(names, examinations, strict=True)
+    ]
+
+
+def _name(root: Path, found: Sequence[Series]) -> str:
+    """Return the folders from ``root`` to all files of an examination, joined; the file's name for a single file."""
+    files = [file.relative_to(root) for each in found for file in each.files]
+    if len(files) == 1:
+        return normal("_".join((*files[0].parent.parts, file_name(files[0]))))
+    return normal("_".join(shared_folder(found).relative_to(root).parts) or root.resolve().name)
+
+
+def _first_file(found: Sequence[Series]) -> str:
+    """Return the first file of an examination in its folder, as a name without suffix."""
+    folder = shared_folder(found)
+    first = min(file.relative_to(folder) for each in found for file in each.files)
+    return normal("_".join((*first.parent.parts, file_name(first))))
+
+
+def shared_folder(found: Sequence[Series]) -> Path:
+    """Return the deepest folder that all files of some series lie below."""
+    folders = {file.parent for each in found for file in each.files}
+    return Path(os.path.commonpath(folders))
+
+
+def file_name(path: Path) -> str:
+    """Return the name of a file without its suffix. Names in DICOM often are UIDs: only what is a suffix goes."""
+    return normal(path.stem if path.suffix.lower() == ".dcm" else stem(path) if is_image(path) else path.name)
+
+
+def chosen_series(found: list[Series], channels: Sequence[str] | None, wanted: str | None) -> tuple[Source, ...]:
+    """Return the series of an examination that a model looks at: one for each channel that it takes, or one.
+
+    Args:
+        found: the series of the examination.
+        channels: names of the channels that the model takes.
+        wanted: which series is meant; see `medsaga.data.dicom.series.choose_series`.
+
+    Raises:
+        InputError: there are several, and none is chosen.
+    """
+    if wanted is None and channels is not None and len(channels) > 1 and len(found) > 1:
+        return tuple(choose_series(found, name) for name in channels)
+    return (choose_series(found, wanted),)
