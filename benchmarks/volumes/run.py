@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +63,9 @@ def write_runs(folder: Path) -> dict[Axis, Path]:
     return runs
 
 
-def predict(run: Path, source: Path, out: Path) -> tuple[int, float]:
+def predict(run: Path, source: Path, out: Path, *options: str) -> tuple[int, float]:
     """Predict in a process of its own; return the most memory that it had, in bytes, and its seconds."""
-    return measured(["predict", run, source, "--out", out, "--format", "nifti", "--device", "cpu"])
+    return measured(["predict", run, source, "--out", out, *options, "--device", "cpu"])
 
 
 def measured(arguments: Sequence[object]) -> tuple[int, float]:
@@ -95,6 +96,20 @@ def write_labelled(folder: Path, slices: int) -> Path:
     description = {"channel_names": {"0": "CT"}, "labels": names, "numTraining": 2, "file_ending": ".nii.gz"}
     files.write_json(folder / "dataset.json", description)
     return folder
+
+
+def prediction_rows(folder: Path, slices: int) -> Iterator[dict[str, Any]]:
+    """Yield what predicting takes: to NIfTI, cut in two ways, and to a DICOM segmentation with measurements."""
+    inputs, runs = write_inputs(folder, slices), write_runs(folder)
+    pairs: list[tuple[Axis, str]] = [("axial", each) for each in inputs]
+    for axis, source in [*pairs, ("sagittal", ".nii.gz")]:
+        out = folder / "out" / f"{axis}.nii.gz"
+        memory, seconds = predict(runs[axis], inputs[source], out, "--format", "nifti")
+        checks = checked(out, inputs[".nii"]) if axis == "axial" else {}
+        yield {"input": source, "axis": axis, "peak_bytes": memory, "seconds": round(seconds, 1), **checks}
+    source, options = "DICOM series", ("--format", "seg", "--measure", "--overlay")
+    memory, seconds = predict(runs["axial"], inputs[source], folder / "out" / "segmentation.dcm", *options)
+    yield {"input": source, "options": options, "peak_bytes": memory, "seconds": round(seconds, 1)}
 
 
 def training_rows(folder: Path, slices: int) -> Iterator[dict[str, Any]]:
@@ -131,20 +146,11 @@ def main() -> None:
     arguments = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        inputs, runs = write_inputs(folder, arguments.slices), write_runs(folder)
-        pairs: list[tuple[Axis, str]] = [("axial", each) for each in inputs]
-        for axis, source in [*pairs, ("sagittal", ".nii.gz")]:
-            out = folder / "out" / f"{axis}.nii.gz"
-            memory, seconds = predict(runs[axis], inputs[source], out)
-            checks = checked(out, inputs[".nii"]) if axis == "axial" else {}
-            rows.append({"input": source, "axis": axis, "peak_bytes": memory, "seconds": round(seconds, 1), **checks})
-            print(rows[-1], flush=True)
-            _record(arguments.out, arguments.slices, rows)
-        for row in training_rows(folder, arguments.slices):
+        folder, slices = Path(name), arguments.slices
+        for row in chain(prediction_rows(folder, slices), training_rows(folder, slices)):
             rows.append(row)
             print(row, flush=True)
-            _record(arguments.out, arguments.slices, rows)
+            _record(arguments.out, slices, rows)
     over = [row for row in rows if row["peak_bytes"] > LIMIT_BYTES]
     raise SystemExit(f"more than {LIMIT_BYTES:,} bytes: {over}" if over else 0)
 
