@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -250,6 +250,21 @@ def test_a_site_that_does_not_say_who_it_is_stays_out_and_the_others_train(tmp_p
     assert roster.nodes() == {"north": 6}
     assert said.count("a site does not say who it is, as it should, and stays out") == 5
     assert set(said[5:]) == {"north has joined", "south has joined", "south could not begin: its answer is none"}
+
+
+def test_a_site_that_is_away_keeps_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody else's key gets what belongs to it, such as its norms, or its weight in the mean."""
+    fine = json.dumps([{"kind": "identity", "low": 0.0, "high": 255.0}])
+    north, other = (Greeting(name="north", intensities=fine, symmetries=["left-right"]) for _ in range(2))
+    apps: dict[int, Any] = {1: north, 2: other}
+    grid, plan, said = InProcessGrid(apps), cast(Any, _Plan()), list[str]()
+    roster = Roster(grid, plan, tmp_path, said.append, 60)
+    there = iter(([1], [1], [2], [1, 2]))
+    monkeypatch.setattr(grid, "get_node_ids", lambda: next(there))
+    roster.gather(1, patience=0)
+    assert roster.nodes() == {}
+    assert roster.nodes() == {"north": 1}
+    assert said == ["north has joined", "a second site calls itself north and stays out"]
 
 
 class _Plan:

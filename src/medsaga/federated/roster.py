@@ -105,13 +105,11 @@ class Roster:
             except MALFORMED:
                 self._turn_away(node, "a site does not say who it is, as it should, and stays out")
                 continue
-            known = {each: number for number, each in self._names.items()}
-            if name in known and known[name] in there:
+            # Also while the first is away: it comes back as the node that it was.
+            if name in self._names.values():
                 self._turn_away(node, f"a second site calls itself {name} and stays out")
                 continue
             self._turned_away.pop(node, None)
-            self._names.pop(known.get(name, -1), None)
-            self._begun.discard(name)
             self._names[node] = name
             self._proposed[name] = proposed
             self.tell(f"{name} has joined")
