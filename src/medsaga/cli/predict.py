@@ -70,7 +70,7 @@ class Predict:
         if not self.input:
             do = "Name the images to segment, or their folder, behind the run folder."
             raise InputError("predict", expected="RUN INPUT", found="RUN alone", do=do)
-        inputs = [path for each in self.input for path in _named(each)]
+        inputs = [path for each in self.input for path in _listed(each)]
         run = run_meant(self.folder, inputs, "medsaga predict {run} {data} --out OUT")
         wanted = OutputOptions(
             format=self.format,
@@ -97,7 +97,7 @@ class Predict:
             )
 
 
-def _named(given: Path) -> list[Path]:
+def _listed(given: Path) -> list[Path]:
     """Return what ``@FILE`` names, for more images than a command line takes; any other path is itself.
 
     Raises:

@@ -118,7 +118,7 @@ def predict_files(
     for text in run_folder.said_if_unfinished(run):
         console.print(f"warning: {text}", style="yellow", markup=False, highlight=False, soft_wrap=True)
     channels = segmenter.config.channels
-    sources = [_named(Path(each), channels, console) for each in ([source] if isinstance(source, Path) else source)]
+    sources = [_images_of(Path(each), channels, console) for each in ([source] if isinstance(source, Path) else source)]
     problems: list[InputError] = []
     items = find_all_inputs(
         sources,
@@ -178,7 +178,7 @@ def predict_files(
     return done
 
 
-def _named(source: Path, channels: Sequence[str], console: Console) -> Path:
+def _images_of(source: Path, channels: Sequence[str], console: Console) -> Path:
     """Return the folder of images that a user means by a dataset, and say so; else the same path.
 
     Raises:
