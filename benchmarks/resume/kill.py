@@ -26,6 +26,7 @@ from PIL import Image
 
 import medsaga.runs.evaluate
 import medsaga.runs.train  # noqa: F401 - the children should not spend their time on imports
+from benchmarks.machine import machine
 from benchmarks.resume.outcome import differences, outcome
 from benchmarks.runs import described
 from medsaga.cli import main
@@ -124,6 +125,6 @@ if __name__ == "__main__":
     given = parser.parse_args()
     measured = measure(given.moments, given.seed)
     if given.out:
-        write_json(given.out, measured)
+        write_json(given.out, {"machine": machine(), **measured})
     print({key: value for key, value in measured.items() if key != "runs"})
     sys.exit(measured["same"] != measured["moments"])
