@@ -64,7 +64,7 @@ def _name(root: Path, found: Sequence[Series]) -> str:
     """Return the folders from ``root`` to all files of an examination, joined; the file's name for a single file."""
     files = [file.relative_to(root) for each in found for file in each.files]
     if len(files) == 1:
-        return normal("_".join((*files[0].parent.parts, file_name(files[0]))))
+        return normal("_".join((*files[0].parent.parts, name_without_suffix(files[0]))))
     return normal("_".join(shared_folder(found).relative_to(root).parts) or root.resolve().name)
 
 
@@ -72,7 +72,7 @@ def _first_file(found: Sequence[Series]) -> str:
     """Return the first file of an examination in its folder, as a name without suffix."""
     folder = shared_folder(found)
     first = min(file.relative_to(folder) for each in found for file in each.files)
-    return normal("_".join((*first.parent.parts, file_name(first))))
+    return normal("_".join((*first.parent.parts, name_without_suffix(first))))
 
 
 def shared_folder(found: Sequence[Series]) -> Path:
@@ -81,7 +81,7 @@ def shared_folder(found: Sequence[Series]) -> Path:
     return Path(os.path.commonpath(folders))
 
 
-def file_name(path: Path) -> str:
+def name_without_suffix(path: Path) -> str:
     """Return the name of a file without its suffix. Names in DICOM often are UIDs: only what is a suffix goes."""
     return normal(path.stem if path.suffix.lower() == ".dcm" else stem(path) if is_image(path) else path.name)
 

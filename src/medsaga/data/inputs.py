@@ -10,7 +10,7 @@ from pathlib import Path
 from medsaga.data.descriptions import channel_names, read_description
 from medsaga.data.dicom.reading import is_dicom
 from medsaga.data.dicom.series import find_series
-from medsaga.data.examinations import chosen_series, examinations_of, file_name, shared_folder, studies_of
+from medsaga.data.examinations import chosen_series, examinations_of, name_without_suffix, shared_folder, studies_of
 from medsaga.data.formats import is_image, stem
 from medsaga.data.labels import listed
 from medsaga.data.layouts import layout_of
@@ -66,7 +66,7 @@ def find_inputs(
             images are meant.
     """
     if path.is_file() and (path.suffix.lower() == ".dcm" or (not is_image(path) and is_dicom(path))):
-        return [_input(file_name(path), chosen_series(find_series(path), None, None))]
+        return [_input(name_without_suffix(path), chosen_series(find_series(path), None, None))]
     if not path.is_dir():
         return [_input(stem(path), (path,))]
     before = len(problems or ())
