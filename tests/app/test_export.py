@@ -14,7 +14,7 @@ from page_server import page
 from PIL import Image
 
 from medsaga import run_folder
-from medsaga.app.export import EXPORTS, export_labels
+from medsaga.app.export import EXPORTS, delta_command, export_labels
 from medsaga.app.project import Project
 from medsaga.app.results import PREDICTIONS
 from medsaga.errors import InputError
@@ -114,3 +114,13 @@ def test_two_exports_at_once_have_a_folder_each(predicted: tuple[Path, Path]) ->
     with ThreadPoolExecutor(2) as pool:
         masks, labels = pool.map(lambda of: export_labels(project, "png", of), (None, run))
     assert [len(list(each.folder.iterdir())) for each in (masks, labels)] == [6, 2]
+
+
+def test_a_delta_that_waits_for_its_turn_shares_no_folder_with_masks(predicted: tuple[Path, Path]) -> None:
+    root, run = predicted
+    (run / run_folder.MODEL).touch()
+    project = Project(root)
+    _, _, _, file, _ = delta_command(project, run)
+    masks = export_labels(project, "png", None).folder
+    assert Path(file).parent != masks
+    assert Path(file).parent.parent == masks.parent

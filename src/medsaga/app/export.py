@@ -117,7 +117,8 @@ def delta_command(project: Project, run: Path) -> list[str]:
         InputError: the run has no model yet.
     """
     _require_model(run)
-    path = _free_name(project) / f"{run.name}-delta.safetensors"
+    # The command makes the folder later: no other export may take its name meanwhile.
+    path = _free_name(project, "-delta") / f"{run.name}-delta.safetensors"
     return ["export", str(run), "--delta", str(path), "--json"]
 
 
@@ -135,9 +136,9 @@ def _new_folder(project: Project) -> Iterator[tuple[Path, Path]]:
             yield folder, path
 
 
-def _free_name(project: Project) -> Path:
+def _free_name(project: Project, ending: str = "") -> Path:
     now = time.strftime("%Y-%m-%d")
     number = 1
-    while (folder := project.root / EXPORTS / f"{now}-{number}").exists():
+    while (folder := project.root / EXPORTS / f"{now}-{number}{ending}").exists():
         number += 1
     return folder
