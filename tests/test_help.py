@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -151,3 +152,23 @@ def test_larger_images_have_fewer_steps_whatever_the_method(image_size: int, ste
         settings = resolved(method=method, image_size=image_size)
         assert (settings.steps, settings.warmup) == (steps, steps // 10)
     assert resolved(image_size=image_size, steps=7).steps == 7
+
+
+BY_ROUNDS = {"--steps", "--evaluate-every", "--patience", "--validation-cases"}
+
+
+@pytest.mark.parametrize(
+    ("verb", "refused"),
+    [
+        ("federate simulate", BY_ROUNDS),
+        ("federate serve", BY_ROUNDS | {"--shots", "--test-cases", "--fold"}),
+        ("train", set()),
+    ],
+)
+def test_what_a_verb_refuses_is_said_to_be_so(
+    verb: str, refused: set[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = " ".join(line.strip("│ ") for line in help_text(verb, monkeypatch, capsys))
+    before = text.split("(not with this verb)")[:-1]
+    assert {re.findall(r"--[a-z-]+(?= [A-Z])", part)[-1] for part in before} == refused
+    assert len(before) == len(refused)

@@ -11,7 +11,7 @@ import tyro
 from rich.table import Table
 from tyro.conf import Positional
 
-from medsaga.cli.options import TrainOptions, arg, settings_of
+from medsaga.cli.options import ServeOptions, SimulateOptions, arg, settings_of
 from medsaga.cli.printing import console, say
 from medsaga.cli.runs import require_data
 from medsaga.errors import InputError
@@ -23,32 +23,30 @@ class FederationOptions:
     """How the sites train together."""
 
     rounds: Annotated[int, arg("N", shown="10")] = 10
-    """How often what the sites have learnt is brought together."""
+    """Rounds: in each, the sites train and their results are combined."""
     local_steps: Annotated[int, arg("N", shown="20")] = 20
-    """Optimizer steps of each site in a round; together with --rounds they are --steps."""
+    """Optimizer steps of each site in a round."""
     exchange: Annotated[
         Literal["weights", "shared-basis", "ffa", "alone", "pooled"],
         arg("weights|shared-basis|ffa|alone|pooled", shown="weights"),
     ] = "weights"
-    """What travels: all trained weights; with medsaga, factors in a basis that the sites share; with samed, B of LoRA
-    alone. To compare with: each site alone, or all cases pooled."""
+    """What is sent: all trained weights, factors in a shared basis (medsaga), LoRA's B (samed); or a baseline."""
     strategy: Annotated[
         Literal["fedavg", "fedprox", "fedbn", "median"], arg("fedavg|fedprox|fedbn|median", shown="fedavg")
     ] = "fedavg"
-    """How it is brought together: the mean weighted by cases; the same, with sites drawn towards the common weights;
-    each site keeping its own norms; or the median."""
+    """Mean weighted by cases, the same with a pull to the common weights, or with local norms, or the median."""
     proximal: Annotated[float, arg("MU", shown="0.01")] = 0.01
-    """Strength of that pull."""
+    """Strength of fedprox's pull to the common weights."""
     bits: Annotated[Literal[16, 32] | None, arg("16|32", shown="16 for shared-basis, else 32")] = None
-    """Of each number that travels."""
+    """Bits of each number that is sent."""
     min_sites: Annotated[int, arg("N", shown="1")] = 1
-    """Sites whose usable answers a round needs; the others may be late, gone or refused."""
+    """Usable answers that a round needs at least; the other sites may be late, gone or refused."""
     clip: Annotated[float | None, arg("NORM", shown="none")] = None
-    """Clip what a site has changed to this norm before it is sent."""
+    """Clip the change of a site to this norm before it is sent."""
     noise: Annotated[float | None, arg("Z", shown="none")] = None
-    """Add Gaussian noise of Z times --clip to it: differential privacy, whose epsilon is in the result."""
+    """Add Gaussian noise of Z times --clip to it, for differential privacy; the result has its epsilon."""
     delta: Annotated[float, arg("DELTA", shown="1e-5")] = 1e-5
-    """Of that privacy."""
+    """Delta of that differential privacy."""
 
 
 @dataclass(kw_only=True)
@@ -64,7 +62,7 @@ class Simulate:
     sites_by: Annotated[str | None, arg("COLUMN|folder", shown="at random")] = None
     """A column of cases.csv that names the site of each case, or folder."""
     federation: Annotated[FederationOptions, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="federation")]
-    options: TrainOptions
+    options: SimulateOptions
     json: bool = False
     """Print the result as one JSON document."""
     debug: bool = False
@@ -114,7 +112,7 @@ class Keys:
 
 @dataclass(kw_only=True)
 class Serve:
-    """Bring together what hospitals have learnt; needs no images."""
+    """Combine what the hospitals have learnt; needs no images."""
 
     description: Annotated[Positional[Path], arg("DATASET.JSON")]
     """A dataset.json with the labels and channel_names of all sites."""
@@ -123,7 +121,7 @@ class Serve:
     keys: Annotated[Path, arg("KEYS")]
     """Folder that `medsaga federate keys` has made."""
     sites: Annotated[int, arg("N", shown="2")] = 2
-    """Sites for which the first round waits."""
+    """Sites that the first round waits for."""
     host: Annotated[str, arg("ADDRESS", shown="127.0.0.1")] = "127.0.0.1"
     """Address to listen on; 0.0.0.0 is all of this machine's."""
     port: Annotated[int, arg("PORT", shown="9092")] = 9092
@@ -131,9 +129,9 @@ class Serve:
     wait: Annotated[float | None, arg("SECONDS", shown="never")] = None
     """Begin with fewer sites after this time."""
     timeout: Annotated[float, arg("SECONDS", shown="3600")] = 3600.0
-    """What a site has for a round; whoever is late is missing from it, and may be back in the next."""
+    """Time limit of a round; a late site is left out of it and can take part in the next."""
     federation: Annotated[FederationOptions, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="federation")]
-    options: TrainOptions
+    options: ServeOptions
     json: bool = False
     """Print the result as one JSON document."""
     debug: bool = False
@@ -176,13 +174,13 @@ class Join:
     ca: Annotated[Path, arg("ca.pem")]
     """Certificate by which the server is known."""
     weights: Annotated[str | None, arg("SOURCE", shown="as at the server")] = None
-    """Where the weights that the federation starts from lie here; their SHA-256 is compared."""
+    """Local copy of the weights that the federation starts from; its SHA-256 is compared."""
     device: Annotated[str, arg("DEVICE", shown="a GPU if any")] = "auto"
     """cpu, cuda, cuda:N or mps."""
     test_cases: Annotated[int | None, arg("N", shown="a fifth of the cases")] = None
     """Cases to test on."""
     seed: Annotated[int, arg("N", shown="0")] = 0
-    """Draws them."""
+    """Seed that draws them."""
     debug: bool = False
     """Show the traceback of an error."""
 

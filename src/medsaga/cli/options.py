@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypeVar, get_type_hints
 
 import tyro
 
+from medsaga.federated.refused import CHOSEN_BY_SITES, DECIDED_BY_ROUNDS
 from medsaga.settings.help import GROUPS, help_of
 from medsaga.settings.options import DERIVED, MAY_CHANGE, Settings, SharedSettings
 
@@ -18,12 +20,13 @@ def arg(metavar: str, *, shown: str = "") -> Any:
     return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {shown})" if shown else "")
 
 
-def options_of(settings: type[SharedSettings], *, continued: bool = False) -> Any:
+def options_of(settings: type[SharedSettings], *, continued: bool = False, refused: Collection[str] = ()) -> Any:
     """Return a type for tyro: a dataclass of groups of options, which `settings_of` turns into settings.
 
     Args:
         settings: whose fields become options.
         continued: only those that a run may change which continues another; it inherits what is not named.
+        refused: names of those that the verb refuses; the parser knows them, so that the verb can say why.
     """
     fields = [field for field in dataclasses.fields(settings) if not continued or field.name in MAY_CHANGE]
     # Those of a single run first: they are the ones that users come for.
@@ -32,7 +35,7 @@ def options_of(settings: type[SharedSettings], *, continued: bool = False) -> An
     groups: list[tuple[str, Any, Any]] = []
     for heading in GROUPS:
         options = [
-            _option(field, types[field.name], continued=continued)
+            _option(field, types[field.name], continued=continued, refused=field.name in refused)
             for field in fields
             if help_of(field).group == heading
         ]
@@ -59,7 +62,7 @@ def settings_of(kind: type[Kind], options: Any) -> Kind:
     return kind(**said | {name: None for name, value in said.items() if value is False})
 
 
-def _option(field: dataclasses.Field[Any], kind: Any, *, continued: bool) -> tuple[str, Any, Any]:
+def _option(field: dataclasses.Field[Any], kind: Any, *, continued: bool, refused: bool) -> tuple[str, Any, Any]:
     about, default = help_of(field), field.default
     if kind == bool | None:
         kind, default = bool, False
@@ -68,7 +71,8 @@ def _option(field: dataclasses.Field[Any], kind: Any, *, continued: bool) -> tup
         shown += ", unless RUN names it"
     elif continued and field.name != "device":
         shown = "as in RUN"
-    described = tyro.conf.arg(help=about.text, metavar=about.metavar or None, help_behavior_hint=f"(default: {shown})")
+    hint = "(not with this verb)" if refused else f"(default: {shown})"
+    described = tyro.conf.arg(help=about.text, metavar=about.metavar or None, help_behavior_hint=hint)
     return field.name, Annotated[kind, described], default
 
 
@@ -76,7 +80,11 @@ if TYPE_CHECKING:  # types that are made at run time are none to a type checker
     TrainOptions: TypeAlias = Any
     ContinueOptions: TypeAlias = Any
     CompareOptions: TypeAlias = Any
+    SimulateOptions: TypeAlias = Any
+    ServeOptions: TypeAlias = Any
 else:
     TrainOptions = options_of(Settings)
     ContinueOptions = options_of(Settings, continued=True)
     CompareOptions = options_of(SharedSettings)
+    SimulateOptions = options_of(Settings, refused=DECIDED_BY_ROUNDS)
+    ServeOptions = options_of(Settings, refused=[*DECIDED_BY_ROUNDS, *CHOSEN_BY_SITES])

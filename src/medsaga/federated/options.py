@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from medsaga.errors import InputError
+from medsaga.federated.refused import DECIDED_BY_ROUNDS, refuse
 from medsaga.methods import method_named
 from medsaga.settings.options import ResolvedSettings, Settings, flag
 
@@ -17,7 +18,6 @@ EXCHANGES: tuple[Exchange, ...] = get_args(Exchange)
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 BASELINES = ("alone", "pooled")
 """Ways in which nothing is exchanged: each site by itself, and all cases in one place."""
-_WITHOUT = "Leave it out."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +78,8 @@ class Federation:
         if self.exchange in BASELINES:
             for name in ("strategy", "bits", "min_sites", "clip", "noise"):
                 value = getattr(self, name)
-                _require(flag(name), value == _default(name), f"none with --exchange {self.exchange}", value, _WITHOUT)
+                expected = f"none with --exchange {self.exchange}"
+                _require(flag(name), value == _default(name), expected, value, "Leave it out.")
         _require("--noise", self.noise is None or self.clip is not None, "--clip beside it", self.noise)
         for name, beside, given in (
             ("proximal", "--strategy fedprox", self.strategy == "fedprox"),
@@ -132,24 +133,9 @@ def settings_for(settings: Settings, federation: Federation) -> Settings:
     Raises:
         InputError: they say something that the federation decides.
     """
-    decided = "what --rounds and --local-steps make of it"
-    _require("--steps", settings.steps is None, decided, settings.steps, _WITHOUT)
-    for name in ("evaluate_every", "patience", "validation_cases"):
-        value = getattr(settings, name)
-        _require(flag(name), not value, "none: every site's last weights of a round count", value, _WITHOUT)
+    refuse(settings, DECIDED_BY_ROUNDS)
     steps = federation.steps
     return dataclasses.replace(settings, steps=steps, evaluate_every=steps, validation_cases=0)
-
-
-def refuse_choices_of_sites(settings: Settings) -> None:
-    """Refuse what each hospital chooses for itself, where the server is told it.
-
-    Raises:
-        InputError: naming the flag.
-    """
-    for name in ("shots", "test_cases", "fold"):
-        value = getattr(settings, name)
-        _require(flag(name), not value, "none at the server: each site divides its own cases", value, _WITHOUT)
 
 
 def require_enough(federation: Federation, sites: int) -> None:

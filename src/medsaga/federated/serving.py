@@ -18,9 +18,10 @@ from medsaga.data.labels import parse_labels
 from medsaga.errors import InputError, Interrupted, RunError
 from medsaga.federated import keys, processes
 from medsaga.federated.apps import FAILED, FOLDER, HOW, OVER, SAID
-from medsaga.federated.options import BASELINES, Federation, refuse_choices_of_sites, require_enough, settings_for
+from medsaga.federated.options import BASELINES, Federation, require_enough, settings_for
 from medsaga.federated.page import write_page
 from medsaga.federated.plan import PLAN, Plan, digest_of_frozen
+from medsaga.federated.refused import CHOSEN_BY_SITES, refuse
 from medsaga.planning.defaults import planned_defaults
 from medsaga.planning.resolve import Facts, choose_model, find_weights, resolve, without_effect
 from medsaga.runs.loading import warn
@@ -73,7 +74,7 @@ def serve(
         Interrupted: the user pressed Ctrl-C; the rounds that are complete are kept.
         RunError: the rounds cannot be completed.
     """
-    refuse_choices_of_sites(settings)
+    refuse(settings, CHOSEN_BY_SITES)
     if federation.exchange in BASELINES:
         do = "Use it with medsaga federate simulate."
         raise InputError("--exchange", expected="something that travels", found=federation.exchange, do=do)
