@@ -48,7 +48,7 @@ CONTENDERS: dict[str, dict[str, Any]] = {
     "samed, bf16": {"method": "samed", "precision": "bf16", "checkpointing": "none"},
     "full, AdamW, bf16": {"method": "full", "precision": "bf16", "checkpointing": "none"},
 }
-SMALL: dict[str, Any] = {"model": "lite", "image_size": 96, "batch_size": 2}
+SMALL: dict[str, Any] = {"model": "tiny", "image_size": 64, "batch_size": 2}
 """What is trained where only the way is tried."""
 
 

@@ -20,6 +20,8 @@ from medsaga.runs.train import train
 from medsaga.settings.options import Settings
 
 CHECKPOINT, KILLED_AFTER, STEPS = 10, 13, 20
+SMALL_MODEL = ("--model=tiny", "--random-weights", "--image-size=64")
+"""Of trainings in which only the way is tried."""
 ROOM = 1.25
 """Memory that a step with a quarter of the batch is given, as a share of what is predicted for it."""
 
@@ -28,7 +30,7 @@ def same_bits(place: Place) -> dict[str, Any]:
     """Train twice, and once more with SIGKILL and ``--resume``: weights and results must have the same bits."""
     flags = [f"--steps={STEPS}", f"--evaluate-every={CHECKPOINT}", "--refresh-every=4", "--batch-size=2"]
     flags += ["--shots=2", "--validation-cases=0", "--test-cases=1", f"--device={place.device.type}"]
-    flags += [f"--image-size={96 if place.small else 192}"]
+    flags += SMALL_MODEL if place.small else ["--image-size=192"]
     runs = {name: place.folder / name for name in ("first", "second", "killed")}
     for name, run in runs.items():
         arguments = ["train", str(place.dataset()), "--out", str(run), *flags]
@@ -68,14 +70,9 @@ def two_processes(place: Place) -> dict[str, Any]:
     losses, seconds = [], []
     for number in (1, 2):
         run = place.folder / str(number)
-        flags = [
-            f"--devices={number}",
-            f"--steps={4 if place.small else 20}",
-            "--batch-size=4",
-            "--shots=2",
-            "--test-cases=1",
-        ]
-        flags += ["--validation-cases=0", f"--device={place.device.type}", f"--image-size={96 if place.small else 512}"]
+        flags = [f"--devices={number}", "--batch-size=4", "--shots=2", "--test-cases=1", "--validation-cases=0"]
+        flags += [f"--device={place.device.type}"]
+        flags += ["--steps=4", *SMALL_MODEL] if place.small else ["--steps=20", "--image-size=512"]
         Command("train", place.dataset(), "--out", run, *flags, log=place.folder / "log").finish()
         losses.append([line["loss"] for line in run_folder.read_metrics(run) if line["kind"] == "step"])
         seconds.append(read_json(run / run_folder.RESULT)["seconds_per_step"])

@@ -111,7 +111,7 @@ def test_a_site_and_the_server_are_killed_and_come_back_and_a_site_that_differs_
     (other / "dataset.json").write_text('{"labels": {"background": 0, "disc": 1, "rod": 2}}')
     serving = ["serve", str(tmp_path / "north_data" / "dataset.json"), "--out", str(tmp_path / "server")]
     serving += ["--keys", str(tmp_path / "keys"), "--port", port, "--rounds", "2", "--local-steps", "1"]
-    serving += ["--sites", "2", "--timeout", "150", "--model", "tiny", "--random-weights"]
+    serving += ["--sites", "2", "--timeout", "90", "--model", "tiny", "--random-weights"]
     serving += ["--image-size", "32", "--rank", "4"]
 
     def joined(name: str) -> subprocess.Popen[bytes]:
