@@ -9,7 +9,6 @@ treatment changed, and compares training losses. Run from the repository's root:
 from __future__ import annotations
 
 import argparse
-import platform
 from pathlib import Path
 from unittest import mock
 
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.galore.sketch_quality import batches
+from benchmarks.machine import machine
 from benchmarks.runs import described
 from medsaga.files import write_json
 from medsaga.models.sam import build_sam
@@ -77,7 +77,7 @@ def losses(args: argparse.Namespace, treatment: str, rank: int, seed: int) -> li
 def main() -> None:
     """Train with every treatment, rank and seed, and write one JSON file."""
     parser = described(__doc__)
-    parser.add_argument("--model", default="tiny")
+    parser.add_argument("--model", default="lite")
     parser.add_argument("--side", type=int, default=128)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--steps", type=int, default=120)
@@ -100,8 +100,7 @@ def main() -> None:
             print(row, flush=True)
             rows.append(row)
     settings = {name: value for name, value in vars(args).items() if name != "out"}
-    versions = {"torch": torch.__version__, "python": platform.python_version(), "machine": platform.machine()}
-    write_json(args.out, {"settings": settings, "versions": versions, "results": rows})
+    write_json(args.out, {"settings": settings, "machine": machine(), "results": rows})
 
 
 if __name__ == "__main__":

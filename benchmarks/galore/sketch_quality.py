@@ -10,7 +10,6 @@ gradient of another batch, which is what the basis is for. Run from the reposito
 from __future__ import annotations
 
 import argparse
-import platform
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks.machine import machine
 from benchmarks.runs import described
 from medsaga.data.phantom import phantom_ct
 from medsaga.files import write_json
@@ -196,9 +196,8 @@ def main() -> None:
     began = time.perf_counter()
     results = [measure(args, rank) for rank in args.ranks]
     settings = {name: value for name, value in vars(args).items() if name != "out"}
-    versions = {"torch": torch.__version__, "python": platform.python_version(), "machine": platform.machine()}
     seconds = round(time.perf_counter() - began)
-    write_json(args.out, {"settings": settings, "versions": versions, "seconds": seconds, "results": results})
+    write_json(args.out, {"settings": settings, "machine": machine(), "seconds": seconds, "results": results})
     for result in results:
         print(f"\nrank {result['rank']}, {result['matrices']} matrices, loss {result['loss_first_last']}")
         captured = result["captured"]
