@@ -268,7 +268,7 @@ def _trained(segmenter: Segmenter) -> CaseEmbedder:
 
 
 def _pretrained(source: str, found: Cases, device: torch.device) -> CaseEmbedder:
-    """Return pre-trained weights as a embedder at these cases; there are no masks yet to choose a CT window on."""
+    """Return pre-trained weights as an embedder at these cases; there are no masks yet to choose a CT window on."""
     start = choose_model(Settings(model=source))
     if start.weights in (None, RANDOM):
         raise InputError(
