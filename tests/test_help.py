@@ -146,8 +146,8 @@ def test_the_defaults_shown_of_other_models_are_those_that_are_taken(
         assert value_of(value) == getattr(settings, name), name
 
 
-@pytest.mark.parametrize(("image_size", "steps"), [(192, 800), (256, 600), (320, 400)])
-def test_larger_images_have_fewer_steps_whatever_the_method(image_size: int, steps: int) -> None:
+@pytest.mark.parametrize(("image_size", "steps"), [(192, 800), (320, 800), (384, 400), (512, 400)])
+def test_large_images_have_fewer_steps_whatever_the_method(image_size: int, steps: int) -> None:
     for method in ("medsaga", "unet"):
         settings = resolved(method=method, image_size=image_size)
         assert (settings.steps, settings.warmup) == (steps, steps // 10)

@@ -42,9 +42,10 @@ DEFAULTS: dict[str, Any] = {
 """For every model and method that has no value of its own."""
 MODEL_DEFAULTS: dict[str, dict[str, Any]] = {"lite": {"encoder_lr": 1e-3, "decoder_lr": 2e-3}}
 """For models that have values of their own: small ones learn faster at higher rates."""
-STEPS = {192: 800, 256: 600}
-"""Optimizer steps of a run up to some side of its images in pixels, ascending: more where a step is quicker."""
-STEPS_OF_LARGER = 400
+STEPS, STEPS_OF_LARGE_IMAGES = 800, 400
+"""Optimizer steps of a run; fewer where a step takes seconds."""
+LARGE = 320
+"""Side in pixels above which images are large: beyond the sizes of models that train on a CPU."""
 REFRESHES_PER_RUN = 20
 EVALUATIONS_PER_RUN = 10
 WARMUP_SHARE = 0.1
@@ -96,8 +97,7 @@ def derived(merged: dict[str, Any]) -> dict[str, Any]:
     Args:
         merged: has ``model``, ``image_size`` and ``batch_size``, and ``steps`` if something gives them.
     """
-    usual = next((steps for side, steps in STEPS.items() if merged["image_size"] <= side), STEPS_OF_LARGER)
-    steps = merged.get("steps", usual)
+    steps = merged.get("steps", STEPS if merged["image_size"] <= LARGE else STEPS_OF_LARGE_IMAGES)
     return {
         "steps": steps,
         "refresh_every": max(1, steps // REFRESHES_PER_RUN),

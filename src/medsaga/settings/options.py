@@ -44,7 +44,7 @@ class SharedSettings:
         group="comparison with papers",
         shown="False",
     )
-    steps: int | None = option("Optimizer steps.", group="length", metavar="N", shown="800, fewer above 192 px")
+    steps: int | None = option("Optimizer steps.", group="length", metavar="N", shown="800; 400 above 320 px")
     batch_size: int | None = option("Images per optimizer step.", group="length", metavar="N", shown="4")
     image_size: int | None = option(
         "Side in pixels of the square that the model sees; a multiple of 16.",
