@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from page_browser import Held, enter, handled, needs_chromium, paint, so
 from page_server import Client, page
+from PIL import Image
 
 from medsaga.app.opening import PHANTOM
 from medsaga.data.phantom import write_phantom_ct
@@ -190,3 +191,23 @@ def test_nothing_is_painted_below_an_undo(tab: Any, tmp_path: Path, toy: Path) -
         tab.wait_for_selector("button[title^=Undo]:disabled")
         handled(tab)
         assert not client.get(f"/api/cases/{key}").json["undo"]
+
+
+def test_a_folder_that_was_chosen_and_is_not_listed_yet_cannot_be_taken_for_the_one_before(
+    tab: Any, tmp_path: Path
+) -> None:
+    write_phantom_ct(tmp_path / "phantom", cases=2, shape=(32, 32, 2))
+    Image.new("L", (32, 32)).save(tmp_path / "scan.png")
+    with page(None, tmp_path) as client:
+        enter(tab, client)
+        tab.get_by_role("button", name="Open a folder").click()
+        make = tab.get_by_role("button", name="Make a dataset")
+        make.wait_for()
+        held = Held(tab, "**/api/folders?*")
+        tab.locator(".folders").get_by_role("button", name="phantom").click()
+        held.wait()
+        assert make.is_disabled()
+        held.let_go()
+        tab.get_by_role("button", name="Open", exact=True).click()
+        tab.wait_for_selector(".card")
+        assert client.get("/api/state").json["project"]["name"] == "phantom"

@@ -44,10 +44,12 @@ export function openDialog() {
   let here = null;
 
   async function go(to) {
+    open.disabled = true; // it stands for the folder that is still listed, and another is wanted
     try {
       here = await visit.newest("folder").still(get(`/api/folders${to ? `?path=${encodeURIComponent(to)}` : ""}`));
     } catch (error) {
       what.textContent = error.message;
+      open.disabled = here?.kind === "" && path.value === here.path;
       return false;
     }
     path.value = here.path;
@@ -71,7 +73,7 @@ export function openDialog() {
 
   async function choose() {
     // A path that was typed is meant, not the folder that is still listed.
-    if (path.value !== here.path && !((await go(path.value)) && here.kind)) return;
+    if (path.value !== here?.path && !((await go(path.value)) && here.kind)) return;
     open.disabled = true;
     what.textContent = "Opening…";
     try {
