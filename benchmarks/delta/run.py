@@ -16,9 +16,11 @@ from __future__ import annotations
 
 import itertools
 import json
+import multiprocessing
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -144,23 +146,26 @@ def made_up(run: Path) -> list[dict[str, Any]]:
 
 
 def memory(run: Path) -> dict[str, int]:
-    """Return what exporting a run, loading the file and loading the run add to this process's own memory, in bytes.
+    """Return what exporting a run, loading the file and loading the run add to a process's own memory, in bytes.
 
-    Pages of files that are mapped do not count: the system takes them back when it needs them.
+    Each in a process of its own, which has no memory left over from other work. Pages of files that are mapped do not
+    count: the system takes them back when it needs them.
     """
-    with TemporaryDirectory() as folder:
+    fresh = multiprocessing.get_context("spawn")
+    with TemporaryDirectory() as folder, ProcessPoolExecutor(1, mp_context=fresh, max_tasks_per_child=1) as pool:
         file = Path(folder) / "delta.safetensors"
-        works: dict[str, Callable[[], Any]] = {
-            "export": lambda: export_delta(run, file),
-            "load_delta": lambda: medsaga.Segmenter.load(file, "cpu"),
-            "load_run": lambda: medsaga.Segmenter.load(run, "cpu"),
+        works = {
+            "export": (export_delta, run, file),
+            "load_delta": (medsaga.Segmenter.load, file, "cpu"),
+            "load_run": (medsaga.Segmenter.load, run, "cpu"),
         }
+        # One after the other: the second loads what the first writes.
         return {"model": (run / run_folder.MODEL).stat().st_size} | {
-            name: _peak_of(work) for name, work in works.items()
+            name: pool.submit(_peak_of, *work).result() for name, work in works.items()
         }
 
 
-def _peak_of(work: Callable[[], Any]) -> int:
+def _peak_of(work: Callable[..., Any], *arguments: Any) -> int:
     def anonymous() -> int:
         lines = Path("/proc/self/status").read_text().splitlines()
         return 1024 * int(next(line for line in lines if line.startswith("RssAnon")).split()[1])
@@ -174,7 +179,7 @@ def _peak_of(work: Callable[[], Any]) -> int:
     watcher = threading.Thread(target=watch)
     watcher.start()
     try:
-        work()
+        work(*arguments)
     finally:
         done.set()
         watcher.join()
