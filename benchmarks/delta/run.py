@@ -154,7 +154,7 @@ def memory(run: Path) -> dict[str, int]:
     fresh = multiprocessing.get_context("spawn")
     with TemporaryDirectory() as folder, ProcessPoolExecutor(1, mp_context=fresh, max_tasks_per_child=1) as pool:
         file = Path(folder) / "delta.safetensors"
-        works = {
+        works: dict[str, tuple[Any, ...]] = {
             "export": (export_delta, run, file),
             "load_delta": (medsaga.Segmenter.load, file, "cpu"),
             "load_run": (medsaga.Segmenter.load, run, "cpu"),
