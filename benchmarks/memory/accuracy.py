@@ -9,9 +9,11 @@ the modes: they give the same result (tests/training).
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import multiprocessing
 import os
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from statistics import mean, stdev
@@ -22,6 +24,7 @@ from rich.console import Console
 from scipy import stats
 
 import medsaga
+from benchmarks.machine import machine
 from benchmarks.runs import parser_for
 from medsaga import files, run_folder
 
@@ -36,7 +39,11 @@ MODES: dict[str, dict[str, Any]] = {
     "galore bf16, 8-bit state": {"precision": "bf16", "state_bits": 8},
     "galore int8 weights, 8-bit state": {"precision": "int8", "state_bits": 8},
 }
-COMMON: dict[str, Any] = {"model": "tiny", "steps": 300, "image_size": 128, "batch_size": 8}
+MODELS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "tiny": ({"model": "tiny", "random_weights": True, "steps": 300, "image_size": 128, "batch_size": 8}, tuple(MODES)),
+    "lite": ({"steps": 400, "image_size": 192}, ("galore fp32", "galore bf16, 8-bit state")),
+}
+"""Settings and modes of a small vision transformer from random weights, and of the default model from its starter."""
 KEPT = ("dice_mean", "peak_memory_bytes", "predicted_peak_memory_bytes", "memory_breakdown", "seconds_per_step")
 
 
@@ -50,9 +57,9 @@ def measure(data: Path, run: Path, settings: medsaga.Settings) -> dict[str, Any]
     return {name: result[name] for name in KEPT}
 
 
-def compare(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def compare(cells: list[dict[str, Any]], modes: Sequence[str]) -> list[dict[str, Any]]:
     """Return a row per mode: mean Dice, and the paired differences to the references with their 95 % t-intervals."""
-    by_mode: dict[str, dict[tuple[str, int], float]] = {mode: {} for mode in MODES}
+    by_mode: dict[str, dict[tuple[str, int], float]] = {mode: {} for mode in modes}
     for cell in cells:
         by_mode[cell["mode"]][cell["dataset"], cell["seed"]] = cell["dice_mean"]
     rows = []
@@ -66,9 +73,7 @@ def compare(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
                     name: mean(dice for (dataset, _), dice in scores.items() if dataset == name) for name in DATASETS
                 },
                 "points_to": {
-                    name: difference(scores, by_mode[name])
-                    for name in REFERENCES
-                    if list(MODES).index(name) < list(MODES).index(mode)
+                    name: difference(scores, by_mode[name]) for name in REFERENCES if name in modes[: modes.index(mode)]
                 },
                 "peak_mib": mean(cell["peak_memory_bytes"] for cell in of_mode) / 2**20,
             }
@@ -85,30 +90,53 @@ def difference(scores: dict[tuple[str, int], float], reference: dict[tuple[str, 
 
 def main() -> None:
     """Do it."""
-    arguments = parser_for(__doc__, Path(__file__).parent).parse_args()
-    jobs = [(seed, name, mode) for seed in SEEDS for name in DATASETS for mode in MODES]
+    parser = parser_for(__doc__, Path(__file__).parent)
+    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="runs at once, of one thread each")
+    arguments = parser.parse_args()
+    jobs = [
+        (model, seed, name, mode)
+        for model, (_, modes) in MODELS.items()
+        for seed, name, mode in itertools.product(SEEDS, DATASETS, modes)
+    ]
     # Processes that are started afresh: torch's threads do not survive a fork.
-    with ProcessPoolExecutor(os.cpu_count(), mp_context=multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(arguments.processes, mp_context=multiprocessing.get_context("spawn")) as pool:
         running = [
             pool.submit(
                 measure,
                 arguments.datasets / name,
-                arguments.runs / name / mode.replace(" ", "_").replace(",", "") / str(seed),
-                medsaga.Settings(**COMMON, **MODES[mode], shots=DATASETS[name], seed=seed),
+                arguments.runs / model / name / mode.replace(" ", "_").replace(",", "") / str(seed),
+                medsaga.Settings(**MODELS[model][0], **MODES[mode], shots=DATASETS[name], seed=seed),
             )
-            for seed, name, mode in jobs
+            for model, seed, name, mode in jobs
         ]
-        cells = []
-        for (seed, name, mode), future in zip(jobs, running, strict=True):
-            cells.append({"dataset": name, "mode": mode, "seed": seed, **future.result()})
-            print(f"{name}, {mode}, seed {seed}: {cells[-1]['dice_mean']:.3f}", flush=True)
-    rows = compare(cells)
-    document = {"torch": torch.__version__, "settings": COMMON, "shots": DATASETS, "modes": rows, "cells": cells}
-    files.write_json(arguments.out / "accuracy.json", document)
-    for row in rows:
-        print(f"{row['mode']}: Dice {row['dice_mean']:.4f}")
-        for name, points in row["points_to"].items():
-            print(f"    {points['mean']:+.2f} [{points['low']:+.2f}, {points['high']:+.2f}] points to {name}")
+        found: dict[str, list[dict[str, Any]]] = {model: [] for model in MODELS}
+        for (model, seed, name, mode), future in zip(jobs, running, strict=True):
+            found[model].append({"dataset": name, "mode": mode, "seed": seed, **future.result()})
+            print(f"{model}, {name}, {mode}, seed {seed}: {found[model][-1]['dice_mean']:.3f}", flush=True)
+    models = {
+        model: {"settings": MODELS[model][0], "modes": compare(cells, MODELS[model][1]), "cells": cells}
+        for model, cells in found.items()
+    }
+    files.write_json(arguments.out / "accuracy.json", {"machine": machine(), "shots": DATASETS, "models": models})
+    print(table(models))
+
+
+def table(models: dict[str, dict[str, Any]]) -> str:
+    """Lay the rows out as Markdown."""
+    columns = ("model", "mode", "Dice", *DATASETS, *(f"to {name}" for name in REFERENCES), "peak MiB")
+    lines = [
+        f"| {' | '.join(columns)} |",
+        f"|{'---|' * len(columns)}",
+    ]
+    for model, document in models.items():
+        for row in document["modes"]:
+            points = (row["points_to"].get(name) for name in REFERENCES)
+            cells = [
+                *(f"{dice:.3f}" for dice in (row["dice_mean"], *row["dice_per_dataset"].values())),
+                *(f"{p['mean']:+.2f} ({p['low']:+.2f} to {p['high']:+.2f})" if p else "" for p in points),
+            ]
+            lines.append(f"| {model} | {row['mode']} | {' | '.join(cells)} | {row['peak_mib']:.0f} |")
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":
