@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
@@ -30,7 +30,6 @@ from medsaga import files, run_folder
 
 DATASETS = {"hc18_fetal_us": 8, "dsb2018_nuclei": 8, "axondeepseg_sem": 4}
 """Shots per dataset."""
-SEEDS = (0, 1, 2)
 REFERENCES = ("full fp32", "galore fp32")
 MODES: dict[str, dict[str, Any]] = {
     "full fp32": {"method": "full", "precision": "fp32", "state_bits": 32},
@@ -39,11 +38,23 @@ MODES: dict[str, dict[str, Any]] = {
     "galore bf16, 8-bit state": {"precision": "bf16", "state_bits": 8},
     "galore int8 weights, 8-bit state": {"precision": "int8", "state_bits": 8},
 }
-MODELS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
-    "tiny": ({"model": "tiny", "random_weights": True, "steps": 300, "image_size": 128, "batch_size": 8}, tuple(MODES)),
-    "lite": ({"steps": 400, "image_size": 192}, ("galore fp32", "galore bf16, 8-bit state")),
+
+
+class Experiment(NamedTuple):
+    """What is run of one model: settings that all its runs share, modes of `MODES`, and how many seeds."""
+
+    settings: dict[str, Any]
+    modes: tuple[str, ...]
+    seeds: int
+
+
+MODELS = {
+    "tiny": Experiment(
+        {"model": "tiny", "random_weights": True, "steps": 300, "image_size": 128, "batch_size": 8}, tuple(MODES), 3
+    ),
+    "lite": Experiment({"steps": 400, "image_size": 192}, ("galore fp32", "galore bf16, 8-bit state"), 2),
 }
-"""Settings and modes of a small vision transformer from random weights, and of the default model from its starter."""
+"""A small vision transformer from random weights, and the default model from its starter."""
 KEPT = ("dice_mean", "peak_memory_bytes", "predicted_peak_memory_bytes", "memory_breakdown", "seconds_per_step")
 
 
@@ -95,8 +106,8 @@ def main() -> None:
     arguments = parser.parse_args()
     jobs = [
         (model, seed, name, mode)
-        for model, (_, modes) in MODELS.items()
-        for seed, name, mode in itertools.product(SEEDS, DATASETS, modes)
+        for model, of_model in MODELS.items()
+        for seed, name, mode in itertools.product(range(of_model.seeds), DATASETS, of_model.modes)
     ]
     # Processes that are started afresh: torch's threads do not survive a fork.
     with ProcessPoolExecutor(arguments.processes, mp_context=multiprocessing.get_context("spawn")) as pool:
@@ -105,7 +116,7 @@ def main() -> None:
                 measure,
                 arguments.datasets / name,
                 arguments.runs / model / name / mode.replace(" ", "_").replace(",", "") / str(seed),
-                medsaga.Settings(**MODELS[model][0], **MODES[mode], shots=DATASETS[name], seed=seed),
+                medsaga.Settings(**MODELS[model].settings, **MODES[mode], shots=DATASETS[name], seed=seed),
             )
             for model, seed, name, mode in jobs
         ]
@@ -114,7 +125,7 @@ def main() -> None:
             found[model].append({"dataset": name, "mode": mode, "seed": seed, **future.result()})
             print(f"{model}, {name}, {mode}, seed {seed}: {found[model][-1]['dice_mean']:.3f}", flush=True)
     models = {
-        model: {"settings": MODELS[model][0], "modes": compare(cells, MODELS[model][1]), "cells": cells}
+        model: {"settings": MODELS[model].settings, "modes": compare(cells, MODELS[model].modes), "cells": cells}
         for model, cells in found.items()
     }
     files.write_json(arguments.out / "accuracy.json", {"machine": machine(), "shots": DATASETS, "models": models})

@@ -67,22 +67,35 @@ def _place(record: Record) -> tuple[int, ...]:
 
 
 def table(records: Sequence[Record]) -> str:
-    """Lay out the mean Dice over seeds, with the spread between them, then means over datasets, as Markdown."""
+    """Lay out the mean Dice over seeds, with the spread between them, then means over datasets, as Markdown.
+
+    A dagger stands where a run of it has another number of steps than the starter.
+    """
     contenders = [CONTENDERS[name] for name in JUDGED if any(r["contender"] == CONTENDERS[name] for r in records)]
     lines = [f"| dataset | shots | {' | '.join(contenders)} |", f"|---|---|{'---:|' * len(contenders)}"]
-    found = dice(records)
+    found, uneven = dice(records), of_other_steps(records)
+
+    def dagger(contender: str, sets: Sequence[str], asked: str, seed: str | None = None) -> str:
+        places = ((of, of_seed) for name, of, who, of_seed in uneven if name in sets and who == contender)
+        return "†" * any(of == asked and seed in (None, of_seed) for of, of_seed in places)
+
     for dataset in (name for name in SHOTS if name in found):
         for asked in ASKED:
             of = found[dataset].get(asked, {})
-            cells = (_spread(list(of.get(name, {}).values())) for name in contenders)
+            cells = (_spread(list(of.get(name, {}).values())) + dagger(name, (dataset,), asked) for name in contenders)
             lines.append(f"| {dataset} | {SHOTS[dataset][ASKED.index(asked)]} | {' | '.join(cells)} |")
     for heading, chosen in (("mean of all", tuple(SHOTS)), ("mean of kinds never taught", UNSEEN)):
         for seed, in_the_mean in means(records, chosen).items():
             for asked, of_seed in in_the_mean.items():
-                cells = (f"{of_seed[name]:.3f}" if name in of_seed else "not measured" for name in contenders)
+                cells = (
+                    f"{of_seed[name]:.3f}{dagger(name, chosen, asked, seed)}" if name in of_seed else "not measured"
+                    for name in contenders
+                )
                 lines.append(f"| {heading}, seed {seed} | {asked} | {' | '.join(cells)} |")
     for asked, ahead in leads(records).items():
-        cells = (f"{ahead[name]:+.3f}" if name in ahead else "" for name in contenders)
+        cells = (
+            f"{ahead[name]:+.3f}{dagger(name, tuple(SHOTS), asked)}" if name in ahead else "" for name in contenders
+        )
         lines.append(f"| starter against it, same seeds, mean of all | {asked} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -114,10 +127,21 @@ def dice(records: Iterable[Record]) -> dict[str, dict[str, dict[str, dict[str, f
     """Return the mean Dice of runs by dataset, number of cases asked for, contender and seed."""
     found: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
     for record in records:
-        asked = ASKED[SHOTS[record["dataset"]].index(record["shots"])]
-        of_set = found.setdefault(record["dataset"], {}).setdefault(asked, {})
-        of_set.setdefault(record["contender"], {})[str(record["seed"])] = record["dice_mean"]
+        dataset, asked, contender, seed = _place_in_words(record)
+        found.setdefault(dataset, {}).setdefault(asked, {}).setdefault(contender, {})[seed] = record["dice_mean"]
     return found
+
+
+def of_other_steps(records: Iterable[Record]) -> set[tuple[str, str, str, str]]:
+    """Return dataset, number of cases asked for, contender and seed of runs with other steps than the starter's."""
+    starter = next(iter(CONTENDERS.values()))
+    steps = {_place_in_words(record): record["steps"] for record in records}
+    return {place for place, own in steps.items() if own != steps.get((*place[:2], starter, place[3]), own)}
+
+
+def _place_in_words(record: Record) -> tuple[str, str, str, str]:
+    asked = ASKED[SHOTS[record["dataset"]].index(record["shots"])]
+    return record["dataset"], asked, record["contender"], str(record["seed"])
 
 
 def means(records: Sequence[Record], sets: Sequence[str] = tuple(SHOTS)) -> dict[str, dict[str, dict[str, float]]]:
