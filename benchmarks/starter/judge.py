@@ -9,7 +9,7 @@ this command has not made, stays in it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -73,12 +73,7 @@ def table(records: Sequence[Record]) -> str:
     """
     contenders = [CONTENDERS[name] for name in JUDGED if any(r["contender"] == CONTENDERS[name] for r in records)]
     lines = [f"| dataset | shots | {' | '.join(contenders)} |", f"|---|---|{'---:|' * len(contenders)}"]
-    found, uneven = dice(records), of_other_steps(records)
-
-    def dagger(contender: str, sets: Sequence[str], asked: str, seed: str | None = None) -> str:
-        places = ((of, of_seed) for name, of, who, of_seed in uneven if name in sets and who == contender)
-        return "†" * any(of == asked and seed in (None, of_seed) for of, of_seed in places)
-
+    found, dagger = dice(records), daggers(records)
     for dataset in (name for name in SHOTS if name in found):
         for asked in ASKED:
             of = found[dataset].get(asked, {})
@@ -103,24 +98,46 @@ def table(records: Sequence[Record]) -> str:
 def table_of_methods(records: Sequence[Record]) -> str:
     """Lay out the Dice of seed 0 of the methods that begin with the starter, where there is another than the default.
 
-    The means are those of the rows that have all methods.
+    The means are those of the rows that have all methods. Daggers are those of `table`.
     """
     found = dice(records)
     names = [name for name in METHODS_FROM_STARTER if any(record["contender"] == name for record in records)]
-    rows = [
-        (f"{dataset} | {SHOTS[dataset][ASKED.index(asked)]}", [of.get(name, {}).get("0") for name in names])
+    dagger = daggers(records)
+    places = [
+        (dataset, asked)
         for dataset in (name for name in SHOTS if name in found)
         for asked, of in found[dataset].items()
         if any("0" in of.get(name, {}) for name in names[1:])
     ]
-    complete = [scores for _, scores in rows if None not in scores]
-    means = [mean(score for score in column if score is not None) for column in zip(*complete, strict=True)]
-    rows.append((f"mean of {len(complete)} | ", [*means]))
+    scores = {place: [found[place[0]][place[1]].get(name, {}).get("0") for name in names] for place in places}
     lines = [f"| dataset, seed 0 | shots | {' | '.join(names)} |", f"|---|---|{'---:|' * len(names)}"]
-    for place, scores in rows:
-        cells = ("not measured" if score is None else f"{score:.3f}" for score in scores)
-        lines.append(f"| {place} | {' | '.join(cells)} |")
+    for (dataset, asked), of in scores.items():
+        cells = [
+            "not measured" if score is None else f"{score:.3f}{dagger(name, (dataset,), asked, '0')}"
+            for name, score in zip(names, of, strict=True)
+        ]
+        lines.append(f"| {dataset} | {SHOTS[dataset][ASKED.index(asked)]} | {' | '.join(cells)} |")
+    complete = [place for place, of in scores.items() if None not in of]
+    cells = [
+        f"{mean(column):.3f}{'†' * any(dagger(name, (dataset,), asked, '0') != '' for dataset, asked in complete)}"
+        for name, column in zip(names, zip(*(scores[place] for place in complete), strict=True), strict=True)
+    ]
+    lines.append(f"| mean of {len(complete)} |  | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def daggers(records: Sequence[Record]) -> Callable[..., str]:
+    """Return what says whether some runs of a contender are marked: of datasets, a number of cases, and a seed or all.
+
+    Marked are runs of other steps than the starter's.
+    """
+    uneven = of_other_steps(records)
+
+    def dagger(contender: str, sets: Sequence[str], asked: str, seed: str | None = None) -> str:
+        places = ((of, of_seed) for name, of, who, of_seed in uneven if name in sets and who == contender)
+        return "†" * any(of == asked and seed in (None, of_seed) for of, of_seed in places)
+
+    return dagger
 
 
 def dice(records: Iterable[Record]) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
