@@ -23,6 +23,7 @@ from resolved import resolved
 from rich.console import Console
 
 from medsaga.data.samples import build_samples
+from medsaga.distributed.group import Group
 from medsaga.errors import InputError, Interrupted, OutOfMemoryError
 from medsaga.files import read_json, remove_temporary, sha256, write_json
 from medsaga.memory.tracker import TensorTracker
@@ -284,6 +285,22 @@ def test_another_thread_may_cancel_and_the_rest_follows(
 
 
 @pytest.mark.exhaustive
+def test_a_signal_that_comes_after_the_processes_have_spoken_is_for_the_next_step(begun: Any) -> None:
+    """The others do not know of it yet: a process that stopped at once would leave them with half of a step."""
+    events: list[Event] = []
+    with _trainer(begun, events) as run:
+
+        class SignalledLate(Group):
+            def any(self, said: bool) -> bool:
+                heard = super().any(said)
+                run.cancel()
+                return heard
+
+        run.group = SignalledLate()
+        run.run()
+    assert events[-1] == Stopped(step=1, reason="cancelled")
+
+
 def test_steps_may_be_made_in_portions_and_weights_exchanged_between_them(begun: Any) -> None:
     events: list[Event] = []
     with _trainer(begun, events) as run:

@@ -271,10 +271,15 @@ class Trainer:
         return is_time and step > self.counters.evaluated_step
 
     def _is_asked_to_stop(self) -> bool:
-        """Whether any process was asked to; then all are."""
-        if self.group.any(self.interrupts.asked.is_set()):
+        """Whether any process was asked to; then all are.
+
+        What the processes have told each other counts: a signal that arrives afterwards is for the next step, because
+        the others go on to that.
+        """
+        asked = self.group.any(self.interrupts.asked.is_set())
+        if asked:
             self.interrupts.asked.set()
-        return self.interrupts.asked.is_set()
+        return asked
 
     def _batch(self, step: int, images: Tensor, labels: Tensor) -> Batch:
         settings = self.settings
