@@ -119,7 +119,7 @@ def table_of_methods(records: Sequence[Record]) -> str:
         lines.append(f"| {dataset} | {SHOTS[dataset][ASKED.index(asked)]} | {' | '.join(cells)} |")
     complete = [place for place, of in scores.items() if None not in of]
     cells = [
-        f"{mean(column):.3f}{'†' * any(dagger(name, (dataset,), asked, '0') != '' for dataset, asked in complete)}"
+        f"{mean(column):.3f}{'†' * any(dagger(name, (dataset,), asked, '0') for dataset, asked in complete)}"
         for name, column in zip(names, zip(*(scores[place] for place in complete), strict=True), strict=True)
     ]
     lines.append(f"| mean of {len(complete)} |  | {' | '.join(cells)} |")

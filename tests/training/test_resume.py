@@ -284,7 +284,6 @@ def test_another_thread_may_cancel_and_the_rest_follows(
     assert sha256(begun.folder / "model.safetensors") == sha256(uninterrupted(quick) / "model.safetensors")
 
 
-@pytest.mark.exhaustive
 def test_a_signal_that_comes_after_the_processes_have_spoken_is_for_the_next_step(begun: Any) -> None:
     """The others do not know of it yet: a process that stopped at once would leave them with half of a step."""
     events: list[Event] = []
@@ -301,6 +300,7 @@ def test_a_signal_that_comes_after_the_processes_have_spoken_is_for_the_next_ste
     assert events[-1] == Stopped(step=1, reason="cancelled")
 
 
+@pytest.mark.exhaustive
 def test_steps_may_be_made_in_portions_and_weights_exchanged_between_them(begun: Any) -> None:
     events: list[Event] = []
     with _trainer(begun, events) as run:
