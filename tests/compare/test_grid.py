@@ -30,6 +30,7 @@ from medsaga.files import locked
 from medsaga.models.sam import build_sam
 from medsaga.models.weights.loading import save_model
 from medsaga.settings.options import SharedSettings
+from medsaga.training import out_of_memory
 
 SHARED = SharedSettings(model="tiny", steps=1, batch_size=2, image_size=64, device="cpu")
 
@@ -294,6 +295,31 @@ def test_ctrl_c_keeps_what_is_done(
             run(toy, tmp_path / "out", **given)
     assert len(cells_of(tmp_path / "out")) == finished
     assert len(run(toy, tmp_path / "out", **given)) == 2
+
+
+@pytest.mark.parametrize("changed", [False, pytest.param(True, marks=pytest.mark.exhaustive)])
+def test_a_run_that_was_stopped_goes_on_unless_something_else_is_asked_for(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: bool
+) -> None:
+    given = {"methods": ["full"], "shots": [1], "shared": dataclasses.replace(SHARED, steps=3)}
+    with monkeypatch.context() as patch:
+        interrupt_in(patch, 2)
+        with pytest.raises(Interrupted):
+            run(toy, tmp_path / "stopped", **given)
+    if changed:
+        given["shared"] = dataclasses.replace(SHARED, steps=3, batch_size=3)
+    steps = []
+    original = out_of_memory.clip
+
+    def counted(*args: Any, **kwargs: Any) -> bool:
+        steps.append(1)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(out_of_memory, "clip", counted)
+    run(toy, tmp_path / "stopped", **given)
+    assert len(steps) == (3 if changed else 1)
+    run(toy, tmp_path / "whole", **given)
+    _assert_same(tmp_path / "stopped", tmp_path / "whole")
 
 
 @pytest.mark.exhaustive

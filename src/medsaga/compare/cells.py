@@ -128,8 +128,9 @@ def run_cell(
 ) -> dict[str, Any]:
     """Train and test, and write the cell's file. A run that fails is a cell too; one that is interrupted is none.
 
-    An error that is neither the user's nor a lack of memory is a fault of the program: the cell's file calls it
-    ``unexpected``, and its traceback is kept beside it.
+    A run that a command before this was stopped in goes on, to the same result. An error that is neither the user's nor
+    a lack of memory is a fault of the program: the cell's file calls it ``unexpected``, and its traceback is kept
+    beside it.
 
     Args:
         data: the dataset.
@@ -143,11 +144,15 @@ def run_cell(
     """
     began = time.perf_counter()
     folder = out / "runs" / cell.name
-    shutil.rmtree(folder, ignore_errors=True)
+    has_failed = (out / CELLS / f"{cell.name}.json").exists()
+    goes_on = not has_failed and _is_begun(folder, settings, loaded.fingerprint)
+    if not goes_on:
+        shutil.rmtree(folder, ignore_errors=True)
+    before = sum(line["seconds"] for line in run_folder.read_metrics(folder) if line["kind"] == "step")
     cell.traceback(out).unlink(missing_ok=True)
     status, message, result, unexpected = "done", None, None, False
     try:
-        result = train(data, folder, settings, loaded=loaded, console=console)
+        result = train(data, folder, settings, resume=goes_on, loaded=loaded, console=console)
         if examples:
             _keep_examples(out / CELLS / f"{cell.name}.npz", folder, examples)
     except Interrupted:
@@ -169,7 +174,7 @@ def run_cell(
         "settings": _settings(folder),
         "machine": _machine(folder),
         "result": result,
-        "seconds": time.perf_counter() - began,
+        "seconds": before + time.perf_counter() - began,
     }
     files.write_json(out / CELLS / f"{cell.name}.json", document)
     if not keep_run:
@@ -188,6 +193,14 @@ def read_examples(out: Path, cell: Cell) -> list[dict[str, npt.NDArray[Any]]]:
         return []
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise InputError(path, expected="predictions of a cell", found=str(error), do="Remove the file.") from None
+
+
+def _is_begun(folder: Path, settings: Settings, fingerprint: str) -> bool:
+    """Whether a folder is a run that was begun with these settings, whether named or left open, on the same data."""
+    if not (folder / run_folder.MANIFEST).exists():
+        return False
+    manifest = files.read_json(folder / run_folder.MANIFEST)
+    return bool(manifest.get("requested") == named(settings) and manifest.get("data_fingerprint") == fingerprint)
 
 
 def _keep_examples(path: Path, run: Path, items: Sequence[Item]) -> None:

@@ -63,8 +63,9 @@ def compare(
 ) -> list[dict[str, Any]]:
     """Train and test every method at every number of shots with every seed, and write tables and a page.
 
-    Only cells without a file in ``out`` are run, so that a comparison goes on where it was stopped, and grows when
-    methods or seeds are added. A cell that another command runs in the same folder is waited for.
+    Only cells without a file in ``out`` are run, so that a comparison goes on where it was stopped, be it in the middle
+    of a run, and grows when methods or seeds are added. A cell that another command runs in the same folder is waited
+    for.
 
     Args:
         data: the dataset.
@@ -89,7 +90,7 @@ def compare(
 
     Raises:
         InputError: the data or the settings cannot be used, or ``out`` holds another comparison.
-        Interrupted: the user pressed Ctrl-C; the finished cells are kept.
+        Interrupted: the user pressed Ctrl-C; the finished cells and the state of the one that was being run are kept.
         RunError: every cell has failed.
     """
     methods, shots = list(dict.fromkeys(methods)), sorted(set(shots))
