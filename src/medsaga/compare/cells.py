@@ -59,7 +59,11 @@ class Cell:
 
     def traceback(self, out: Path) -> Path:
         """Where the traceback of an unexpected error is kept."""
-        return out / "cells" / f"{self.name}.traceback.txt"
+        return out / CELLS / f"{self.name}.traceback.txt"
+
+    def run(self, out: Path) -> Path:
+        """The run folder, which goes when the cell is finished, unless it is to be kept."""
+        return out / "runs" / self.name
 
 
 def finished(out: Path, cell: Cell, settings: Settings, fingerprint: str) -> dict[str, Any] | None:
@@ -143,7 +147,7 @@ def run_cell(
         console: where progress is shown.
     """
     began = time.perf_counter()
-    folder = out / "runs" / cell.name
+    folder = cell.run(out)
     has_failed = (out / CELLS / f"{cell.name}.json").exists()
     goes_on = not has_failed and _is_begun(folder, settings, loaded.fingerprint)
     if not goes_on:
@@ -174,12 +178,20 @@ def run_cell(
         "settings": _settings(folder),
         "machine": _machine(folder),
         "result": result,
+        "run_kept": keep_run,
         "seconds": before + time.perf_counter() - began,
     }
     files.write_json(out / CELLS / f"{cell.name}.json", document)
     if not keep_run:
         shutil.rmtree(folder, ignore_errors=True)
     return document
+
+
+def remove_leftover(out: Path, document: dict[str, Any]) -> None:
+    """Remove the run folder that a command left which was killed after it had written the cell's file."""
+    # One that has failed may be run again by another command.
+    if document["status"] == "done" and not document.get("run_kept", True):
+        shutil.rmtree(Cell(**document["cell"]).run(out), ignore_errors=True)
 
 
 def read_examples(out: Path, cell: Cell) -> list[dict[str, npt.NDArray[Any]]]:

@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from medsaga import files
-from medsaga.compare.cells import CELLS, Cell, each_free, finished, read_examples, run_cell
+from medsaga.compare.cells import CELLS, Cell, each_free, finished, read_examples, remove_leftover, run_cell
 from medsaga.compare.page import Example, write_pages
 from medsaga.data.labels import listed
 from medsaga.data.splits import Split, pool_and_test
@@ -146,6 +146,8 @@ def compare(
     of_all = group.collect(done)
     documents = [next(found for run in of_all if (found := run[cell]) is not None) for cell in grid]
     if group.is_first:
+        for document in documents:
+            remove_leftover(out, document)
         write_pages(
             out,
             title=dataset.root.resolve().name,
