@@ -179,6 +179,29 @@ def test_a_slice_that_a_full_disk_left_is_named(tmp_path: Path) -> None:
     assert [each.images for each in find_series(tmp_path / "ct")] == [7]
 
 
+@pytest.mark.parametrize("name", ["IM{}", "1.2.840.3.{}", "MR-{}-a", "SER01_{}.IMA"])
+def test_a_slice_without_a_suffix_that_a_full_disk_left_is_known_by_its_name(tmp_path: Path, name: str) -> None:
+    """Archives write names without a suffix."""
+    (file,) = write_ct_series(tmp_path / "one", VOLUME[..., :1], AXIAL)
+    whole = file.read_bytes()
+    without_preamble(file)
+    bare = file.read_bytes()
+    for k, path in enumerate(write_ct_series(tmp_path / "ct", VOLUME, AXIAL), 1):
+        path.rename(path.with_name(name.format(k)))
+    last, others = tmp_path / "ct" / name.format(88), [tmp_path / "ct" / "VERSION", tmp_path / "2" / name.format(1)]
+    for content in (b"", whole[:100], bytes(len(whole)), bare[:205]):
+        for other in others:
+            other.parent.mkdir(exist_ok=True)
+            other.write_bytes(content)
+        assert [each.images for each in find_series(tmp_path / "ct")] == [7]
+        last.write_bytes(content)
+        assert message_of(find_series, tmp_path / "ct").startswith(f"{last}: expected")
+        problems: list[InputError] = []
+        assert find_series(tmp_path / "ct", problems) == []
+        assert [problem.where for problem in problems] == [str(last)]
+        last.unlink()
+
+
 @pytest.mark.parametrize(
     ("error", "found"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -57,22 +58,37 @@ def find_series(root: Path, problems: list[InputError] | None = None) -> list[Se
 
     Raises:
         InputError: there is no such file or folder, it holds more than 100,000 files, or (without ``problems``) a file
-            is damaged DICOM, a broken link to one, an empty or truncated ``.dcm``, or cannot be opened.
+            is damaged DICOM, a broken link to one, or cannot be opened; or has no mark of DICOM and is empty, truncated
+            or zeros, and its name ends in ``.dcm`` or is that of an image beside it but for the numbers.
     """
     found: dict[tuple[str, Path | None], list[_Found]] = {}
-    damaged = set()
+    damaged, without_suffix = set(), list[tuple[Path, InputError]]()
+
+    def note(path: Path, problem: InputError) -> None:
+        if problems is None:
+            raise problem
+        problems.append(problem.with_traceback(None))
+        damaged.add(path.parent)
+
     for path in _files(root):
         try:
             image = _image(path)
+        except _MaybeSliceError as problem:
+            if _is_named_dicom(path):
+                note(path, problem)
+            else:
+                without_suffix.append((path, problem))
+            continue
         except InputError as problem:
-            if problems is None:
-                raise
-            problems.append(problem.with_traceback(None))
-            damaged.add(path.parent)
+            note(path, problem)
             continue
         if image is not None:
             # Images without a UID can only be kept together by their folder.
             found.setdefault((image.uid, None if image.uid else path.parent), []).append(image)
+    beside = {_but_for_numbers(image.file) for images in found.values() for image in images} if without_suffix else ()
+    for path, lost in without_suffix:
+        if _but_for_numbers(path) in beside:
+            note(path, lost)
     whole = [images for images in found.values() if not damaged & {image.file.parent for image in images}]
     series = [_series(root, images) for images in whole]
     return sorted(series, key=lambda each: (-each.images, -each.rows * each.columns, each.modality, each.uid))
@@ -179,27 +195,31 @@ def _is_named_dicom(path: Path) -> bool:
     return path.suffix.lower() == ".dcm"
 
 
-def _require_no_lost_slice(path: Path) -> None:
+def _but_for_numbers(path: Path) -> tuple[Path, str]:
+    """What the names of the slices in a folder have in common: theirs are ``IM0001``, ``IM0002``, ``1.2.840.3.17``."""
+    return path.parent, re.sub(r"\d+", "0", path.name)
+
+
+class _MaybeSliceError(InputError):
+    """A file without DICOM's mark, which may have been a slice, is none now."""
+
+
+def _require_content(path: Path) -> None:
     """Raise InputError where a file without DICOM's mark may have been a slice: its series would end early.
 
     A disk that filled up leaves empty files, short ones and such of zeros.
     """
+    expected, do = "a DICOM file", "Copy or export the file again; move it away if it is not needed."
     try:
         with path.open("rb") as file:
             beginning = file.read(_LEAST_BYTES)
     except OSError as error:
         found = f"a file that {'may not' if isinstance(error, PermissionError) else 'cannot'} be read"
-    else:
-        if not _is_named_dicom(path) or (len(beginning) == _LEAST_BYTES and any(beginning)):
-            return
-        is_short = len(beginning) < _LEAST_BYTES
+        raise InputError(path, expected=expected, found=found, do=do) from None
+    is_short = len(beginning) < _LEAST_BYTES
+    if is_short or not any(beginning):
         found = "an empty file" if not beginning else "a truncated file" if is_short else "zeros"
-    raise InputError(
-        path,
-        expected="a DICOM file",
-        found=found,
-        do="Copy or export the file again; move it away if it is not needed.",
-    )
+        raise _MaybeSliceError(path, expected=expected, found=found, do=do)
 
 
 def _image(path: Path) -> _Found | None:
@@ -215,7 +235,7 @@ def _image(path: Path) -> _Found | None:
         return None
     has_magic = reading.is_dicom(path)
     if not has_magic:
-        _require_no_lost_slice(path)
+        _require_content(path)
         if not reading.may_be_bare(path):
             return None
     try:
@@ -225,11 +245,11 @@ def _image(path: Path) -> _Found | None:
             return None
         size = reading.whole(path, header, "Rows"), reading.whole(path, header, "Columns")
         images = max(1, reading.whole(path, header, "NumberOfFrames", 1))
-    except InputError:
-        # Without mark and suffix it was only a guess that it is DICOM at all.
-        if has_magic or _is_named_dicom(path):
+    except InputError as error:
+        if has_magic:
             raise
-        return None
+        # It was only a guess that it is DICOM at all.
+        raise _MaybeSliceError(path, expected=error.expected, found=error.found, do=error.do) from None
     uid, study = (reading.uid(path, header, name) for name in ("SeriesInstanceUID", "StudyInstanceUID"))
     return _Found(path, uid, study, modality, reading.text(path, header, "SeriesDescription"), images, size)
 
