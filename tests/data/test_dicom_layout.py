@@ -196,3 +196,20 @@ def test_warnings_of_images_and_masks(data: Path) -> None:
     dataset = read_dataset(data)
     assert len(warnings_of(dataset.items[0])) == 1
     assert warnings_of(dataset.items[1]) == ()
+
+
+def test_folders_that_are_links_are_followed(data: Path, tmp_path: Path) -> None:
+    """As DataLad lays them out: the folder of a case leads to the export, which is elsewhere."""
+    linked = tmp_path / "linked"
+    for case in ("a", "b"):
+        segmentations = tmp_path / "segmentations" / case
+        segmentations.mkdir(parents=True)
+        (data / "masks" / f"{case}.dcm").rename(segmentations / "1.dcm")
+        for kind, place in (("images", data / "images" / case), ("masks", segmentations)):
+            (linked / kind / case).mkdir(parents=True)
+            (linked / kind / case / "export").symlink_to(place, target_is_directory=True)
+    dataset = read_dataset(linked)
+    assert (dataset.layout, dataset.problems) == ("dicom", ())
+    for seed, item in enumerate(dataset.items):
+        np.testing.assert_array_equal(read_item(item)[0], a_volume(seed))
+        np.testing.assert_array_equal(read_mask(item) > 0, some_labels(seed) > 0)

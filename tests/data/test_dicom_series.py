@@ -24,8 +24,7 @@ from pydicom.uid import (
     SegmentationStorage,
 )
 
-from medsaga.data.dicom import reading
-from medsaga.data.dicom import series as module
+from medsaga.data.dicom import reading, walking
 from medsaga.data.dicom.series import choose_series, find_series
 from medsaga.data.types import Series
 from medsaga.errors import InputError
@@ -229,7 +228,7 @@ def test_a_slice_that_cannot_be_opened_is_named(
 
 
 def test_a_folder_of_too_many_files_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MOST_FILES", 3)
+    monkeypatch.setattr(walking, "MOST_FILES", 3)
     write_ct_series(tmp_path, VOLUME, AXIAL)
     assert "expected at most 3 files; found more" in message_of(find_series, tmp_path)
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from medsaga.data.bounds import MOST_FILES
 from medsaga.data.dicom import reading
-from medsaga.data.names import is_hidden, normal
+from medsaga.data.dicom.walking import files_below, is_broken_link, is_named_dicom
+from medsaga.data.names import normal
 from medsaga.data.types import Series
 from medsaga.errors import InputError
 
@@ -70,11 +68,11 @@ def find_series(root: Path, problems: list[InputError] | None = None) -> list[Se
         problems.append(problem.with_traceback(None))
         damaged.add(path.parent)
 
-    for path in _files(root):
+    for path in files_below(root):
         try:
             image = _image(path)
         except _MaybeSliceError as problem:
-            if _is_named_dicom(path):
+            if is_named_dicom(path):
                 note(path, problem)
             else:
                 without_suffix.append((path, problem))
@@ -138,63 +136,6 @@ def _listed(found: list[Series], some: list[Series]) -> str:
     return f"{len(lines)} series ({'; '.join(lines[:_MOST_LISTED] + more)})"
 
 
-def _files(root: Path) -> Iterator[Path]:
-    """Yield the files below a folder in the order of their names, or the file itself."""
-    if root.is_file():
-        yield root
-        return
-    if not root.is_dir():
-        raise InputError(
-            root, expected="a DICOM file or a folder", found="no such file or folder", do="Check its name."
-        )
-    count, folders, linked = 0, [root], list[Path]()
-    inside, seen = root.resolve(), set[Path]()
-    # Folders that lie below come before those that links lead to, so that files keep the names they have there.
-    while folders or linked:
-        folder = folders.pop() if folders else linked.pop(0)
-        real = folder.resolve()
-        if real in seen:
-            continue
-        seen.add(real)
-        try:
-            every = sorted(os.scandir(folder), key=lambda entry: entry.name)
-            entries = [entry for entry in every if not is_hidden(entry.name)]
-        except OSError:
-            raise InputError(
-                folder, expected="a folder that can be read", found="no access to it", do="Check its permissions."
-            ) from None
-        folders.extend(Path(entry.path) for entry in reversed(entries) if entry.is_dir(follow_symlinks=False))
-        for entry in entries:
-            path = Path(entry.path)
-            # Also what is no file counts towards the bound: a folder of pipes is as long to walk.
-            count += 1
-            if count > MOST_FILES:
-                raise InputError(
-                    root,
-                    expected=f"at most {MOST_FILES:,} files",
-                    found="more",
-                    do="Name the folder of one patient or of one series.",
-                )
-            if not entry.is_symlink():
-                if entry.is_file():
-                    yield path
-            elif path.is_dir():
-                # A link to a folder that it lies in itself is a loop, which would also lead to other patients.
-                if not any(each.is_relative_to(path.resolve()) for each in (inside, real)):
-                    linked.append(path)
-            elif path.is_file() or _is_broken_link(path):
-                yield path
-
-
-def _is_broken_link(path: Path) -> bool:
-    """Whether the name is that of DICOM, and its file is gone: passed over, a series would end early."""
-    return _is_named_dicom(path) and path.is_symlink() and not path.exists()
-
-
-def _is_named_dicom(path: Path) -> bool:
-    return path.suffix.lower() == ".dcm"
-
-
 def _but_for_numbers(path: Path) -> tuple[Path, str]:
     """What the names of the slices in a folder have in common: theirs are ``IM0001``, ``IM0002``, ``1.2.840.3.17``."""
     return path.parent, re.sub(r"\d+", "0", path.name)
@@ -224,7 +165,7 @@ def _require_content(path: Path) -> None:
 
 def _image(path: Path) -> _Found | None:
     """Return what a file says of its series; None where it is no DICOM image."""
-    if _is_broken_link(path):
+    if is_broken_link(path):
         raise InputError(
             path,
             expected="a DICOM file",

@@ -7,8 +7,9 @@ several: ``"series"`` for one channel, the names of the channels for several, ea
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from medsaga.data.descriptions import channel_names, read_description
 from medsaga.data.dicom.masks import is_mask, outlines
 from medsaga.data.dicom.reading import is_dicom
 from medsaga.data.dicom.series import choose_series, find_series
+from medsaga.data.dicom.walking import files_below
 from medsaga.data.formats import is_image, stem
 from medsaga.data.labels import listed, parse_labels
 from medsaga.data.layouts.checks import joint_header
@@ -29,7 +31,7 @@ from medsaga.data.layouts.labelling import (
     names_for,
 )
 from medsaga.data.layouts.pairing import paired, pairing_problems
-from medsaga.data.names import is_hidden, normal
+from medsaga.data.names import normal
 from medsaga.data.strays import are_stray, is_picture
 from medsaga.data.types import Dataset, Item, Source
 from medsaga.errors import InputError, collecting
@@ -198,7 +200,7 @@ def _masks(folder: Path, problems: list[InputError], *, required: bool) -> dict[
 
 def _only_mask(folder: Path) -> Path | None:
     """Return the DICOM mask in the folder of a case, as archives export it."""
-    found = [path for path in _files(folder) if is_mask(path) and not _is_directory(path)]
+    found = [path for path in files_below(folder) if is_mask(path) and not _is_directory(path)]
     # Archives put reports, and the images themselves, beside it.
     found = [path for path in found if outlines(path)] if len(found) > 1 else found
     if len(found) > 1:
@@ -223,13 +225,6 @@ def _is_directory(path: Path) -> bool:
     return path.name.upper() == "DICOMDIR"
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    """Yield the files below a folder that are not hidden, in the order of their names."""
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and not is_hidden(path.name):
-            yield path
-
-
 def _other_images(folder: Path) -> list[Path]:
     """Return the images of other formats directly in a folder."""
     return [entry for entry in visible_entries(folder) if entry.is_file() and is_image(entry)]
@@ -242,9 +237,11 @@ def entries_with_dicom(folder: Path) -> dict[Path, int]:
     """
     found = {}
     for entry in visible_entries(folder):
-        files = (entry,) if entry.is_file() else entry.rglob("*")
-        others = (path for path in files if path.is_file() and not is_image(path))
-        count = sum(is_dicom(path) for path in itertools.islice(others, _LOOKED_AT))
+        count = 0
+        with contextlib.suppress(InputError):  # whoever reads the images says so
+            others = (path for path in files_below(entry) if not is_image(path))
+            for path in itertools.islice(others, _LOOKED_AT):
+                count += is_dicom(path)
         if count:
             found[entry] = count
     return found
