@@ -160,7 +160,7 @@ def opened(trained_toy: Path, tmp_path: Path) -> tuple[Project, Path]:
         os.utime(mask, (past, past))
     project = open_folder(run)
     assert project.root == tmp_path / "data"
-    return project, next(iter(project.runs().values()))
+    return project, next(iter(project.runs.found().values()))
 
 
 def test_only_labelled_cases_are_trained_on_by_links_and_copies(opened: tuple[Project, Path]) -> None:

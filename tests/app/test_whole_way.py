@@ -116,7 +116,7 @@ def test_the_phantom(tab: Any, tmp_path: Path) -> None:
         tab.wait_for_selector("code.path")
         assert len(list((tmp_path / PHANTOM / "exports").rglob("*.nii.gz"))) == LABELLED + 3
         assert make_phantom(tmp_path) == tmp_path / PHANTOM  # it is there, and stays as it is
-    steps = [read_json(run / run_folder.RESULT)["steps"] for run in Project(tmp_path / PHANTOM).runs().values()]
+    steps = [read_json(run / run_folder.RESULT)["steps"] for run in Project(tmp_path / PHANTOM).runs.found().values()]
     assert steps[0] == 60
 
 
@@ -174,7 +174,7 @@ def test_a_folder_of(write: Callable[[Path], None], kind: str, written: str, tab
         tab.get_by_text("1 file written to").wait_for()
     project = Project(tmp_path / "holiday-dataset")
     assert len(list((project.root / "exports").rglob(written))) == 3
-    first, second = project.runs().values()
+    first, second = project.runs.found().values()
     assert len(predictions(project, first)) == 1
     results = [read_json(run / run_folder.RESULT) for run in (first, second)]
     assert [(each["steps"], each["cases_trained_on"]) for each in results] == [(4, 2), (3, 3)]

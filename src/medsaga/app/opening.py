@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from medsaga import files, run_folder
-from medsaga.app.project import OWN, Project
+from medsaga.app.own import dataset_of_set
+from medsaga.app.project import Project
 from medsaga.data.dicom.reading import is_dicom
 from medsaga.data.dicom.series import find_series
 from medsaga.data.formats import is_image, stem
@@ -57,8 +58,7 @@ def data_of(run: Path) -> Path:
         InputError: the run cannot be read, or its data are gone.
     """
     data = Path(read_config(run / run_folder.CONFIG).data)
-    if data.parent.name == "sets" and data.parent.parent.name == OWN:
-        data = data.parents[2]
+    data = dataset_of_set(data) or data
     if not data.is_dir():
         raise InputError(data, expected="the data of the run", found="no such folder", do="Put the folder back.")
     return data

@@ -7,29 +7,24 @@ for it. What the page itself needs lies in a hidden folder beside the images.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
-from medsaga import run_folder
 from medsaga.app.labels import Colours, added, are_written, name_of, renamed, require_readable, write
 from medsaga.app.masks import PaintedMask, State
+from medsaga.app.own import OWN, RunFolders, id_of
 from medsaga.app.places import Place, place_in, require_within
 from medsaga.app.slices import Images, OpenImage
 from medsaga.app.versions import Versions
 from medsaga.app.watched import Watched
 from medsaga.data.dataset import read_dataset
-from medsaga.data.layouts.finding import subfolders
 from medsaga.data.layouts.labelling import DESCRIPTION
 from medsaga.data.sources import files_of
 from medsaga.data.types import Dataset, Item
 from medsaga.errors import InputError
 
-OWN = ".medsaga"
-"""The page's folder in the dataset: versions of masks, journals, the data of runs, colours."""
-RUNS = "runs"
 _OPEN_MASKS = 4
 _SAVE_AFTER = 1.0
 """Seconds after the last stroke in which a finished mask is written again."""
@@ -46,6 +41,7 @@ class Project:
         root: its folder, resolved.
         dataset: as it is now; of images without masks, too.
         images: decoded ones.
+        runs: that were made of it, and the other one.
         revision: grows with every change that the page should show.
         meaning: what class indices are known by: another as soon as one that there was means another label.
 
@@ -57,11 +53,11 @@ class Project:
         self.root = root.resolve()
         self.images = Images()
         self.revision = 1
-        self._run, self._description = run, self.root / DESCRIPTION
+        self.runs = RunFolders(self.root, run)
+        self._description = self.root / DESCRIPTION
         self._colours = Colours(self.own / "page.json")
         self._lock = threading.RLock()
         self._masks: dict[str, PaintedMask] = {}
-        self._promised: set[str] = set()
         self._said: list[str] = []
         self._watched = Watched(self.root)
         self._items: dict[str, Item] = {}
@@ -289,24 +285,6 @@ class Project:
             self._colours.choose(name_of(labels, value), colour)
             self.revision += 1
 
-    def runs(self) -> dict[str, Path]:
-        """Return the run folders by their ids, the oldest first."""
-        found = [folder for folder in subfolders(self.root / RUNS) if (folder / run_folder.CONFIG).is_file()]
-        if self._run is not None and self._run not in found:
-            found.insert(0, self._run)
-        return {id_of(str(folder)): folder for folder in sorted(found, key=_made)}
-
-    def new_run(self) -> Path:
-        """Return a run folder to be, which does not exist, nor has been returned before: its training may wait."""
-        with self._lock:
-            number = 1
-            while f"run{number}" in self._promised or any(
-                (folder / f"run{number}").exists() for folder in (self.root / RUNS, self.own / "sets")
-            ):
-                number += 1
-            self._promised.add(f"run{number}")
-            return self.root / RUNS / f"run{number}"
-
     def home(self, key: str) -> Path:
         """Return where what is painted on an image is kept."""
         return self.own / "masks" / key
@@ -383,15 +361,5 @@ class Project:
         self._watched.note(self._description)
 
 
-def id_of(name: str) -> str:
-    """Return what stands for a name in addresses: names of files may be names of people."""
-    return hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:12]
-
-
 def _meaning(dataset: Dataset) -> str:
     return id_of(repr(list(dataset.labels.items())))
-
-
-def _made(run: Path) -> tuple[float, str]:
-    path = run / run_folder.CONFIG
-    return path.stat().st_mtime if path.exists() else 0.0, run.name

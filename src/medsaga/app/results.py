@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from medsaga import files, run_folder
-from medsaga.app.project import Project, id_of
+from medsaga.app.own import id_of
+from medsaga.app.project import Project
 from medsaga.app.training import role_of
 from medsaga.data.formats import stem
 from medsaga.data.items import read_mask

@@ -14,8 +14,9 @@ from starlette.routing import Route
 
 from medsaga.app.interpolation import between, gaps_beside
 from medsaga.app.masks import PaintedMask
+from medsaga.app.own import id_of
 from medsaga.app.pictures import picture_of
-from medsaga.app.project import Project, id_of
+from medsaga.app.project import Project
 from medsaga.app.requests import Json, document, number, number_in, session_of
 from medsaga.app.results import prediction_of, predictions
 from medsaga.data.slices import SliceView, most_labelled
@@ -166,7 +167,7 @@ async def begin(request: Request) -> Response:
     project, key = _asked(request)
     asked, seen = await document(request), await _seen(request)
     if asked.get("run"):
-        run = project.runs()[str(asked["run"])]
+        run = project.runs.found()[str(asked["run"])]
         path = predictions(project, run)[key]
         prediction_of(project, run, key)
         await run_in_threadpool(_changed, project, key, seen, lambda mask: mask.begin("prediction", (path,)))

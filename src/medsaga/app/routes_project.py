@@ -107,7 +107,7 @@ async def export(request: Request) -> Response:
     """Write masks, predictions or a model into a new folder."""
     project, _ = session_of(request).need()
     asked = await document(request)
-    run = project.runs()[str(asked["run"])] if asked.get("run") else None
+    run = project.runs.found()[str(asked["run"])] if asked.get("run") else None
     if asked.get("what") == "model":
         if run is None:
             raise InputError("the model", expected="a run", found="none", do="Train first.")

@@ -16,7 +16,8 @@ from starlette.routing import Route
 from medsaga import run_folder
 from medsaga.app.export import delta_command
 from medsaga.app.jobs import Job, Jobs
-from medsaga.app.project import Project, id_of
+from medsaga.app.own import id_of
+from medsaga.app.project import Project
 from medsaga.app.requests import Json, document, session_of
 from medsaga.app.results import results
 from medsaga.app.security import REPORT_POLICY
@@ -36,7 +37,7 @@ from medsaga.errors import InputError
 def runs(request: Request) -> Response:
     """List the runs, the newest first, each with where it stands."""
     project, jobs = session_of(request).need()
-    found = [_described(project, jobs, key, run) for key, run in reversed(project.runs().items())]
+    found = [_described(project, jobs, key, run) for key, run in reversed(project.runs.found().items())]
     labelled, cases = labelled_cases(project), len(project.dataset.cases)
     return Json({"runs": found, "labelled": labelled, "cases": cases, "test_is_fixed": fixes_test(project)})
 
@@ -45,7 +46,7 @@ def run(request: Request) -> Response:
     """Say where a run stands, with its curves."""
     project, jobs = session_of(request).need()
     key = request.path_params["key"]
-    return Json(_described(project, jobs, key, project.runs()[key]))
+    return Json(_described(project, jobs, key, project.runs.found()[key]))
 
 
 async def train(request: Request) -> Response:
@@ -62,7 +63,7 @@ async def train_again(request: Request) -> Response:
     """Put a training into the queue that goes on from a run with what was labelled since."""
     session = session_of(request)
     project, jobs = session.need()
-    before = project.runs()[request.path_params["key"]]
+    before = project.runs.found()[request.path_params["key"]]
     steps = Choice.of({"time": "usual", **await document(request)}).steps
     await run_in_threadpool(project.require_saved)
     arguments, out = await run_in_threadpool(continue_command, project, before, steps)
@@ -72,7 +73,7 @@ async def train_again(request: Request) -> Response:
 async def resume(request: Request) -> Response:
     """Put the rest of an interrupted run into the queue."""
     project, jobs = session_of(request).need()
-    out = project.runs()[request.path_params["key"]]
+    out = project.runs.found()[request.path_params["key"]]
     if jobs.elsewhere() is not None:
         raise InputError("the run", expected="no training under way", found="one", do="Stop it, or wait for its end.")
     return _queued(request, jobs, resume_command(out), out)
@@ -83,7 +84,7 @@ async def predict(request: Request) -> Response:
     session = session_of(request)
     project, _ = session.need()
     key = request.path_params["key"]
-    session.predict(project.runs()[key], key)
+    session.predict(project.runs.found()[key], key)
     return Json({})
 
 
@@ -119,7 +120,7 @@ async def memory(request: Request) -> Response:
 async def suggest(request: Request) -> Response:
     """Name the cases that are best labelled next; asked again until they are known."""
     project, jobs = session_of(request).need()
-    runs = [folder for folder in project.runs().values() if (folder / run_folder.RESULT).exists()]
+    runs = [folder for folder in project.runs.found().values() if (folder / run_folder.RESULT).exists()]
     last = [str(runs[-1])] if runs else []
     arguments = ["suggest", *last, str(project.root), "--n", "3", "--json"]
     asked = await document(request)
@@ -131,7 +132,7 @@ async def suggest(request: Request) -> Response:
 def result(request: Request) -> Response:
     """List the predicted cases of a run, the least confident first."""
     project, _ = session_of(request).need()
-    folder = project.runs()[request.path_params["key"]]
+    folder = project.runs.found()[request.path_params["key"]]
     since: list[str] = []
     with contextlib.suppress(InputError):  # such as of folds that do not fit: no reason to show no results
         since = labelled_since(project, folder)
@@ -142,7 +143,7 @@ def preview(request: Request) -> Response:
     """Say which case is looked at while a run trains, and of which step its picture is."""
     session = session_of(request)
     project, _ = session.need()
-    found = session.preview(project.runs()[request.path_params["key"]])
+    found = session.preview(project.runs.found()[request.path_params["key"]])
     return Json({"case": project.item(found.key).name, "step": found.step})
 
 
@@ -150,7 +151,7 @@ def preview_picture(request: Request) -> Response:
     """Return that picture."""
     session = session_of(request)
     project, _ = session.need()
-    run = project.runs()[request.path_params["key"]]
+    run = project.runs.found()[request.path_params["key"]]
     return Response(session.preview(run).picture(project, run), media_type="image/png")
 
 
@@ -160,7 +161,7 @@ async def delta(request: Request) -> Response:
     (project, _), jobs = session.need(), session.estimates
     assert jobs is not None, "an open project has them"
     key = request.path_params["key"]
-    run = project.runs()[key]
+    run = project.runs.found()[key]
     known = [job for job in jobs.all() if job.kind == "export" and job.run == key]
     under_way = bool(known) and known[-1].state in ("waiting", "running")
     if not known or ((await document(request)).get("again") and not under_way):
@@ -173,7 +174,7 @@ async def delta(request: Request) -> Response:
 def report(request: Request) -> Response:
     """Show the report of a run."""
     project, _ = session_of(request).need()
-    path = project.runs()[request.path_params["key"]] / run_folder.REPORT
+    path = project.runs.found()[request.path_params["key"]] / run_folder.REPORT
     if not path.is_file():
         raise KeyError(path)
     return FileResponse(path, media_type="text/html", headers={"Content-Security-Policy": REPORT_POLICY})

@@ -125,7 +125,7 @@ class Session:
             InputError: there is none, or it cannot be read.
         """
         project, _ = self.need()
-        folder = project.runs()[run]
+        folder = project.runs.found()[run]
         path = predictions(project, folder).get(key)
         labels = tuple(project.dataset.labels.values())  # which the indices are of
         stamp = (str(project.root), run, key, path.stat().st_mtime_ns if path else 0, labels)

@@ -102,7 +102,7 @@ def train_command(project: Project, choice: Choice) -> tuple[list[str], Path]:
         )
     hold_back = choice.hold_back and len(cases) >= _LEAST_TO_TEST
     fold = fold_of(project, cases, hold_back=hold_back)
-    out = project.new_run()
+    out = project.runs.new()
     data = make_set(project, cases, out.name, fold)
     is_left_open = fold is None and not project.dataset.test
     shots = ["--shots", str(len(cases))] if is_left_open and not hold_back else []
@@ -131,7 +131,7 @@ def continue_command(project: Project, run: Path, steps: int | None) -> tuple[li
             found="none",
             do="Accept or mend a prediction first.",
         )
-    out = project.new_run()
+    out = project.runs.new()
     data = make_set(project, cases, out.name)
     return ["continue", str(run), str(data), "--out", str(out), *_steps(steps), "--json"], out
 

@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from medsaga import files
-from medsaga.app.project import OWN, Project
+from medsaga.app.own import SETS, dataset_of_set
+from medsaga.app.project import Project
 from medsaga.app.versions import Versions
 from medsaga.data.items import read_mask
 from medsaga.data.layouts.finding import images_folder, masks_folder
@@ -27,7 +28,6 @@ from medsaga.data.splits import SPLITS_NAME, pool_and_test, split_cases
 from medsaga.data.types import Item
 from medsaga.errors import InputError
 
-SETS = "sets"
 _PLAIN, _NNUNET = ("images", "masks"), ("imagesTr", "labelsTr")
 _FOLDERS = {"folder": _PLAIN, "dicom": _PLAIN, "nnunet": _NNUNET, "decathlon": _NNUNET}
 """Of images and masks, in the layouts of which some cases can be a dataset: those whose masks are painted here."""
@@ -207,7 +207,7 @@ def _set_of(project: Project, folder: Path) -> Path | None:
     """Return where a set of this project lies now; None where a folder is none, or is gone."""
     if project.dataset.layout not in _FOLDERS:
         return None
-    if folder.parent.name != SETS or folder.parent.parent.name != OWN:
+    if dataset_of_set(folder) is None:
         return None
     here = project.own / SETS / folder.name
     return here if here.is_dir() else None
