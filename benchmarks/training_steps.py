@@ -8,6 +8,7 @@ from medsaga.data.augment import AUGMENTATIONS
 from medsaga.methods import build_model, method_named, new_optimizer
 from medsaga.models.precision import set_precision
 from medsaga.settings.options import ResolvedSettings
+from medsaga.training.loss import Objective
 from medsaga.training.scaling import loss_scale_for
 from medsaga.training.step import Batch, accumulate, update
 
@@ -51,9 +52,7 @@ class TrainingSteps:
             self._optimizer,
             Batch(self._images, self._labels, settings.seed, self._number, strength),
             micro_batch_size=settings.micro_batch_size,
-            dice_weight=settings.dice_weight,
-            loss_resolution=settings.loss_resolution,
-            dice_form=settings.dice_form,
+            objective=Objective.of(settings),
             scale=self._scale,
         )
         self._number += 1

@@ -10,6 +10,7 @@ from medsaga.methods import new_optimizer
 from medsaga.models.precision import set_precision
 from medsaga.models.sam import build_sam
 from medsaga.settings.options import ResolvedSettings
+from medsaga.training.loss import Objective
 from medsaga.training.scaling import loss_scale_for
 from medsaga.training.step import Batch, StepMeter, accumulate, update
 
@@ -36,9 +37,7 @@ def measure(of: ResolvedSettings, *, classes: int, in_channels: int) -> TensorTr
                 optimizer,
                 batch,
                 micro_batch_size=of.micro_batch_size,
-                dice_weight=of.dice_weight,
-                loss_resolution=of.loss_resolution,
-                dice_form=of.dice_form,
+                objective=Objective.of(of),
                 scale=scale,
                 meter=meter,
             )

@@ -31,6 +31,7 @@ from medsaga.planning.resolve import Facts, resolve
 from medsaga.planning.shapes import OncePerShape
 from medsaga.settings.options import Precision, Settings
 from medsaga.training.agreement import Agreement, travelling_type
+from medsaga.training.loss import Objective
 from medsaga.training.scaling import LossScale
 from medsaga.training.step import Batch, accumulate, update
 
@@ -72,9 +73,7 @@ def payloads(model: str, rank: int, side: int, precision: Precision) -> dict[str
                 optimizer,
                 Batch(images, labels, seed=0, step=step, strength=AUGMENTATIONS["none"]),
                 micro_batch_size=1,
-                dice_weight=settings.dice_weight,
-                loss_resolution=settings.loss_resolution,
-                dice_form=settings.dice_form,
+                objective=Objective.of(settings),
                 scale=LossScale(),
                 agreement=agreement,
             )

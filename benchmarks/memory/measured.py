@@ -27,6 +27,7 @@ from medsaga.planning.defaults import DeviceDefaults
 from medsaga.planning.estimate import predict_memory
 from medsaga.planning.resolve import Facts, resolve
 from medsaga.settings.options import ResolvedSettings, Settings
+from medsaga.training.loss import Objective
 from medsaga.training.scaling import loss_scale_for
 from medsaga.training.step import Batch, StepMeter, accumulate, update
 
@@ -83,9 +84,7 @@ def measure(settings: ResolvedSettings, device: torch.device, steps: int) -> dic
                 optimizer,
                 batch,
                 micro_batch_size=settings.micro_batch_size,
-                dice_weight=settings.dice_weight,
-                loss_resolution=settings.loss_resolution,
-                dice_form=settings.dice_form,
+                objective=Objective.of(settings),
                 scale=scale,
                 meter=meter,
             )

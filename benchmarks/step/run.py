@@ -23,6 +23,7 @@ from medsaga.data.augment import AUGMENTATIONS
 from medsaga.data.samples import batch_indices
 from medsaga.methods import new_optimizer
 from medsaga.runs.prepare import new_run
+from medsaga.training.loss import Objective
 from medsaga.training.scaling import LossScale
 from medsaga.training.step import Batch, backward, update
 
@@ -52,9 +53,7 @@ def measure(data: Path, folder: Path) -> dict[str, Any]:
             run.model,
             batch,
             micro_batch_size=size,
-            dice_weight=settings.dice_weight,
-            loss_resolution=settings.loss_resolution,
-            dice_form=settings.dice_form,
+            objective=Objective.of(settings),
             scale=scale,
         )
         update(optimizer, max_gradient_norm=settings.max_gradient_norm, scale=scale)

@@ -32,6 +32,7 @@ from medsaga.planning.estimate import predict_memory
 from medsaga.prediction.segmenter import Segmenter
 from medsaga.runs.train import train
 from medsaga.settings.options import Settings
+from medsaga.training.loss import Objective
 from medsaga.training.scaling import loss_scale_for
 from medsaga.training.step import Batch, accumulate, update
 
@@ -237,8 +238,7 @@ def test_a_step_moves_what_the_method_trains(small: str, method: str, changes: d
             images = model.pack(model.encode(images.float()))
     scale = loss_scale_for(of.precision)
     batch = Batch(images, labels, seed=0, step=0, strength=AUGMENTATIONS["none"])
-    how: dict[str, Any] = {name: getattr(of, name) for name in ("dice_weight", "loss_resolution", "dice_form")}
-    accumulate(part, optimizer, batch, micro_batch_size=2, scale=scale, **how)
+    accumulate(part, optimizer, batch, micro_batch_size=2, scale=scale, objective=Objective.of(of))
     assert update(optimizer, max_gradient_norm=1.0, scale=scale)
     after = float_state(model)
     moved = {name for name, tensor in before.items() if not torch.equal(after[name], tensor)}

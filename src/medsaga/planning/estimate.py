@@ -31,6 +31,7 @@ from medsaga.prediction.confidence import sums_of
 from medsaga.prediction.mirrored import mean_probabilities
 from medsaga.prediction.segmenter import BATCH_SIZE, strips
 from medsaga.settings.options import ResolvedSettings
+from medsaga.training.loss import Objective
 from medsaga.training.scaling import LossScale
 from medsaga.training.step import Batch, StepMeter, accumulate, update
 
@@ -187,9 +188,7 @@ def _follow_training(model: SegmentationModel, settings: ResolvedSettings, image
                 optimizer,
                 batch,
                 micro_batch_size=settings.micro_batch_size,
-                dice_weight=settings.dice_weight,
-                loss_resolution=settings.loss_resolution,
-                dice_form=settings.dice_form,
+                objective=Objective.of(settings),
                 scale=scale,
                 meter=meter,
             )

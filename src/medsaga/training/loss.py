@@ -9,19 +9,34 @@ logits are kept in between.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from medsaga.settings.options import DiceForm, LossResolution
+from medsaga.settings.options import DiceForm, LossResolution, ResolvedSettings
 
 SMOOTHING: dict[DiceForm, float] = {"linear": 1.0, "squared": 1e-5}
 """In pixels."""
 BAND_ELEMENTS = 2**19
 """Logits (images x classes x pixels) that exist at a time at the labels' resolution."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Which loss a run minimises; the attributes are arguments of `segmentation_loss`."""
+
+    dice_weight: float
+    resolution: LossResolution
+    dice_form: DiceForm
+
+    @classmethod
+    def of(cls, settings: ResolvedSettings) -> Self:
+        """That of a run with these settings."""
+        return cls(settings.dice_weight, settings.loss_resolution, settings.dice_form)
 
 
 def segmentation_loss(

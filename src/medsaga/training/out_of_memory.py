@@ -16,6 +16,7 @@ from medsaga.settings.options import ResolvedSettings
 from medsaga.training.agreement import Agreement, OutOfMemoryElsewhereError, travelling_type
 from medsaga.training.checkpoint import Counters
 from medsaga.training.interrupts import Interrupts
+from medsaga.training.loss import Objective
 from medsaga.training.step import Batch, StepMeter, accumulate, clip
 
 
@@ -65,9 +66,7 @@ def step_within_memory(
                     optimizer,
                     batch,
                     micro_batch_size=counters.micro_batch_size,
-                    dice_weight=settings.dice_weight,
-                    loss_resolution=settings.loss_resolution,
-                    dice_form=settings.dice_form,
+                    objective=Objective.of(settings),
                     scale=counters.loss_scale,
                     meter=meter,
                     agreement=agreement,

@@ -16,9 +16,8 @@ from medsaga.memory.meta import value_of
 from medsaga.memory.tracker import ELSEWHERE, TensorTracker
 from medsaga.models.base import SegmentationModel
 from medsaga.optim.accumulation import AccumulatingOptimizer
-from medsaga.settings.options import DiceForm, LossResolution
 from medsaga.training.agreement import Agreement
-from medsaga.training.loss import dice_sums, segmentation_loss
+from medsaga.training.loss import Objective, dice_sums, segmentation_loss
 from medsaga.training.scaling import LossScale
 
 
@@ -134,9 +133,7 @@ def accumulate(
     batch: Batch,
     *,
     micro_batch_size: int,
-    dice_weight: float,
-    loss_resolution: LossResolution,
-    dice_form: DiceForm,
+    objective: Objective,
     scale: LossScale,
     meter: StepMeter | None = None,
     agreement: Agreement | None = None,
@@ -155,9 +152,7 @@ def accumulate(
     agreement = agreement or Agreement()
     how: dict[str, Any] = {
         "micro_batch_size": micro_batch_size,
-        "dice_weight": dice_weight,
-        "loss_resolution": loss_resolution,
-        "dice_form": dice_form,
+        "objective": objective,
         "scale": scale,
         "meter": meter,
         "agreement": agreement,
@@ -181,9 +176,7 @@ def backward(
     batch: Batch,
     *,
     micro_batch_size: int,
-    dice_weight: float,
-    loss_resolution: LossResolution,
-    dice_form: DiceForm,
+    objective: Objective,
     scale: LossScale,
     meter: StepMeter | None = None,
     agreement: Agreement | None = None,
@@ -197,9 +190,7 @@ def backward(
         model: in training mode.
         batch: on the host; only a micro-batch of it is on the model's device at a time.
         micro_batch_size: images per backward pass.
-        dice_weight: share of Dice in the loss.
-        loss_resolution: where the loss is taken; see `medsaga.training.loss`.
-        dice_form: how Dice is computed; see there.
+        objective: the loss.
         scale: factor of the gradient.
         meter: tells the tracker the phase, while memory is measured.
         agreement: with the processes that have the other images of the batch; None where these are all.
@@ -219,7 +210,8 @@ def backward(
         with torch.no_grad():
             for part in parts:
                 logits, labels = _through(model, batch, part)
-                sums.append(dice_sums(logits, labels, resolution=loss_resolution, dice_form=dice_form))
+                found = dice_sums(logits, labels, resolution=objective.resolution, dice_form=objective.dice_form)
+                sums.append(found)
         others = agreement.others(torch.stack(sums).sum(0))
     total = torch.zeros(2, device=model.device)
     for number, part in enumerate(parts):
@@ -229,9 +221,9 @@ def backward(
         cross_entropy, dice = segmentation_loss(
             *_through(model, batch, part),
             sum(sums[:number] + sums[number + 1 :], others) if sums else agreement.others,
-            dice_weight=dice_weight,
-            resolution=loss_resolution,
-            dice_form=dice_form,
+            dice_weight=objective.dice_weight,
+            resolution=objective.resolution,
+            dice_form=objective.dice_form,
         )
         if meter:
             meter.phase("temporary")

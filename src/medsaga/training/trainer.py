@@ -28,6 +28,7 @@ from medsaga.training.checkpoint import load_state, save_state
 from medsaga.training.embeddings import embed
 from medsaga.training.events import Evaluated, Event, Listener, Notice, Saved, Stepped, Stopped, Working
 from medsaga.training.interrupts import Interrupts
+from medsaga.training.loss import Objective
 from medsaga.training.monitoring import monitor_dice
 from medsaga.training.out_of_memory import step_within_memory
 from medsaga.training.schedule import learning_rate_factor
@@ -203,9 +204,7 @@ class Trainer:
             self.optimizer,
             self._batch(counters.step, *self._train.batch(chosen)),
             micro_batch_size=counters.micro_batch_size,
-            dice_weight=settings.dice_weight,
-            loss_resolution=settings.loss_resolution,
-            dice_form=settings.dice_form,
+            objective=Objective.of(settings),
             scale=counters.loss_scale,
         )
 
