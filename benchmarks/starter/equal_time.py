@@ -4,7 +4,7 @@
 
 One run for each set, with the most cases and seed 0; all other settings are those of ``benchmarks.starter.judge``,
 whose numbers stand beside it. What is in RUNS, a folder of its own, is not repeated; with ``--sets`` the others keep
-what they have.
+what they have. The table for the README is printed.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def main() -> None:
     document = {"machine": machine(), "mean": mean(record["dice_mean"] for record in records), "runs": records}
     files.write_json(given.out / "equal_time.json", document)
     judged = files.read_json(given.out / "judgement.json")["runs"]
-    files.write_text(given.out / "equal_time.md", table(judged, records))
+    print(table(judged, records), end="")
 
 
 if __name__ == "__main__":
