@@ -261,6 +261,34 @@ def test_padding_is_left_as_it_is(tmp_path: Path) -> None:
     assert np.array_equal(read(tmp_path)[0], volume)
 
 
+@pytest.mark.parametrize("pixel", [np.uint16, np.uint8])
+@pytest.mark.parametrize("signed_slice", [0, 2])
+def test_each_slice_says_whether_its_pixels_are_signed(tmp_path: Path, pixel: type, signed_slice: int) -> None:
+    """As subtractions are stored: a negative value that was read as unsigned would be the brightest voxel."""
+    values = RNG.integers(0, 120, (40, 48, 4))
+    values[3, 5, signed_slice] = -5
+
+    def edit(image: Dataset, k: int) -> None:
+        kind = np.dtype(pixel).str.replace("u", "i") if k == signed_slice else pixel
+        set_pixels(image, values[:, :, k].T.astype(kind))
+
+    write_ct_series(tmp_path, values, AXIAL, modality="MR", intercept=0, edit=edit)
+    (series,) = find_series(tmp_path)
+    geometry = geometry_of(series)
+    assert np.array_equal(read_volume(series, geometry)[0], values)
+    assert np.array_equal(np.stack([each[0] for each in read_slices(series, geometry)], axis=2), values)
+
+
+def test_pixels_in_the_upper_bits_are_refused(tmp_path: Path) -> None:
+    def edit(image: Dataset, k: int) -> None:
+        stored = np.frombuffer(image.PixelData, np.uint16).reshape(48, 40) % 4096 << 4
+        set_pixels(image, stored.astype(np.uint16))
+        image.BitsStored, image.HighBit = 12, 15
+
+    write_ct_series(tmp_path, VOLUME, AXIAL, edit=edit)
+    assert "expected pixels in the lower 12 bits, with a HighBit of 11; found 15" in refusal(tmp_path)
+
+
 def test_a_slope_that_is_no_whole_number_gives_float32(tmp_path: Path) -> None:
     write_ct_series(tmp_path, VOLUME * 0.25, AXIAL, slope=0.25, intercept=-512)
     volume = read(tmp_path)

@@ -34,7 +34,8 @@ _LUTS = tuple(
 )
 KEYWORDS = (
     *("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration"),
-    *("BitsAllocated", "BitsStored", "PixelRepresentation", "ExtendedOffsetTable", "ExtendedOffsetTableLengths"),
+    *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"),
+    *("ExtendedOffsetTable", "ExtendedOffsetTableLengths"),
     *_LUTS,
 )
 _LOSSLESS_JPEG = ("1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70")
@@ -113,6 +114,10 @@ def pixel_format(path: Path, file: reading.Opened) -> PixelFormat:
     if not file.pixels:
         raise _unusable(path, "pixel data", "none: the file is truncated, or no image")
     pixels = _pixel_format(path, file.header, file.pixels)
+    usual = pixels.stored - 1
+    if not file.is_compressed and usual != (high := reading.whole(path, file.header, "HighBit", usual)):
+        # Old files may have them in the upper bits; read as others are, they would be noise.
+        raise _unusable(path, f"pixels in the lower {pixels.stored} bits, with a HighBit of {usual}", str(high))
     if not file.is_compressed and file.length * 8 < pixels.frame_bits * pixels.frames:
         promised = f"{-(-pixels.frame_bits * pixels.frames // 8):,} bytes of pixels, as its header says"
         raise _unusable(path, promised, f"{file.length:,} bytes")

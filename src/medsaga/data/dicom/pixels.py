@@ -121,7 +121,9 @@ def _inverted(stored: npt.NDArray[Any], pixels: decoding.PixelFormat) -> npt.NDA
 def _scaled(stored: npt.NDArray[Any], instance: Instance, dtype: np.dtype) -> npt.NDArray[Any]:
     """Apply slope and intercept; the result has ``dtype``, or float32 where it does not fit."""
     slope, intercept = instance.slope, instance.intercept
-    if dtype.kind == "u" and (slope, intercept) == (1.0, 0.0) and stored.dtype.itemsize <= dtype.itemsize:
+    unscaled = dtype.kind == "u" and (slope, intercept) == (1.0, 0.0) and stored.dtype.itemsize <= dtype.itemsize
+    # Each slice says by itself whether its pixels are signed.
+    if unscaled and (stored.dtype.kind == "u" or stored.min() >= 0):
         return stored.astype(dtype, copy=False)
     if dtype == np.int16 and stored.dtype.kind in "iu":
         least, most = sorted(int(value) * int(slope) + int(intercept) for value in (stored.min(), stored.max()))
