@@ -85,6 +85,28 @@ def test_a_table_of_confidence_that_is_changed_by_hand_meanwhile_stays(trained_t
     assert table.read_text() == "mine"
 
 
+@pytest.mark.parametrize("is_new", [False, True])
+def test_a_label_map_that_is_corrected_meanwhile_stays(trained_toy: Path, tmp_path: Path, is_new: bool) -> None:
+    """A folder takes hours, in which people correct what is done."""
+    mine = b"mine"
+    if not is_new:
+        segment(trained_toy, tmp_path, *ALL)
+    wanted = OutputOptions(overlay=True)
+
+    def correct(path: Path) -> None:
+        if path.name == "img0.png":
+            (tmp_path / "img2.png").write_bytes(mine)
+
+    images = [trained_toy / "data/images" / f"{name}.png" for name in ALL]
+    given: dict[str, Any] = {"tta": "none", "console": Console(quiet=True), "written": correct}
+    with pytest.raises(RunError, match=r"1 of 4 images(?s:.*)img2.png.*changed since"):
+        predict_files(trained_toy / "run", images, tmp_path, wanted, **given)
+    assert (tmp_path / "img2.png").read_bytes() == mine
+    assert sorted(path.name for path in tmp_path.glob("*_overlay.png")) == [f"img{n}_overlay.png" for n in (0, 1, 3)]
+    predict_files(trained_toy / "run", images, tmp_path, wanted, overwrite=True, **given)
+    assert (tmp_path / "img2.png").read_bytes() != mine
+
+
 def test_of_two_that_make_one_folder_the_first_to_be_ready_has_it(tmp_path: Path) -> None:
     def make() -> Any:
         return files.making_folder(tmp_path / "run", "a run folder", "Choose another.")

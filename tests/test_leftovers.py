@@ -117,3 +117,27 @@ def test_a_changed_table_of_measurements_is_left_alone(
     (out / "measurements.csv").write_text("case,mine\nimg0,1\n")
     assert main(["predict", str(trained_otherwise), image, "--out", str(out)]) == 0
     assert (out / "measurements.csv").read_text() == "case,mine\nimg0,1\n"
+
+
+def test_what_is_written_under_a_name_of_its_own_is_told_of_under_that_name(
+    trained_toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exports of many patients are called alike, and their tables are one."""
+    out = tmp_path / "out"
+    for number in (0, 1):
+        export = tmp_path / f"patient{number}" / "ct.png"
+        export.parent.mkdir()
+        shutil.copy(trained_toy / f"data/images/img{number}.png", export)
+        predict = ["predict", str(trained_toy / "run"), str(export), "--out", str(out / f"patient{number}.png")]
+        assert main([*predict, "--measure"]) == 0
+        assert f"patient{number}: confidence" in capsys.readouterr().err
+    rows = (out / "measurements.csv").read_text().splitlines()[1:]
+    assert {row.split(",")[0] for row in rows} == {"patient0", "patient1"}
+    # One into a folder of several is told of beside them, and not in the place of its namesake.
+    assert main(["predict", str(trained_toy / "run"), str(trained_toy / "data/images"), "--out", str(tmp_path)]) == 0
+    before = (tmp_path / "confidence.csv").read_text().splitlines()
+    later = trained_toy / "data/images/img0.png"
+    assert main(["predict", str(trained_toy / "run"), str(later), "--out", str(tmp_path / "followup.png")]) == 0
+    after = (tmp_path / "confidence.csv").read_text().splitlines()
+    assert sorted(before) == sorted(line for line in after if not line.startswith("followup,"))
+    assert len(after) == len(before) + 1

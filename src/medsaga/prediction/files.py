@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -264,14 +263,16 @@ class _Work:
         for warning in warnings_of(item):
             self._say(f"{item.name}: {warning}")
         labels = _cleaned(prediction.labels, item, wanted.post, segmenter)
+        # Before the picture is: it would lie beside a label map that it does not show.
+        self._record.require_ours(target.labels, overwrite=self._overwrite)
         if target.overlay is not None:
-            with self._record.replacing(target.overlay) as path:
+            with self._replacing(target.overlay) as path:
                 pictures.save_png(path, _picture(prediction, labels, segmenter))
         if target.probabilities is not None:
             assert prediction.probabilities is not None, "asked for above"
-            with self._record.replacing(target.probabilities) as path:
+            with self._replacing(target.probabilities) as path:
                 write_probabilities(path, prediction.probabilities, item)
-        with self._record.replacing(target.labels) as path:
+        with self._replacing(target.labels) as path:
             write_labels(path, labels, item, target.kind, self._meaning)
             self._leftovers.remove(target, path)
         self._scores[item.name] = prediction.confidence
@@ -307,9 +308,9 @@ class _Work:
         if self._rows and self._group.is_first:
             table = self._folder / MEASUREMENTS
             with files.one_at_a_time(self._folder):
-                self._require_ours(table)
+                self._record.require_ours(table, overwrite=self._overwrite)
                 earlier = read_csv(table) if self._is_ours(table) else []
-                with self._record.replacing(table) as path:
+                with self._replacing(table) as path:
                     write_csv(path, self._rows, earlier)
 
     def _is_ours(self, table: Path) -> bool:
@@ -319,14 +320,8 @@ class _Work:
         """
         return self._record.has_by_now(table)
 
-    def _require_ours(self, table: Path) -> None:
-        if os.path.lexists(table) and not (self._overwrite or self._is_ours(table)):
-            raise InputError(
-                table,
-                expected="the table as medsaga wrote it",
-                found="one that was changed since",
-                do="Choose another --out, or --overwrite.",
-            )
+    def _replacing(self, path: Path) -> contextlib.AbstractContextManager[Path]:
+        return self._record.replacing(path, overwrite=self._overwrite)
 
     def say_confidence(self, *, one_image: bool) -> None:
         """Say the confidence in one image; of several, write `CONFIDENCE` and name those to look at first.
@@ -349,9 +344,9 @@ class _Work:
         with files.one_at_a_time(self._folder):
             ours = self._is_ours(table)
             if ours or not one_image:
-                self._require_ours(table)
+                self._record.require_ours(table, overwrite=self._overwrite)
                 earlier = confidence_table.read_csv(table, self._classes) if ours else {}
-                with self._record.replacing(table) as path:
+                with self._replacing(table) as path:
                     confidence_table.write_csv(path, self._scores, self._classes, earlier)
 
 

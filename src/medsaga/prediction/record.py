@@ -52,16 +52,35 @@ class Written:
         """Return the same, where another command may have written the file since the record was read."""
         return self.has(path) or Written(path.parent).has(path)
 
+    def require_ours(self, path: Path, *, overwrite: bool) -> None:
+        """Raise InputError if there is a file that medsaga did not write, or that somebody has changed since.
+
+        Args:
+            path: a file that is about to be replaced; it is looked at now, and may have been ours a moment ago.
+            overwrite: whether it may be replaced all the same.
+        """
+        if os.path.lexists(path) and not (overwrite or self.has_by_now(path)):
+            raise InputError(
+                path,
+                expected="no file, or one as medsaga wrote it",
+                found="one that somebody else wrote, or has changed since",
+                do="Choose another --out, or --overwrite.",
+            )
+
     @contextlib.contextmanager
-    def replacing(self, path: Path) -> Iterator[Path]:
+    def replacing(self, path: Path, *, overwrite: bool = False) -> Iterator[Path]:
         """Yield a name for a file that takes ``path``'s place at the end, as `medsaga.files.replacing` does.
 
         It is on the record before it has its name: whenever the process is killed, nothing lies there that is not.
+
+        Raises:
+            InputError: as `require_ours`, which is asked at the end: predictions take hours, in which people correct.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".medsaga-") as folder:
             made = Path(folder) / path.name
             yield made
+            self.require_ours(path, overwrite=overwrite)
             self._note(path.name, files.sha256(made))
             made.replace(path)
 

@@ -30,7 +30,7 @@ class Target:
     """What is written of one image.
 
     Attributes:
-        item: the image; its name is as long as the file system takes.
+        item: the image, under the name of its label map: what tables say of a case stands beside the file of that name.
         labels: the label map.
         kind: what it is written as; see `medsaga.data.outputs.kind_of`.
         overlay: the picture, if it is wanted.
@@ -112,12 +112,11 @@ def targets_of(
         else:
             longest = max(len(each) for each in (suffix, OVERLAY, soft))
             name = files.shortened(item.name, files.longest_name(out) - longest)
-            item = item if name == item.name else replace(item, name=name)
             labels = out / f"{name}{suffix}"
         picture, chances = labels.with_name(f"{name}{OVERLAY}"), labels.with_name(f"{name}{soft}")
         targets.append(
             Target(
-                item,
+                replace(item, name=name),
                 labels,
                 kind,
                 picture if overlay else None,
