@@ -19,17 +19,25 @@ ORIENTATIONS = [
 ]
 
 
+SIZES = (1.0, 1e-2, 5e-6)
+"""Millimetres: of a scanner, a micro-CT and an electron microscope."""
+
+
+@pytest.mark.parametrize("shape", [SHAPE, (6, 6, 6)])
+@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("orientation", ORIENTATIONS, ids=lambda each: str(each.astype(int).ravel().tolist()))
-def test_every_order_of_axes_comes_back(orientation: np.ndarray) -> None:
+def test_every_order_of_axes_comes_back(orientation: np.ndarray, size: float, shape: tuple[int, ...]) -> None:
     """Array and affine are turned round by nibabel; the array comes back by the two affines alone."""
-    labels = np.arange(np.prod(SHAPE)).reshape(SHAPE)
+    labels = np.arange(np.prod(shape)).reshape(shape)
     turned = apply_orientation(labels, orientation)
-    affine = OBLIQUE @ inv_ornt_aff(orientation, SHAPE)
-    found = reorientation(Grid(turned.shape, None, affine), Grid(SHAPE, None, OBLIQUE))
+    image = np.diag([size, size, size, 1]) @ OBLIQUE
+    affine = image @ inv_ornt_aff(orientation, shape)
+    found = reorientation(Grid(turned.shape, None, affine), Grid(shape, None, image))
     assert found is not None
     np.testing.assert_array_equal(found(turned), labels)
 
 
+@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize(
     "change",
     [
@@ -39,9 +47,10 @@ def test_every_order_of_axes_comes_back(orientation: np.ndarray) -> None:
     ],
     ids=["moved by half a voxel", "other spacing", "turned a little"],
 )
-def test_other_voxels_are_refused(change: object) -> None:
+def test_other_voxels_are_refused(change: object, size: float) -> None:
     assert callable(change)
-    assert reorientation(Grid(SHAPE, None, change(OBLIQUE)), Grid(SHAPE, None, OBLIQUE)) is None
+    to_mm = np.diag([size, size, size, 1])
+    assert reorientation(Grid(SHAPE, None, to_mm @ change(OBLIQUE)), Grid(SHAPE, None, to_mm @ OBLIQUE)) is None
 
 
 def test_another_size_or_no_place_in_space_is_refused() -> None:

@@ -6,6 +6,7 @@ in which its file stores them. A label map is the same without the channels. Spa
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,6 +61,10 @@ Labels = npt.NDArray[np.integer]
 Mask = npt.NDArray[np.bool_]
 """Where one structure lies, ``(*shape)``."""
 _PIECE = 2**20
+_NEAR_MM, _NEAR_VOXELS = 1e-2, 0.05
+"""By how much grids in one place may differ: formats round. In microscopy 0.01 mm are many voxels."""
+_ROUNDING = 1e-6
+"""Of a coordinate, in formats that hold single precision."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,8 +104,8 @@ class Grid:
         """The affine and the other one, as far as there are any."""
         return tuple(each for each in (self.affine, self.other_affine) if each is not None)
 
-    def same_space(self, other: Grid, tolerance_mm: float = 1e-2) -> bool:
-        """Whether both grids put every voxel at the same place, within ``tolerance_mm``.
+    def same_space(self, other: Grid) -> bool:
+        """Whether both grids put every voxel at the same place, within 0.01 mm and a twentieth of a voxel.
 
         Where one of them knows no size of its voxels, it knows no place: then the same directions are enough.
         """
@@ -111,14 +116,16 @@ class Grid:
         if (self.spacing is None) != (other.spacing is None):
             mine, theirs = (each[:3, :3] / np.linalg.norm(each[:3, :3], axis=0) for each in (self.affine, other.affine))
             return bool(np.allclose(mine, theirs, atol=1e-3))
-        corner = np.array([*self.shape, 1.0])
-        return any(
-            np.allclose(mine[:3, 3], theirs[:3, 3], atol=tolerance_mm)
-            and np.allclose((mine @ corner)[:3], (theirs @ corner)[:3], atol=tolerance_mm)
-            and np.allclose(mine[:3, :3], theirs[:3, :3], atol=tolerance_mm)
-            for mine in self.affines
-            for theirs in other.affines
-        )
+        corners = np.array([*itertools.product(*((0, length) for length in self.shape), (1,))]).T
+        return any(_agree(mine, theirs, corners) for mine in self.affines for theirs in other.affines)
+
+
+def _agree(mine: npt.NDArray[np.float64], theirs: npt.NDArray[np.float64], corners: npt.NDArray[np.int64]) -> bool:
+    """Whether two affines put voxels, as columns, at the same place."""
+    here, there = (mine @ corners)[:3], (theirs @ corners)[:3]
+    sizes = np.linalg.norm(mine[:3, :3], axis=0)
+    near = min(_NEAR_MM, _NEAR_VOXELS * sizes.min(where=sizes > 0, initial=np.inf))
+    return bool(np.abs(here - there).max() <= near + _ROUNDING * np.abs(here).max())
 
 
 @dataclass(frozen=True)
