@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from dicom_phantoms import AFFINES, write_ct_series, write_flat
 from PIL import Image
+from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
 
 from medsaga.data.inputs import find_all_inputs, find_inputs
@@ -95,8 +96,58 @@ def test_files_of_an_examination_in_two_folders_beside_another_one(tmp_path: Pat
         files += write_ct_series(
             tmp_path / "p1" / name, VOLUME, AFFINE, study_uid=study, description=name, modality=shape
         )
-    files += write_ct_series(tmp_path / "p2", VOLUME, AFFINE)
-    assert [item.name for item in find_all_inputs(files, series="1")] == ["p1", "p2"]
+    files += write_ct_series(tmp_path / "p2", VOLUME, AFFINE, description="t1")
+    assert [item.name for item in find_all_inputs(files, series="t1")] == ["p1", "p2"]
+    with pytest.raises(InputError, match=r"for 2 examinations; found the number 1, which is another series in each"):
+        find_all_inputs(files, series="1")
+
+
+def test_a_number_chooses_a_series_of_one_examination_alone(tmp_path: Path) -> None:
+    for case, first, second in (("p1", 4, 3), ("p2", 3, 4)):
+        study = generate_uid()
+        write_ct_series(tmp_path / case / "a", VOLUME[..., :first], AFFINE, study_uid=study, description="portal")
+        write_ct_series(tmp_path / case / "b", VOLUME[..., :second], AFFINE, study_uid=study, description="native")
+    for find in (find_inputs, lambda root, series: find_all_inputs([root / "p1", root / "p2"], series=series)):
+        with pytest.raises(InputError, match=r"found the number 1, which is another series in each"):
+            find(tmp_path, series="1")
+    assert only_series(find_inputs(tmp_path / "p2", series="1")[0]).description == "native"
+
+
+def test_an_examination_without_the_series_does_not_keep_the_others(tmp_path: Path) -> None:
+    for case, description in (("p1", "portal"), ("p2", "native"), ("p3", "portal")):
+        write_ct_series(tmp_path / case, VOLUME, AFFINE, description=description)
+    problems: list[InputError] = []
+    assert [item.name for item in find_inputs(tmp_path, series="portal", problems=problems)] == ["p1", "p3"]
+    assert [problem.where for problem in problems] == [str(tmp_path / "p2")]
+    with pytest.raises(InputError, match=r"p2: expected one DICOM series that fits 'portal'; found none"):
+        find_inputs(tmp_path, series="portal")
+
+
+def without_study(image: Dataset, k: int) -> None:
+    """As some anonymisers leave it."""
+    del k, image.StudyInstanceUID
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["other identifiers", "one identifier"])
+def test_patients_without_a_study_are_not_one(tmp_path: Path, known: bool) -> None:
+    for case in ("p1", "p2"):
+        given: dict[str, Any] = {"edit": without_study, "patient_id": case if known else "anonymous"}
+        write_ct_series(tmp_path / case / "a", VOLUME, AFFINE, description="t1", modality="MR", **given)
+        write_ct_series(tmp_path / case / "b", VOLUME, AFFINE, description="t2", modality="MR", **given)
+    if known:
+        both = find_inputs(tmp_path, channels=("t1", "t2"))
+        assert [(item.name, item.header.channels) for item in both] == [("p1", 2), ("p2", 2)]
+    else:
+        assert len(find_inputs(tmp_path)) == 4  # each by its folder: nothing says which belong together
+    (one,) = find_inputs(tmp_path / "p1", channels=("t1", "t2"))
+    assert one.header.channels == 2
+
+
+def test_series_of_two_patients_make_no_image(tmp_path: Path) -> None:
+    for case, description in (("p1", "t1"), ("p2", "t2")):
+        write_ct_series(tmp_path / case, VOLUME, AFFINE, description=description, patient_id=case, edit=without_study)
+    items = find_inputs(tmp_path, channels=("t1", "t2"))
+    assert [(item.name, item.header.channels) for item in items] == [("p1", 1), ("p2", 1)]
 
 
 def test_a_picture_that_cannot_be_opened_is_named_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,14 @@ from pathlib import Path
 from medsaga.data.descriptions import channel_names, read_description
 from medsaga.data.dicom.reading import is_dicom
 from medsaga.data.dicom.series import find_series
-from medsaga.data.examinations import chosen_series, examinations_of, name_without_suffix, shared_folder, studies_of
+from medsaga.data.examinations import (
+    chosen_series,
+    examinations_of,
+    name_without_suffix,
+    require_no_number,
+    shared_folder,
+    studies_of,
+)
 from medsaga.data.formats import is_image, stem
 from medsaga.data.labels import listed
 from medsaga.data.layouts import layout_of
@@ -66,7 +73,8 @@ def find_inputs(
             images are meant.
     """
     if path.is_file() and (path.suffix.lower() == ".dcm" or (not is_image(path) and is_dicom(path))):
-        return [_input(name_without_suffix(path), chosen_series(find_series(path), None, None))]
+        (chosen,) = chosen_series([(name_without_suffix(path), find_series(path))], None, None, None)
+        return [_input(*chosen)]
     if not path.is_dir():
         return [_input(stem(path), (path,))]
     before = len(problems or ())
@@ -76,8 +84,7 @@ def find_inputs(
     found, strays = _dicom_or_others(path, others, problems, wants_dicom=series is not None)
     is_damaged = len(problems or ()) > before
     if found or (is_damaged and not others):
-        examinations = [(name, chosen_series(each, channels, series)) for name, each in examinations_of(found, path)]
-        items = _inputs(examinations, problems)
+        items = _inputs(chosen_series(examinations_of(found, path), channels, series, problems), problems)
     else:
         paths = [each for each in image_files(path) if each not in outputs]
         if not paths:
@@ -133,8 +140,11 @@ def find_all_inputs(
     dicom = {path for path in files if path.suffix.lower() == ".dcm" or (not is_image(path) and is_dicom(path))}
     images = [path for path in files if path not in dicom]
     items = _of_files(images, channels, problems) if images else []
-    items += _inputs([(name, chosen_series(found, channels, series)) for name, found in studies_of(dicom)], problems)
-    for folder in sorted({path for path in paths if path.is_dir()}):
+    examinations, folders = studies_of(dicom), sorted({path for path in paths if path.is_dir()})
+    if len(examinations) + len(folders) > 1:
+        require_no_number(series, len(examinations) + len(folders))
+    items += _inputs(chosen_series(examinations, channels, series, problems), problems)
+    for folder in folders:
         items += find_inputs(
             folder, channels=channels, series=series, problems=problems, warn=warn, leave_out=leave_out
         )

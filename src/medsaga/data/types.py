@@ -31,6 +31,7 @@ class Series:
         images: the number of images: frames count one by one.
         rows: height of the images in pixels; 0 where it differs.
         columns: width of the images in pixels; 0 where it differs.
+        patient: what stands for PatientID where there is no study; empty where there is none of the two.
     """
 
     root: Path
@@ -42,6 +43,7 @@ class Series:
     rows: int = 0
     columns: int = 0
     study: str = field(default="", repr=False)
+    patient: str = field(default="", repr=False)
 
     def label(self) -> str:
         """Say in words for people which series it is."""

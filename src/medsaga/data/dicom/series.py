@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from medsaga.errors import InputError
 _MOST_LISTED = 20
 CHOOSE = "Choose one with --series: its number in this list, a part of its description, or 'largest'."
 _KEYWORDS = (
-    *("SOPClassUID", "Modality", "SeriesDescription", "SeriesInstanceUID", "StudyInstanceUID"),
+    *("SOPClassUID", "Modality", "SeriesDescription", "SeriesInstanceUID", "StudyInstanceUID", "PatientID"),
     *("Rows", "Columns", "NumberOfFrames"),
 )
 _BEHIND_COLUMNS = 0x00280012
@@ -33,6 +34,7 @@ class _Found:
     file: Path
     uid: str
     study: str
+    patient: str
     modality: str
     description: str
     images: int
@@ -92,13 +94,16 @@ def find_series(root: Path, problems: list[InputError] | None = None) -> list[Se
     return sorted(series, key=lambda each: (-each.images, -each.rows * each.columns, each.modality, each.uid))
 
 
-def choose_series(found: list[Series], wanted: str | None = None, *, do: str = CHOOSE) -> Series:
+def choose_series(
+    found: list[Series], wanted: str | None = None, *, by_number: bool = True, do: str = CHOOSE
+) -> Series:
     """Choose one of the series of `find_series`.
 
     Args:
         found: the series, largest first.
         wanted: None takes the only one; ``largest``; its number in the list of the message, from 1; its
             SeriesInstanceUID; else a part of its description, in upper or lower case.
+        by_number: whether a number is one in the list. Of several examinations each has a list of its own.
         do: what the user can do when several fit.
 
     Raises:
@@ -113,7 +118,7 @@ def choose_series(found: list[Series], wanted: str | None = None, *, do: str = C
     elif wanted == "largest":
         most = max(each.images * each.rows * each.columns for each in found)
         fitting = [each for each in found if each.images * each.rows * each.columns == most]
-    elif wanted.isdecimal() and 1 <= int(wanted[:9]) <= len(found):
+    elif by_number and wanted.isdecimal() and 1 <= int(wanted[:9]) <= len(found):
         fitting = [found[int(wanted[:9]) - 1]]
     else:
         fitting = [each for each in found if each.uid == wanted] or [
@@ -192,7 +197,13 @@ def _image(path: Path) -> _Found | None:
         # It was only a guess that it is DICOM at all.
         raise _MaybeSliceError(path, expected=error.expected, found=error.found, do=error.do) from None
     uid, study = (reading.uid(path, header, name) for name in ("SeriesInstanceUID", "StudyInstanceUID"))
-    return _Found(path, uid, study, modality, reading.text(path, header, "SeriesDescription"), images, size)
+    patient = "" if study else _stand_in(reading.text(path, header, "PatientID"))
+    return _Found(path, uid, study, patient, modality, reading.text(path, header, "SeriesDescription"), images, size)
+
+
+def _stand_in(identifier: str) -> str:
+    """Return what says whether two identifiers are one, and does not show them."""
+    return hashlib.sha256(identifier.encode()).hexdigest() if identifier else ""
 
 
 def _is_image_storage(storage: str) -> bool:
@@ -215,4 +226,5 @@ def _series(root: Path, images: list[_Found]) -> Series:
         rows=rows,
         columns=columns,
         study=images[0].study,
+        patient=images[0].patient,
     )

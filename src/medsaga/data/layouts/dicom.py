@@ -133,7 +133,7 @@ def series_of(entry: Path, wanted: Sequence[str | None], *, do: str) -> tuple[So
         raise InputError(
             entry, expected="DICOM images", found="none", do="Export the images again, or move the folder away."
         )
-    return tuple(choose_series(found, each, do=do) for each in wanted)
+    return tuple(choose_series(found, each, by_number=False, do=do) for each in wanted)
 
 
 def _wanted(
