@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from medsaga.memory.tracker import TensorTracker
+from medsaga.memory.tracker import TensorTracker, is_out_of_memory
 
 
 def _step(tracker: TensorTracker, model: nn.Module, inputs: torch.Tensor) -> None:
@@ -52,3 +53,24 @@ def test_fake_tensors_are_counted_like_real_ones() -> None:
     with FakeTensorMode():
         fake = measure()
     assert fake == measure()
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        (
+            "[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory: you tried to allocate",
+            True,
+        ),
+        ("[enforce fail at alloc_cpu.cpp:80] . DefaultCPUAllocator: not enough memory: you tried to allocate", True),
+        ("MPS backend out of memory (MPS allocated: 17.8 GB)", True),
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
+        ("cuDNN error: CUDNN_STATUS_ALLOC_FAILED", True),
+        ("std::bad_alloc", True),
+        ("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm`", False),
+        ("The size of tensor a (3) must match the size of tensor b (4) at non-singleton dimension 1", False),
+    ],
+)
+def test_running_out_of_memory_is_known_by_what_libraries_say(said: str, expected: bool) -> None:
+    assert is_out_of_memory(RuntimeError(said)) == expected
+    assert not is_out_of_memory(ValueError(said))

@@ -14,6 +14,15 @@ from torch.utils._pytree import tree_leaves
 CATEGORIES = ("weights", "gradients", "optimizer", "activations", "temporary")
 ELSEWHERE = "elsewhere"
 """The category of storages that do not count: they lie in the host's memory, or would if there were a GPU."""
+_OUT_OF_MEMORY = (
+    "can't allocate memory",  # torch's allocator of the CPU on Linux and macOS
+    "not enough memory",  # on Windows
+    "bad_alloc",  # C++ itself
+    "out of memory",  # CUDA's runtime, MPS
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
+"""What stands in the message of a RuntimeError that says so."""
 
 
 class TensorTracker(TorchDispatchMode):
@@ -103,11 +112,10 @@ def _parts(tensor: Tensor) -> Iterator[Tensor]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out: CUDA has a type for it, the CPU and MPS a message."""
+    """Whether an error says that memory ran out: CUDA has a type for it, its libraries, the CPU and MPS a message."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    said = str(error)
-    return isinstance(error, RuntimeError) and ("can't allocate memory" in said or "out of memory" in said)
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
 
 
 def reset_device_peak(device: torch.device) -> None:
