@@ -17,6 +17,7 @@ from conftest import write_toy_dataset
 from PIL import Image
 
 from medsaga.cli import main
+from medsaga.prediction.segmenter import Segmenter
 
 FAST = ["--model", "tiny", "--image-size", "64", "--steps", "2", "--batch-size", "2", "--rank", "4", "--device", "cpu"]
 
@@ -142,7 +143,7 @@ def test_evaluate_on_other_data_leaves_the_result_alone(
 
 
 def test_predict_one_file_to_one_file_and_never_over_an_input(
-    run: Path, toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Path, toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     image = toy / "images" / "img0.png"
     assert main(["predict", str(run), str(image), "--out", str(tmp_path / "x.tif"), "--probabilities"]) == 0
@@ -156,6 +157,12 @@ def test_predict_one_file_to_one_file_and_never_over_an_input(
     assert image.read_bytes() == before
     assert main(["predict", str(run), str(image), "--out", str(tmp_path / "x.nii.gz")]) == 2
     assert "png, tiff; found nifti" in capsys.readouterr().err
+    for suffix in (".jpg", ".nrrd"):  # what its own kind of file does not hold without loss, and what others have
+        with monkeypatch.context() as patch:
+            patch.setattr(Segmenter, "predict_item", None)  # said before anything is segmented
+            assert main(["predict", str(run), str(image), "--out", str(tmp_path / f"x{suffix}")]) == 2
+        said = f"x{suffix}: expected a file that ends in .png, .tif, .tiff, .dcm, .nii.gz; found another suffix"
+        assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("ending", ["\n", "\r\n", "\0"])

@@ -85,6 +85,17 @@ def test_a_description_chooses_among_the_segments(data: Path) -> None:
     ]
 
 
+def test_names_that_differ_by_a_sign_alone_are_two_labels(data: Path) -> None:
+    names = {"HER2+": 1, "HER2-": 2}
+    for seed, case in enumerate(("a", "b")):
+        write_seg(data / "masks" / f"{case}.dcm", some_labels(seed), data / "images" / case, names)
+    (data / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "her2-": 1, "HER2+": 5}}))
+    dataset = read_dataset(data)
+    assert dataset.problems == ()
+    for seed, item in enumerate(dataset.items):
+        np.testing.assert_array_equal(read_mask(item), np.array([0, 5, 1], np.uint8)[some_labels(seed)])
+
+
 def test_structure_sets_folders_of_masks_and_label_maps(data: Path) -> None:
     for case in ("a", "b"):
         (data / "masks" / f"{case}.dcm").unlink()

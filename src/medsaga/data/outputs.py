@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medsaga.data.dicom.terminology import Terminology
-from medsaga.data.formats import format_of, labels_suffix, nifti, raster, suffix_of
+from medsaga.data.formats import format_of, labels_suffix, nifti, raster
 from medsaga.data.sources import geometry_of
 from medsaga.data.types import Item, Labels, Series, Source
 from medsaga.errors import InputError
@@ -165,18 +165,20 @@ def _of_probabilities(item: Item) -> Any:
 
 def _by_suffix(item: Item, out: Path) -> str:
     """Return the kind that a file name asks for."""
-    source, suffix = item.images[0], suffix_of(out)
+    source, name = item.images[0], out.name.lower()
+    own = format_of(source).LABELS_SUFFIXES if isinstance(source, Path) else ()
     # A stack of slices shares its format with pictures, which hold one.
-    is_too_flat = suffix in SUFFIXES["png"] and item.header.grid.affine is not None
-    if isinstance(source, Path) and suffix in format_of(source).SUFFIXES and not is_too_flat:
+    is_too_flat = name.endswith(SUFFIXES["png"]) and item.header.grid.affine is not None
+    if own and name.endswith(own) and not is_too_flat:
         return "auto"
     for kind, suffixes in SUFFIXES.items():
-        if out.name.lower().endswith(suffixes):
+        if name.endswith(suffixes):
             return kind
+    known = dict.fromkeys((*own, *(suffixes[0] for suffixes in SUFFIXES.values())))
     raise InputError(
         out,
-        expected="a label map in the input's format, or a file that ends in .dcm, .nii.gz, .png or .tif",
-        found="another format",
+        expected=f"a file that ends in {', '.join(known)}",
+        found="another suffix",
         do="Change the suffix of --out.",
     )
 

@@ -13,6 +13,7 @@ import mmap
 import re
 import warnings
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
@@ -192,8 +193,8 @@ def merged_labels(
 
     Args:
         found: number, at least 1, and printable name of each segment or structure.
-        wanted: the label value of each name that counts, compared by `as_key`; all others are background. None takes
-            every name, with its number for the value.
+        wanted: the label value of each name that counts, compared by `as_key`, or as they are where that makes two of
+            them one (HER2+ and HER2-); all others are background. None takes every name, with its number for the value.
 
     Returns:
         The label value of each number, 0 where the name says background; the label value of each name, which is the
@@ -202,9 +203,15 @@ def merged_labels(
     values: dict[int, int] = {}
     names: dict[str, int] = {}
     times: dict[str, int] = {}
-    given = None if wanted is None else {as_key(name): value for name, value in wanted.items()}
+    keys = Counter(map(as_key, wanted or ()))
+
+    def compared(name: str) -> str:
+        key = as_key(name)
+        return key if keys[key] < 2 else normal(name).casefold()
+
+    given = None if wanted is None else {compared(name): value for name, value in wanted.items()}
     for number, name in sorted(found):
-        value = number if given is None else given.get(as_key(name), 0)
+        value = number if given is None else given.get(compared(name), 0)
         if name.casefold() == _BACKGROUND or value == 0:
             values[number] = 0
             continue

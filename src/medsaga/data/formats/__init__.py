@@ -25,8 +25,8 @@ class Format(Protocol):
 
     SUFFIXES: tuple[str, ...]
     """The suffixes it is responsible for, in lower case, with the leading dot."""
-    LABELS_SUFFIX: str
-    """The suffix that label maps of its images get when the user names none."""
+    LABELS_SUFFIXES: tuple[str, ...]
+    """Those that label maps can be written with; the first is what they get when the user names none."""
     PROBABILITIES_SUFFIX: str
     """The suffix that probabilities of its images get."""
 
@@ -98,7 +98,7 @@ def labels_suffix(image: Path) -> str:
     form = format_of(image)
     # Of a stack of slices PNG would hold one.
     is_stack = form is raster and len(raster.read_header(image).grid.shape) == 3
-    return raster.PROBABILITIES_SUFFIX if is_stack else form.LABELS_SUFFIX
+    return raster.PROBABILITIES_SUFFIX if is_stack else form.LABELS_SUFFIXES[0]
 
 
 def stem(path: Path) -> str:

@@ -26,7 +26,7 @@ from medsaga.errors import InputError
 from medsaga.files import replacing
 
 SUFFIXES: tuple[str, ...] = (".npz", ".npy.h5")
-LABELS_SUFFIX = ".npz"
+LABELS_SUFFIXES: tuple[str, ...] = (".npz", ".npy.h5")
 PROBABILITIES_SUFFIX = ".npz"
 
 IMAGE, LABEL, PROBABILITIES = "image", "label", "probabilities"

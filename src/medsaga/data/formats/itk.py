@@ -30,7 +30,7 @@ from medsaga.files import replacing
 
 SUFFIXES: tuple[str, ...] = (".nrrd", ".seg.nrrd", ".mha", ".nhdr", ".mhd")
 """The last two are refused with a word on what to do; a folder of them is no empty folder."""
-LABELS_SUFFIX = ".nrrd"
+LABELS_SUFFIXES: tuple[str, ...] = (".nrrd", ".seg.nrrd", ".mha")
 PROBABILITIES_SUFFIX = ".nrrd"
 
 _GZIP_OR_ZLIB, _GZIP, _ZLIB = 47, 31, 15

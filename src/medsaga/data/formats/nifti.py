@@ -33,7 +33,7 @@ from medsaga.errors import InputError
 from medsaga.files import replacing
 
 SUFFIXES: tuple[str, ...] = (".nii", ".nii.gz")
-LABELS_SUFFIX = ".nii.gz"
+LABELS_SUFFIXES: tuple[str, ...] = (".nii.gz", ".nii")
 PROBABILITIES_SUFFIX = ".nii.gz"
 
 _GRID_FIELDS = (

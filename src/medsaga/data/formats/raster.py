@@ -35,7 +35,7 @@ from medsaga.errors import InputError
 from medsaga.files import replacing
 
 SUFFIXES: tuple[str, ...] = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".ome.tif", ".ome.tiff", ".bmp", ".gif")
-LABELS_SUFFIX = ".png"
+LABELS_SUFFIXES: tuple[str, ...] = (".png", ".tif", ".tiff")
 PROBABILITIES_SUFFIX = ".tif"
 _LOSSY_COMPRESSIONS = {"jpeg", "tiff_jpeg", "webp", "jpeg2000"}
 _LOW_BIT_STEP = {"L;2": 85, "L;4": 17}
@@ -281,7 +281,7 @@ def write_labels(path: Path, labels: Labels, like: Path | Grid) -> None:
     Raises:
         InputError: the suffix is neither PNG nor TIFF.
     """
-    if path.suffix.lower() not in (".png", ".tif", ".tiff"):
+    if path.suffix.lower() not in LABELS_SUFFIXES:
         raise InputError(
             path,
             expected="a label map to be written as .png, .tif or .tiff",
