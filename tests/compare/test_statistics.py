@@ -117,6 +117,22 @@ def test_a_case_counts_once_however_many_images_it_has() -> None:
     assert pair.difference == pytest.approx(((0.7 - 0.5) + (0.5 - 0.9)) / 2)
 
 
+def test_who_invents_something_where_nothing_is_does_not_get_away_with_it() -> None:
+    """Healthy cases have no Dice for who rightly finds nothing in them: they would drop out where it matters."""
+    healthy = [f"healthy{n}" for n in range(8)]
+    found = [item(f"ill{n}", f"ill{n}", 0.8) for n in range(8)]
+    cells = [
+        cell("a", 4, 0, [*found, *(item(name, name, None) for name in healthy)]),
+        cell("b", 4, 0, [*found, *(item(name, name, 0.0) for name in healthy)]),
+        cell("c", 4, 0, [*found, *(item(name, name, None) for name in healthy)]),
+    ]
+    pairs = {(pair.first, pair.second): pair for pair in compare_methods(cells, ["a", "b", "c"], 4)}
+    assert (pairs["a", "b"].cases, pairs["a", "b"].difference) == (16, 0.5)
+    assert pairs["a", "b"].p == pytest.approx(stats.wilcoxon(np.ones(8)).pvalue)
+    assert (pairs["b", "c"].cases, pairs["b", "c"].difference) == (16, -0.5)
+    assert (pairs["a", "c"].cases, pairs["a", "c"].difference) == (8, 0.0)
+
+
 def test_only_seeds_that_both_methods_finished_are_compared() -> None:
     """A hard seed that ran out of memory for one method must not count against the other."""
     cells = [

@@ -16,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from medsaga import files
 from medsaga.cli import main
 from medsaga.cli.runs import run_meant
 from medsaga.data.dataset import read_dataset
@@ -25,6 +26,7 @@ from medsaga.deltas.header import KEY, is_delta
 from medsaga.deltas.making import export_delta, run_weights
 from medsaga.errors import InputError
 from medsaga.models.sam import build_sam
+from medsaga.models.weights import registry
 from medsaga.models.weights.loading import save_model
 from medsaga.prediction.segmenter import Segmenter
 from medsaga.runs.export import export_run
@@ -149,6 +151,22 @@ def test_the_base_is_found_beside_the_file_here_and_by_the_run(
         place.unlink()
     # In the run folder config.toml names the weights.
     shutil.copy(made.run / "config.toml", file.parent)
+    load_delta(file)
+
+
+def test_named_weights_that_are_not_in_the_cache_are_found_beside_the_file(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who has no internet copies SAM's file anywhere, and names its path."""
+    named = next(known for known in registry.known_weights().values() if known.url is not None)
+    known = dataclasses.replace(named, sha256=files.sha256(made.weights))
+    monkeypatch.setattr("medsaga.deltas.base.known_weights", lambda: {known.name: known})
+    monkeypatch.setattr(registry, "cache_folder", lambda: tmp_path / "cache")
+    file = tmp_path / "delta.safetensors"
+    shutil.copy(made.file, file)
+    with pytest.raises(InputError, match=rf"--base WEIGHTS, or with internet .*medsaga weights fetch {known.name}"):
+        load_delta(file)
+    shutil.copy(made.weights, tmp_path / "base.safetensors")
     load_delta(file)
 
 

@@ -20,6 +20,7 @@ from rich.console import Console
 
 import medsaga
 from medsaga import files, run_folder
+from medsaga.data.dataset import read_dataset
 from medsaga.data.items import read_mask
 from medsaga.deltas.making import export_delta
 from medsaga.errors import InputError, Interrupted
@@ -28,11 +29,11 @@ from medsaga.models.base import SegmentationModel
 from medsaga.models.weights.loading import save_model
 from medsaga.prediction.files import predict_files
 from medsaga.prediction.segmenter import Segmenter
-from medsaga.runs.continuing import inherited
+from medsaga.runs.continuing import inherited, joined
 from medsaga.runs.evaluate import evaluate_run
 from medsaga.runs.prepare import continued_run, new_run, resumed_run
 from medsaga.runs.train import train
-from medsaga.settings.options import ResolvedSettings, Settings
+from medsaga.settings.options import Augmentations, ResolvedSettings, Settings
 from medsaga.settings.run_config import read_config
 
 pytestmark = pytest.mark.xdist_group("continuing")
@@ -317,12 +318,36 @@ def test_changed_data_of_the_run_are_noticed(first: Path, tmp_path: Path) -> Non
     assert "do not compare" in " ".join(said["changed"].getvalue().split())
 
 
+def test_without_augmentation_nothing_is_mirrored_whatever_the_run_before_did(first: Path, tmp_path: Path) -> None:
+    assert Segmenter.load(first / "run", "cpu").model.symmetries
+    data = new_cases(tmp_path / "new", "extra")
+    settings = Settings(augmentation="none", device="cpu")
+    run = continued_run(first / "run", data, tmp_path / "run", settings, SILENT)
+    assert run.model.symmetries == ()
+    again = resumed_run(data, tmp_path / "run", settings, SILENT, first / "run")
+    assert again.model.symmetries == ()
+
+
+def test_the_other_images_of_a_case_stay_where_one_is_corrected(tmp_path: Path) -> None:
+    """People correct single images, of patients who have several."""
+    data, new = write_toy_dataset(tmp_path / "data"), new_cases(tmp_path / "new", "img2")
+    patients = {f"img{number}": f"P{number // 2}" for number in range(6)}
+    (data / "cases.csv").write_text("".join(f"{name},{case}\n" for name, case in {"name": "case", **patients}.items()))
+    (new / "cases.csv").write_text("name,case\nimg2,P1\n")
+    whole = read_dataset(data)
+    run = joined(whole, [read_dataset(new)], ("P0", "P1"))
+    assert [(item.name, item.case) for item in run.items] == [(f"img{n}", f"P{n // 2}") for n in range(4)]
+    places = {item.name: item.masks[0].parent.parent for item in run.items}
+    assert places == {"img0": data, "img1": data, "img2": new, "img3": data}
+
+
 @pytest.mark.exhaustive
+@pytest.mark.parametrize("augmentation", [None, "none"])
 def test_interrupted_and_resumed_equals_never_interrupted(
-    first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, augmentation: Augmentations | None
 ) -> None:
     data = new_cases(tmp_path / "new", "extra")
-    settings = Settings(steps=3, device="cpu")
+    settings = Settings(steps=3, augmentation=augmentation, device="cpu")
     whole = train(data, tmp_path / "whole", settings, continue_from=first / "run", console=SILENT)
     with monkeypatch.context() as patch:
         interrupt_in(patch, 2)
@@ -334,7 +359,7 @@ def test_interrupted_and_resumed_equals_never_interrupted(
         train(
             data,
             tmp_path / "run",
-            Settings(steps=5, device="cpu"),
+            dataclasses.replace(settings, steps=5),
             continue_from=first / "run",
             resume=True,
             console=SILENT,

@@ -134,7 +134,7 @@ def run_cell(
 
     A run that a command before this was stopped in goes on, to the same result. An error that is neither the user's nor
     a lack of memory is a fault of the program: the cell's file calls it ``unexpected``, and its traceback is kept
-    beside it.
+    beside it. Pictures that cannot be made are no failure of the run.
 
     Args:
         data: the dataset.
@@ -157,8 +157,6 @@ def run_cell(
     status, message, result, unexpected = "done", None, None, False
     try:
         result = train(data, folder, settings, resume=goes_on, loaded=loaded, console=console)
-        if examples:
-            _keep_examples(out / CELLS / f"{cell.name}.npz", folder, examples)
     except Interrupted:
         raise
     except Exception as error:  # whatever it is, the other cells go on and this one says so
@@ -168,11 +166,20 @@ def run_cell(
         message = str(error) if isinstance(error, MedsagaError) else f"{type(error).__name__}: {error}"
         if unexpected:
             files.write_text(cell.traceback(out), "".join(traceback.format_exception(error)))
+    without_pictures = None
+    if status == "done" and examples:
+        try:
+            _keep_examples(out / CELLS / f"{cell.name}.npz", folder, examples, settings.device)
+        except Interrupted:
+            raise
+        except Exception as error:  # the result is there all the same
+            without_pictures = f"{type(error).__name__}: {error}"
     document = {
         "cell": dataclasses.asdict(cell),
         "status": status,
         "message": message,
         "unexpected": unexpected,
+        "without_pictures": without_pictures,
         "requested": named(settings),
         "data_fingerprint": loaded.fingerprint,
         "settings": _settings(folder),
@@ -215,8 +222,8 @@ def _is_begun(folder: Path, settings: Settings, fingerprint: str) -> bool:
     return bool(manifest.get("requested") == named(settings) and manifest.get("data_fingerprint") == fingerprint)
 
 
-def _keep_examples(path: Path, run: Path, items: Sequence[Item]) -> None:
-    segmenter = Segmenter.load(run)
+def _keep_examples(path: Path, run: Path, items: Sequence[Item], device: str) -> None:
+    segmenter = Segmenter.load(run, device)
     kept: dict[str, Any] = {}
     for n, item in enumerate(items):
         shown = most_labelled_slice(segmenter.predict_item(item), read_mask(item), segmenter.label_values)

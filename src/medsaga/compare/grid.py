@@ -168,7 +168,7 @@ def _without_paths(document: dict[str, Any]) -> dict[str, Any]:
     if settings is not None:
         names = {key: Path(settings[key]).name for key in ("weights", "recipe") if settings.get(key) is not None}
         settings = settings | names
-    return document | {"message": None, "settings": settings}
+    return document | {"message": None, "without_pictures": None, "settings": settings}
 
 
 def _finished_in(done: Mapping[Cell, dict[str, Any] | None]) -> int:
@@ -180,6 +180,8 @@ def _say(document: dict[str, Any], console: Console) -> None:
         console.print(f"  {document['status']}: {document['message']}", markup=False)
     else:
         console.print(f"  Dice {dice_text(document['result']['dice_mean'])}", highlight=False)
+    if document["without_pictures"] is not None:
+        console.print(f"  no pictures: {document['without_pictures']}", markup=False, highlight=False)
 
 
 def _dealt(cells: Sequence[Cell], group: Group) -> list[Cell]:

@@ -249,23 +249,32 @@ def compare_methods(cells: Sequence[Cell], methods: Sequence[str], shots: int) -
     return pairs
 
 
-def case_scores(cells: Sequence[Cell], method: str, shots: int) -> dict[tuple[int, str], float]:
-    """Return the Dice of each case in each seed, averaged over its images: ``(seed, case)`` to Dice."""
+def case_scores(cells: Sequence[Cell], method: str, shots: int) -> dict[tuple[int, str], float | None]:
+    """Return the Dice of each case in each seed, averaged over its images: ``(seed, case)`` to Dice.
+
+    It is None where nothing is to be found in a case, and the method has found nothing.
+    """
     images: dict[tuple[int, str], list[float]] = defaultdict(list)
     for cell in cells:
         place = cell["cell"]
         if (place["method"], place["shots"]) != (method, shots):
             continue
         for item in (item for result in results([cell]) for item in result["cases"]):
-            if item["dice_mean"] is not None:
-                images[place["seed"], item["case"]].append(item["dice_mean"])
-    return {key: math.fsum(values) / len(values) for key, values in images.items()}
+            images[place["seed"], item["case"]] += _values([item["dice_mean"]])
+    return {key: _mean(values) for key, values in images.items()}
 
 
-def _compare(first: str, second: str, shots: int, scores: Mapping[str, Mapping[tuple[int, str], float]]) -> Comparison:
+def _compare(
+    first: str, second: str, shots: int, scores: Mapping[str, Mapping[tuple[int, str], float | None]]
+) -> Comparison:
     of_case: dict[str, list[float]] = defaultdict(list)
     for key in sorted(scores[first].keys() & scores[second].keys()):
-        of_case[key[1]].append(scores[first][key] - scores[second][key])
+        one, other = (scores[method][key] for method in (first, second))
+        if one is None and other is None:
+            continue
+        # Nothing, rightly, is as good as it can be where the other has invented something (Maier-Hein et al.,
+        # Metrics reloaded, doi 10.1038/s41592-023-02151-z); without it such cases would not count at all.
+        of_case[key[1]].append((1.0 if one is None else one) - (1.0 if other is None else other))
     differences = np.round([np.mean(of_case[case]) for case in sorted(of_case)], NOISE_DIGITS)
     return Comparison(
         first=first,

@@ -30,13 +30,15 @@ TABLES = {
 """Title and explanation of each table, in their order."""
 ROW_NOTE = (
     "Dice: mean over labels, test cases and seeds, with the 95 % t-interval over the seeds, each of which draws other "
-    "training cases. Per label: the mean over cases and seeds. HD95: the mean where it is defined, "
-    "and in how many of the scored labels of single images it is not, because the method missed or invented the label: "
-    "read it together with Dice. Peak memory: of one training step, the largest over the seeds. Projected: trained "
-    "parameters whose gradients are projected to a low rank."
+    "training cases; what a method rightly finds nothing of does not count for it. Per label: the mean over cases and "
+    "seeds. HD95: the mean where it is defined, and in how many of the scored labels of single images it is not, "
+    "because the method missed or invented the label: read it together with Dice. Peak memory: of one training step, "
+    "the largest over the seeds. Projected: trained parameters whose gradients are projected to a low rank."
 )
 PAIR_NOTE = (
     "Unit: one test case, its Dice averaged over labels, images and the seeds in which both methods were tested on it. "
+    "Where nothing is to be found in a case and one of the two finds something all the same, the other has a Dice of 1 "
+    "there; where neither does, the case does not count. "
     "Difference in Dice points (1 point = 0.01) with the 95 % bootstrap interval over the cases; p: two-sided Wilcoxon "
     "signed-rank test; Holm p: adjusted over all pairs of this number of shots. This tests the difference on these "
     "cases by these trainings; it does not say how another training would come out. For that, see the intervals over "

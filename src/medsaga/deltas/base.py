@@ -105,19 +105,26 @@ def _located(base: Base, delta: Path, given: str | None) -> str:
                 do="Name the weights that the run started from.",
             )
         return given
-    for known in known_weights().values():
-        if known.sha256 == base.sha256:
-            known.check(files.sha256(known.located()))
-            return known.name
+    known = next((each for each in known_weights().values() if each.sha256 == base.sha256), None)
+    if known is not None and _is(known.path, base):
+        return known.name
     for path in _candidates(base, delta):
-        if path.is_file() and files.sha256(path) == base.sha256:
+        if _is(path, base):
             return str(path.resolve())
+    places = f"no such file named {base.file} beside it or in the current folder"
+    fetch = ""
+    if known is not None and known.url is not None:
+        fetch = f", or with internet fetch them: medsaga weights fetch {known.name}"
     raise InputError(
         delta,
         expected=f"the weights that it was made from: {base.name}, SHA-256 {base.sha256}",
-        found=f"no such file named {base.file} beside it or in the current folder",
-        do="Say where they are: --base WEIGHTS.",
+        found=places if known is None else f"{places}, and none that is whole in {known.path}",
+        do=f"Say where they are: --base WEIGHTS{fetch}.",
     )
+
+
+def _is(path: Path, base: Base) -> bool:
+    return path.is_file() and files.sha256(path) == base.sha256
 
 
 def _candidates(base: Base, delta: Path) -> Iterator[Path]:

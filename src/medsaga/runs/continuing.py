@@ -108,15 +108,15 @@ def datasets_of(config: RunConfig, *, last_is_new: bool = False) -> list[Dataset
 
 
 def joined(first: Dataset, added: Iterable[Dataset], cases: Iterable[str]) -> Dataset:
-    """Return some cases of a dataset together with all cases of others; the last that has a case of a name brings it.
+    """Return some cases of a dataset together with all cases of others; the last that has an image of a case brings it.
+
+    Whoever corrects one image of a patient brings that one alone: the patient's others stay.
 
     Raises:
         InputError: images of two cases have one name.
     """
-    by_case = {case: first.items_of((case,)) for case in cases}
-    for dataset in added:
-        by_case |= {case: dataset.items_of((case,)) for case in dataset.cases}
-    items = sorted((item for found in by_case.values() for item in found), key=lambda item: item.name)
+    every = [*first.items_of(tuple(cases)), *(item for dataset in added for item in dataset.items)]
+    items = sorted({(item.case, item.name): item for item in every}.values(), key=lambda item: item.name)
     names: dict[str, Item] = {}
     for item in items:
         other = names.setdefault(item.name, item)
@@ -125,7 +125,7 @@ def joined(first: Dataset, added: Iterable[Dataset], cases: Iterable[str]) -> Da
                 place_of(item.images[0]),
                 expected="a name that no image of another case has",
                 found=f"that of an image of the case {other.case!r}",
-                do="Rename the image and its mask, or give both the same case, so that the newer one counts.",
+                do="Rename the image and its mask; or give both the same case, so that the newer image counts.",
             )
     return dataclasses.replace(first, items=tuple(items))
 

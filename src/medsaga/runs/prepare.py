@@ -349,8 +349,9 @@ def _with_samples(prepared: Prepared, console: Console) -> Run:
     with ExitStack() as opened:
         train = opened.enter_context(contextlib.closing(samples("train", dataset.items_of(split.train))))
         train.check_labelled()
-        if AUGMENTATIONS[settings.augmentation].mirror > 0:
-            model.symmetries = symmetries_of(train, model.classes)
+        # Those of the data, whatever a model brings from the run that it continues: a resumed one brings none.
+        mirrors = AUGMENTATIONS[settings.augmentation].mirror > 0
+        model.symmetries = symmetries_of(train, model.classes) if mirrors else ()
         monitor = train
         if split.validation:
             validation = samples("validation", dataset.items_of(split.validation))
