@@ -361,6 +361,9 @@ def test_published_recipes_are_a_table_of_their_own(toy: Path, tmp_path: Path, m
         {"shots": [6]},
         {"seeds": 0},
         {"shots": [2], "test_cases": 5},
+        {"test_cases": 0},
+        {"shared": dataclasses.replace(SHARED, micro_batch_size=3)},
+        {"shared": dataclasses.replace(SHARED, device="cuda:99")},
         {"shared": dataclasses.replace(SHARED, precision="int8"), "methods": ["medsaga", "unet"]},
         {"shared": dataclasses.replace(SHARED, patience=3)},
     ],
@@ -369,6 +372,7 @@ def test_published_recipes_are_a_table_of_their_own(toy: Path, tmp_path: Path, m
 def test_what_cannot_be_compared_is_said_before_anything_runs(toy: Path, tmp_path: Path, wrong: dict[str, Any]) -> None:
     with pytest.raises(InputError):
         run(toy, tmp_path / "out", **wrong)
+    assert not (tmp_path / "out").exists()
     assert not (tmp_path / "out").exists()
 
 

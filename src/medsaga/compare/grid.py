@@ -94,7 +94,7 @@ def compare(
         RunError: every cell has failed.
     """
     methods, shots = list(dict.fromkeys(methods)), sorted(set(shots))
-    _check(methods, shots, seeds)
+    _check(methods, shots, seeds, test_cases)
     _check_out(out)
     loaded = group.once(lambda: load_data(data, Settings(channels=shared.channels, binary=shared.binary), console))
     dataset = loaded.dataset
@@ -108,6 +108,10 @@ def compare(
         if table == "equal" or METHODS[cell.method].recipe is not None
     }
     splits = [split_of(loaded, settings) for settings in grid.values()]
+    device = choose_device(shared.device)
+    one_of_each = {(cell.table, cell.method): grid[cell] for cell in grid}
+    for settings in one_of_each.values():  # which says what cannot be used, before there is a folder
+        resolve(settings, facts_of(loaded, split_of(loaded, settings), device))
     examples = _examples(loaded, splits[0]) if pictures else ()
     shown = {Cell("equal", method, max(shots), 0) for method in methods}
 
@@ -206,10 +210,11 @@ def check_expected(out: Path, documents: Sequence[dict[str, Any]]) -> None:
         )
 
 
-def _check(methods: Sequence[str], shots: Sequence[int], seeds: int) -> None:
+def _check(methods: Sequence[str], shots: Sequence[int], seeds: int, test_cases: int | None) -> None:
     for name in methods:
         method_named(name)
-    for flag, numbers in (("--shots", list(shots)), ("--seeds", [seeds])):
+    tested = [1 if test_cases is None else test_cases]
+    for flag, numbers in (("--shots", list(shots)), ("--seeds", [seeds]), ("--test-cases", tested)):
         if not numbers or min(numbers) < 1:
             raise InputError(flag, expected="numbers of at least 1", found=str(numbers), do="Give larger numbers.")
 
