@@ -21,7 +21,8 @@ from medsaga.cli import main
 from medsaga.data.intensity import Intensity
 from medsaga.errors import InputError
 from medsaga.federated import roster
-from medsaga.federated.apps import HOW, MISMATCH, SAID, hospital_app, serve_rounds
+from medsaga.federated.apps import HOW, SAID, hospital_app, serve_rounds
+from medsaga.federated.client import MISMATCH
 from medsaga.federated.grid import InProcessGrid
 from medsaga.federated.hospital import Hospital, open_folder
 from medsaga.federated.options import Federation

@@ -6,6 +6,7 @@ user they leave in a file of that folder; the command that the user has started 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import traceback
@@ -22,7 +23,7 @@ from medsaga import files, run_folder
 from medsaga.data.intensity import Intensity
 from medsaga.errors import InputError, MedsagaError
 from medsaga.evaluation.summary import dice_text
-from medsaga.federated.client import answered, client_app
+from medsaga.federated.client import MISMATCH, answered, client_app
 from medsaga.federated.hospital import RUN, Hospital
 from medsaga.federated.plan import Plan
 from medsaga.federated.processes import TOLD, Said
@@ -39,7 +40,6 @@ HOW = "how.json"
 """In the server's folder: for how many sites it waits, and how long."""
 FAILED, OVER, DIFFERS = "failed", "over", "differs"
 """Kinds of what is said after which the command that waits for it ends."""
-MISMATCH = "its labels, channels, model, weights, version or folder differ; the site itself says which"
 
 server = ServerApp()
 
@@ -117,11 +117,13 @@ def hospital_app(folder: Callable[[], Path]) -> ClientApp:
         Said(folder() / SAID).say(text, kind)
 
     def failed(error: Exception) -> None:
-        (folder() / TRACEBACK).write_text("".join(traceback.format_exception(error)), encoding="utf-8")
-        if isinstance(error, InputError):
-            say(str(error), DIFFERS)
-        else:
-            say(f"this order failed here: {error} (where: {folder() / TRACEBACK})")
+        # Where the folder is gone, this fails as well, and Flower would send the server what the error says: a path.
+        with contextlib.suppress(Exception):
+            (folder() / TRACEBACK).write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+            if isinstance(error, InputError):
+                say(str(error), DIFFERS)
+            else:
+                say(f"this order failed here: {error} (where: {folder() / TRACEBACK})")
 
     app = client_app(lambda _: Hospital.read(folder()).site(console, say), failed)
 
@@ -146,11 +148,16 @@ def hospital_app(folder: Callable[[], Path]) -> ClientApp:
 
     @app.query("end")
     def end(message: Message, context: Context) -> Message:
-        path = folder() / RUN / run_folder.RESULT
-        if path.exists():
-            say(f"Dice of the common model on the cases here: {dice_text(files.read_json(path)['dice_mean'])}")
-        say("", OVER)
-        return Message(RecordDict(), reply_to=message)
+        def ended() -> RecordDict:
+            path = folder() / RUN / run_folder.RESULT
+            try:
+                if path.exists():
+                    say(f"Dice of the common model on the cases here: {dice_text(files.read_json(path)['dice_mean'])}")
+            finally:
+                say("", OVER)
+            return RecordDict()
+
+        return answered(message, ended, failed)
 
     return app
 

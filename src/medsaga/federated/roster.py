@@ -14,6 +14,7 @@ from flwr.serverapp import Grid
 from medsaga import files
 from medsaga.data.intensity import Intensity
 from medsaga.federated.agreement import agreed_intensities, agreed_symmetries, read_greeting, read_symmetries
+from medsaga.federated.client import reason_of
 from medsaga.federated.orders import MALFORMED
 from medsaga.federated.plan import Plan
 
@@ -140,7 +141,7 @@ class Roster:
         return found
 
     def _sent(self, kind: str, records: Mapping[int, ConfigRecord]) -> dict[int, RecordDict | str]:
-        """Send messages; return what came back, the content or the reason of an error, by node."""
+        """Send messages; return what came back, the content or what an error says, by node."""
         messages = [
             self.grid.create_message(RecordDict({"server": record}), kind, node, kind.partition(".")[2], self.timeout)
             for node, record in records.items()
@@ -152,5 +153,5 @@ class Roster:
             node = message.metadata.src_node_id
             if node not in records:  # Flower's own word that a node is gone; it is asked again
                 continue
-            back[node] = (message.error.reason or "no reason") if message.has_error() else message.content
+            back[node] = reason_of(message.error) if message.has_error() else message.content
         return back
