@@ -13,12 +13,13 @@ import pytest
 import torch
 from conftest import write_toy_dataset
 from federation import QUIET, TINY
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.common.serde import message_to_proto
 from safetensors.torch import load_file
 
 from medsaga.cli import main
 from medsaga.data.intensity import Intensity
+from medsaga.data.symmetries import SYMMETRIES
 from medsaga.errors import InputError
 from medsaga.federated import roster
 from medsaga.federated.apps import HOW, SAID, hospital_app, serve_rounds
@@ -26,6 +27,7 @@ from medsaga.federated.client import MISMATCH
 from medsaga.federated.grid import InProcessGrid
 from medsaga.federated.hospital import Hospital, open_folder
 from medsaga.federated.options import Federation
+from medsaga.federated.orders import Order
 from medsaga.federated.plan import Plan
 from medsaga.federated.processes import Said
 from medsaga.federated.serving import plan_of
@@ -93,6 +95,40 @@ def test_hospitals_train_with_the_whole_of_the_common_model(tmp_path: Path) -> N
         if name in common:
             assert torch.equal(tensor, common[name]), name
     assert any(name in common for name, _ in model.named_buffers())
+
+
+class Late:
+    """A hospital that is late to begin, and whose labels keep no mirroring."""
+
+    def __init__(self, app: Any, refusals: int) -> None:
+        self._app, self._refusals = app, refusals
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        """Answer."""
+        answer: Message = self._app(message, context)
+        if message.metadata.message_type == "query.begin":
+            self._refusals -= 1
+            if self._refusals >= 0:
+                return Message(Error(2, "failed"), reply_to=message)
+            answer.content["site"] = ConfigRecord({"symmetries": list[str]()})
+        return answer
+
+
+def test_orders_mirror_as_all_agree_and_nobody_mirrors_against_its_labels(tmp_path: Path) -> None:
+    messages: list[Message] = []
+    folders = {number: hospital(tmp_path, name) for number, name in enumerate(("north", "south"), start=1)}
+    apps: dict[int, Any] = {number: hospital_app(lambda folder=folder: folder) for number, folder in folders.items()}  # type: ignore[misc]
+    apps[2] = Late(apps[2], refusals=2)
+    folder = server(tmp_path, Federation(rounds=1, local_steps=1), sites=2)
+    serve_rounds(InProcessGrid(apps, messages.append), folder, Said(folder / SAID))
+    orders = [
+        Order.unpack(message.content) for message in messages if message.has_content() and "order" in message.content
+    ]
+    assert [order.symmetries for order in orders] == [()] * 4
+    # The bar is on the right: what a server says against that is not done.
+    site = Hospital.read(folders[1]).site(QUIET, lambda _: None)
+    site.scores(dataclasses.replace(orders[-1], symmetries=tuple(SYMMETRIES)))
+    assert site.model.symmetries == ("up-down",)
 
 
 class Backwards(InProcessGrid):

@@ -73,9 +73,15 @@ def serve_rounds(grid: Grid, folder: Path, said: Said) -> None:
     roster = Roster(grid, plan, folder, said.say, how["timeout"])
     symmetries = roster.gather(how["sites"], how["wait"])
     state = State.load(folder) or first_state(model, config.settings, plan.federation, symmetries)
+
+    def nodes() -> dict[str, int]:
+        there = roster.nodes()
+        state.symmetries = roster.symmetries  # of those that have come late, too
+        return there
+
     rounds = Rounds(
         grid,
-        nodes=roster.nodes,
+        nodes=nodes,
         federation=plan.federation,
         state=state,
         keep=lambda state: state.save(folder),

@@ -67,21 +67,27 @@ class Roster:
             time.sleep(_PAUSE)
         path = self.folder / AGREED
         if not path.exists():
-            fixed = self.plan.fixed_intensities()
-            intensities = fixed or agreed_intensities(self._proposed)
-            symmetries = agreed_symmetries(self._begin(self._names, intensities))
-            document = {"intensities": [vars(each) for each in intensities], "symmetries": list(symmetries)}
-            files.write_json(path, document)
+            intensities = self.plan.fixed_intensities() or agreed_intensities(self._proposed)
+            files.write_json(path, {"intensities": [vars(each) for each in intensities], "symmetries": None})
         self.nodes()
-        return tuple(files.read_json(path)["symmetries"])
+        if not self._begun.issuperset(self._names.values()):  # it may have been too short a time for all its images
+            self.nodes()
+        return self.symmetries
+
+    @property
+    def symmetries(self) -> tuple[str, ...]:
+        """The mirrorings that the labels keep at all sites that have ever begun; none before the first has."""
+        return tuple(files.read_json(self.folder / AGREED)["symmetries"] or ())
 
     def nodes(self) -> dict[str, int]:
-        """Return the nodes of the sites that can be reached and have begun, by name; newcomers are greeted first."""
+        """Return the nodes of the sites that can be reached and have begun, by name; newcomers are greeted first.
+
+        What the labels of newcomers do not keep, `symmetries` has no more.
+        """
         there = self._greeted()
         late = {node: name for node, name in there.items() if name not in self._begun}
         if late:
-            agreed = files.read_json(self.folder / AGREED)
-            self._begin(late, tuple(Intensity(**each) for each in agreed["intensities"]))
+            self._begin(late)
         return {name: node for node, name in there.items() if name in self._begun}
 
     def end(self) -> None:
@@ -122,10 +128,13 @@ class Roster:
             self.tell(why)
         self._turned_away[node] = (time.monotonic(), why)
 
-    def _begin(self, nodes: Mapping[int, str], intensities: tuple[Intensity, ...]) -> list[tuple[str, ...]]:
-        """Have sites prepare their images; return the mirrorings that the labels of each keep."""
-        text = json.dumps([vars(each) for each in intensities])
-        found = []
+    def _begin(self, nodes: Mapping[int, str]) -> None:
+        """Have sites prepare their images; keep of the agreed mirrorings those that the labels of each keep."""
+        path = self.folder / AGREED
+        agreed = files.read_json(path)
+        text = json.dumps(agreed["intensities"])
+        found = [] if agreed["symmetries"] is None else [agreed["symmetries"]]
+        begun = set()
         for node, content in self._sent(
             BEGINNING, {node: ConfigRecord({"intensities": text}) for node in nodes}
         ).items():
@@ -137,8 +146,10 @@ class Roster:
             except MALFORMED:
                 self.tell(f"{nodes[node]} could not begin: its answer is none")
                 continue
-            self._begun.add(nodes[node])
-        return found
+            begun.add(nodes[node])
+        if begun:
+            files.write_json(path, agreed | {"symmetries": list(agreed_symmetries(found))})
+            self._begun |= begun
 
     def _sent(self, kind: str, records: Mapping[int, ConfigRecord]) -> dict[int, RecordDict | str]:
         """Send messages; return what came back, the content or what an error says, by node."""

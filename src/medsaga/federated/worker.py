@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from medsaga import files, run_folder
+from medsaga.data.symmetries import symmetries_of
 from medsaga.errors import RunError
 from medsaga.federated.averaging import Answer, Tensors, moved, norm
 from medsaga.federated.options import Federation
@@ -60,6 +61,7 @@ class Worker:
     def __init__(self, run: Run, federation: Federation) -> None:
         self._run, self._federation = run, federation
         self._settings = run.config.settings
+        self._symmetries = symmetries_of(run.train, run.model.classes)
 
     def sketch(self, order: Order) -> Answer:
         """Sketch the gradient of a first batch at the weights of the order; nothing is trained."""
@@ -131,7 +133,8 @@ class Worker:
 
     def _begin(self, order: Order) -> dict[str, Tensor]:
         """Return the common weights that the order starts from."""
-        self._run.model.symmetries = order.symmetries
+        # Whatever the server says: no mirroring that makes another label of one that is here.
+        self._run.model.symmetries = tuple(name for name in order.symmetries if name in self._symmetries)
         if order.weights is not None:
             return dict(order.weights)
         before = self._started(order.round - 1)
