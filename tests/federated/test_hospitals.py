@@ -21,16 +21,16 @@ from medsaga.cli import main
 from medsaga.data.intensity import Intensity
 from medsaga.data.symmetries import SYMMETRIES
 from medsaga.errors import InputError
-from medsaga.federated import roster
+from medsaga.federated import roster, serving
 from medsaga.federated.apps import HOW, SAID, hospital_app, serve_rounds
 from medsaga.federated.client import MISMATCH
 from medsaga.federated.grid import InProcessGrid
 from medsaga.federated.hospital import Hospital, open_folder
-from medsaga.federated.options import Federation
+from medsaga.federated.options import Federation, settings_for
 from medsaga.federated.orders import Order
 from medsaga.federated.plan import Plan
 from medsaga.federated.processes import Said
-from medsaga.federated.serving import plan_of
+from medsaga.federated.serving import plan_of, serve
 from medsaga.files import read_json, sha256, write_json
 from medsaga.settings.options import Settings
 
@@ -55,7 +55,7 @@ def server(root: Path, federation: Federation, sites: int, settings: Settings = 
     folder.mkdir()
     (root / "dataset.json").write_text('{"labels": {"background": 0, "disc": 1, "bar": 2}}')
     plan_of(root / "dataset.json", dataclasses.replace(settings, device="auto"), federation, QUIET).write(folder)
-    write_json(folder / HOW, {"sites": sites, "wait": 0, "timeout": 60, "asked": {}})
+    write_json(folder / HOW, {"sites": sites, "wait": 0, "timeout": 60, "asked": {"settings": {}, "federation": {}}})
     return folder
 
 
@@ -161,6 +161,42 @@ def test_a_server_that_is_killed_in_a_round_comes_to_the_same_bits(tmp_path: Pat
         serve_rounds(grid(apps), own, Said(own / SAID))
         weights.append(sha256(own / "model.safetensors"))
     assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize("has_heard", [False, True])
+def test_a_server_that_is_killed_at_the_end_tells_the_sites_and_writes_its_page(
+    has_heard: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(roster, "_TO_COME_BACK", 1.0)
+    federation = Federation(rounds=1, local_steps=1)
+    folder, settings = hospital(tmp_path, "north"), settings_for(TINY, federation)
+    own = server(tmp_path, federation, sites=1, settings=settings)
+    apps, kinds = {1: hospital_app(lambda: folder)}, list[str]()
+
+    def kill(message: Message) -> None:
+        if message.metadata.message_type == "query.end" and bool(message.metadata.reply_to_message_id) == has_heard:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        serve_rounds(InProcessGrid(apps, kill), own, Said(own / SAID))
+    assert not (own / "result.json").exists()
+    # A site that has heard that it is over has gone.
+    grid = InProcessGrid({} if has_heard else apps, lambda message: kinds.append(message.metadata.message_type))
+    serve_rounds(grid, own, Said(own / SAID))
+    assert kinds == ([] if has_heard else ["query.hello"] * 2 + ["query.end"] * 2)
+    assert '"over"' in (folder / SAID).read_text()
+    assert not (own / "index.html").exists()
+    # The same command, when all but the page is there.
+    keys = tmp_path / "keys"
+    keys.mkdir()
+    for name in ("ca.pem", "server.pem", "server.key"):
+        (keys / name).touch()
+    monkeypatch.setattr(serving, "_link", None)
+    where: dict[str, Any] = {"key_folder": keys, "host": "127.0.0.1", "port": 1, "timeout": 60, "wait": 0}
+    settings = dataclasses.replace(TINY, device="auto")
+    result = serve(tmp_path / "dataset.json", own, settings, federation, **where, sites=1, console=QUIET)
+    assert result == read_json(own / "result.json")
+    assert "north" in (own / "index.html").read_text()
 
 
 def test_the_server_refuses_what_each_hospital_chooses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -40,6 +41,11 @@ HOW = "how.json"
 """In the server's folder: for how many sites it waits, and how long."""
 FAILED, OVER, DIFFERS = "failed", "over", "differs"
 """Kinds of what is said after which the command that waits for it ends."""
+STARTED, LOCK = "started", "app.lock"
+"""What the server's app says first, and the file in its folder that it has locked from then to its end."""
+_TESTED = "tested.json"
+"""What becomes ``result.json`` when the sites have been told that it is over."""
+_PAUSE = 0.5
 
 server = ServerApp()
 
@@ -48,6 +54,9 @@ server = ServerApp()
 def _serve(grid: Grid, context: Context) -> None:
     folder = Path(os.environ[FOLDER])
     said = Said(folder / SAID)
+    while (lock := files.locked(folder / LOCK)) is None:  # an app whose server was killed has not ended yet
+        time.sleep(_PAUSE)
+    said.say("", STARTED)
     try:
         serve_rounds(grid, folder, said)
         said.say("", OVER)
@@ -57,10 +66,12 @@ def _serve(grid: Grid, context: Context) -> None:
         (folder / TRACEBACK).write_text(traceback.format_exc(), encoding="utf-8")
         said.say(f"{type(error).__name__}: {error} (unexpected; {folder / TRACEBACK})", FAILED)
         raise
+    finally:
+        lock.close()
 
 
 def serve_rounds(grid: Grid, folder: Path, said: Said) -> None:
-    """Gather the sites, make all rounds that are left, and write the result.
+    """Gather the sites, make all rounds that are left, tell the sites that it is over, and write the result.
 
     Args:
         grid: Flower's.
@@ -68,9 +79,21 @@ def serve_rounds(grid: Grid, folder: Path, said: Said) -> None:
         said: takes what the user should know.
     """
     plan, how = Plan.read(folder), files.read_json(folder / HOW)
+    roster = Roster(grid, plan, folder, said.say, how["timeout"])
+    tested = folder / _TESTED
+    # A server that was stopped while it told the sites needs those no more that have heard it and gone.
+    if not tested.exists():
+        files.write_json(tested, _trained_and_tested(grid, folder, said, plan, roster))
+    roster.end(how["sites"])
+    # Last: it says that the federation is complete.
+    tested.replace(folder / run_folder.RESULT)
+
+
+def _trained_and_tested(grid: Grid, folder: Path, said: Said, plan: Plan, roster: Roster) -> dict[str, Any]:
+    """Make all rounds that are left, and write the common model; return the result."""
+    how = files.read_json(folder / HOW)
     config = plan.config("", (), {"device": "cpu"})
     model, info = new_model(config, Console(quiet=True))
-    roster = Roster(grid, plan, folder, said.say, how["timeout"])
     symmetries = roster.gather(how["sites"], how["wait"])
     state = State.load(folder) or first_state(model, config.settings, plan.federation, symmetries)
 
@@ -98,7 +121,7 @@ def serve_rounds(grid: Grid, folder: Path, said: Said) -> None:
     save_common_model(folder, model, state)
     labels = [name for name, value in plan.labels.items() if value != 0]
     scores, untested = rounds.test(len(labels))
-    result = result_of(
+    return result_of(
         labels,
         scores,
         state.history,
@@ -107,8 +130,6 @@ def serve_rounds(grid: Grid, folder: Path, said: Said) -> None:
         trained_on={name: int(site["cases"]) for entry in state.history for name, site in entry["sites"].items()},
         untested=untested,
     )
-    files.write_json(folder / run_folder.RESULT, result)
-    roster.end()
 
 
 def hospital_app(folder: Callable[[], Path]) -> ClientApp:

@@ -27,6 +27,9 @@ _PAUSE = 1.0
 _AGAIN = 30.0
 """Seconds after which a site that stays out is greeted again: Flower knows it by its key, as the node that it was."""
 
+_TO_COME_BACK = 60.0
+"""Seconds in which a site finds a server again that was stopped and goes on."""
+
 
 @dataclass(eq=False)
 class Roster:
@@ -90,9 +93,16 @@ class Roster:
             self._begin(late)
         return {name: node for node, name in there.items() if name in self._begun}
 
-    def end(self) -> None:
-        """Tell all sites that it is over."""
-        self._sent(ENDING, {node: ConfigRecord() for node in self._greeted()})
+    def end(self, wanted: int) -> None:
+        """Tell all sites that it is over.
+
+        Args:
+            wanted: how many to wait for, but not long: some may have heard it from a server that was stopped then.
+        """
+        began = time.monotonic()
+        while len(there := self._greeted()) < wanted and time.monotonic() - began < _TO_COME_BACK:
+            time.sleep(_PAUSE)
+        self._sent(ENDING, {node: ConfigRecord() for node in there})
 
     def _greeted(self) -> dict[int, str]:
         """Return the names of the nodes that are there and fit the plan."""
