@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import pytest
 import torch
-from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 
 from medsaga.federated.averaging import Answer
 from medsaga.federated.client import client_app
@@ -265,6 +265,48 @@ def test_a_site_that_is_away_keeps_its_name(tmp_path: Path, monkeypatch: pytest.
     assert roster.nodes() == {}
     assert roster.nodes() == {"north": 1}
     assert said == ["north has joined", "a second site calls itself north and stays out"]
+
+
+class LateGreeting(Greeting):
+    """It does not begin as often as it is told."""
+
+    def __init__(self, refusals: int, **said: Any) -> None:
+        super().__init__(**said)
+        self._refusals = refusals
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        """Answer."""
+        if message.metadata.message_type == "query.begin" and self._refusals > 0:
+            self._refusals -= 1
+            return Message(Error(2, "failed"), reply_to=message)
+        return super().__call__(message, context)
+
+
+@pytest.mark.parametrize("refusals", [(0, 0), (1, 0), (0, 1), (1, 1), (0, 2), (2, 2)])
+def test_who_begins_late_has_a_say_in_how_all_mirror(refusals: tuple[int, int], tmp_path: Path) -> None:
+    fine = json.dumps([{"kind": "identity", "low": 0.0, "high": 255.0}])
+    keeps = {"north": ["up-down"], "south": ["left-right", "up-down"]}
+    apps: dict[int, Any] = {
+        node: LateGreeting(refused, name=name, intensities=fine, symmetries=keeps[name])
+        for node, (name, refused) in enumerate(zip(keeps, refusals, strict=True), start=1)
+    }
+    grid, plan = InProcessGrid(apps), cast(Any, _Plan())
+    sites = Roster(grid, plan, tmp_path, lambda _: None, 60)
+    sites.gather(2, patience=None)
+    for _ in range(2):
+        assert set(sites.symmetries) == (
+            set.intersection(*(set(keeps[name]) for name in sites._begun)) if sites._begun else set()
+        )
+        assert sites.nodes().keys() == sites._begun
+    assert sites.symmetries == ("up-down",)
+    # A server that goes on has it from its folder, and asks who is there again.
+    again = Roster(grid, plan, tmp_path, lambda _: None, 60)
+    assert again.gather(1, patience=None) == again.symmetries == ("up-down",)
+    # Who comes last has a say, too.
+    apps[3] = Greeting(name="west", intensities=fine, symmetries=["left-right"])
+    again.grid = InProcessGrid(apps)
+    assert "west" in again.nodes()
+    assert not again.symmetries
 
 
 class _Plan:

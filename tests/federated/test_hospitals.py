@@ -13,21 +13,24 @@ import pytest
 import torch
 from conftest import write_toy_dataset
 from federation import QUIET, TINY
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.common.serde import message_to_proto
 from safetensors.torch import load_file
 
 from medsaga.cli import main
 from medsaga.data.intensity import Intensity
+from medsaga.data.symmetries import SYMMETRIES
 from medsaga.errors import InputError
-from medsaga.federated import roster
-from medsaga.federated.apps import HOW, MISMATCH, SAID, hospital_app, serve_rounds
+from medsaga.federated import roster, serving
+from medsaga.federated.apps import HOW, SAID, hospital_app, serve_rounds
+from medsaga.federated.client import MISMATCH
 from medsaga.federated.grid import InProcessGrid
 from medsaga.federated.hospital import Hospital, open_folder
-from medsaga.federated.options import Federation
+from medsaga.federated.options import Federation, settings_for
+from medsaga.federated.orders import Order
 from medsaga.federated.plan import Plan
 from medsaga.federated.processes import Said
-from medsaga.federated.serving import plan_of
+from medsaga.federated.serving import plan_of, serve
 from medsaga.files import read_json, sha256, write_json
 from medsaga.settings.options import Settings
 
@@ -52,7 +55,7 @@ def server(root: Path, federation: Federation, sites: int, settings: Settings = 
     folder.mkdir()
     (root / "dataset.json").write_text('{"labels": {"background": 0, "disc": 1, "bar": 2}}')
     plan_of(root / "dataset.json", dataclasses.replace(settings, device="auto"), federation, QUIET).write(folder)
-    write_json(folder / HOW, {"sites": sites, "wait": 0, "timeout": 60, "asked": {}})
+    write_json(folder / HOW, {"sites": sites, "wait": 0, "timeout": 60, "asked": {"settings": {}, "federation": {}}})
     return folder
 
 
@@ -94,6 +97,40 @@ def test_hospitals_train_with_the_whole_of_the_common_model(tmp_path: Path) -> N
     assert any(name in common for name, _ in model.named_buffers())
 
 
+class Late:
+    """A hospital that is late to begin, and whose labels keep no mirroring."""
+
+    def __init__(self, app: Any, refusals: int) -> None:
+        self._app, self._refusals = app, refusals
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        """Answer."""
+        answer: Message = self._app(message, context)
+        if message.metadata.message_type == "query.begin":
+            self._refusals -= 1
+            if self._refusals >= 0:
+                return Message(Error(2, "failed"), reply_to=message)
+            answer.content["site"] = ConfigRecord({"symmetries": list[str]()})
+        return answer
+
+
+def test_orders_mirror_as_all_agree_and_nobody_mirrors_against_its_labels(tmp_path: Path) -> None:
+    messages: list[Message] = []
+    folders = {number: hospital(tmp_path, name) for number, name in enumerate(("north", "south"), start=1)}
+    apps: dict[int, Any] = {number: hospital_app(lambda folder=folder: folder) for number, folder in folders.items()}  # type: ignore[misc]
+    apps[2] = Late(apps[2], refusals=2)
+    folder = server(tmp_path, Federation(rounds=1, local_steps=1), sites=2)
+    serve_rounds(InProcessGrid(apps, messages.append), folder, Said(folder / SAID))
+    orders = [
+        Order.unpack(message.content) for message in messages if message.has_content() and "order" in message.content
+    ]
+    assert [order.symmetries for order in orders] == [()] * 4
+    # The bar is on the right: what a server says against that is not done.
+    site = Hospital.read(folders[1]).site(QUIET, lambda _: None)
+    site.scores(dataclasses.replace(orders[-1], symmetries=tuple(SYMMETRIES)))
+    assert site.model.symmetries == ("up-down",)
+
+
 class Backwards(InProcessGrid):
     """Answers come in another order than the orders went out, as over a network."""
 
@@ -124,6 +161,42 @@ def test_a_server_that_is_killed_in_a_round_comes_to_the_same_bits(tmp_path: Pat
         serve_rounds(grid(apps), own, Said(own / SAID))
         weights.append(sha256(own / "model.safetensors"))
     assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize("has_heard", [False, True])
+def test_a_server_that_is_killed_at_the_end_tells_the_sites_and_writes_its_page(
+    has_heard: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(roster, "_TO_COME_BACK", 1.0)
+    federation = Federation(rounds=1, local_steps=1)
+    folder, settings = hospital(tmp_path, "north"), settings_for(TINY, federation)
+    own = server(tmp_path, federation, sites=1, settings=settings)
+    apps, kinds = {1: hospital_app(lambda: folder)}, list[str]()
+
+    def kill(message: Message) -> None:
+        if message.metadata.message_type == "query.end" and bool(message.metadata.reply_to_message_id) == has_heard:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        serve_rounds(InProcessGrid(apps, kill), own, Said(own / SAID))
+    assert not (own / "result.json").exists()
+    # A site that has heard that it is over has gone.
+    grid = InProcessGrid({} if has_heard else apps, lambda message: kinds.append(message.metadata.message_type))
+    serve_rounds(grid, own, Said(own / SAID))
+    assert kinds == ([] if has_heard else ["query.hello"] * 2 + ["query.end"] * 2)
+    assert '"over"' in (folder / SAID).read_text()
+    assert not (own / "index.html").exists()
+    # The same command, when all but the page is there.
+    keys = tmp_path / "keys"
+    keys.mkdir()
+    for name in ("ca.pem", "server.pem", "server.key"):
+        (keys / name).touch()
+    monkeypatch.setattr(serving, "_link", None)
+    where: dict[str, Any] = {"key_folder": keys, "host": "127.0.0.1", "port": 1, "timeout": 60, "wait": 0}
+    settings = dataclasses.replace(TINY, device="auto")
+    result = serve(tmp_path / "dataset.json", own, settings, federation, **where, sites=1, console=QUIET)
+    assert result == read_json(own / "result.json")
+    assert "north" in (own / "index.html").read_text()
 
 
 def test_the_server_refuses_what_each_hospital_chooses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 from conftest import write_toy_dataset
 from federation import TINY, together
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.common.serde import message_to_proto
 from safetensors.numpy import load
 
+from medsaga.federated.apps import SAID, hospital_app
 from medsaga.federated.averaging import Answer
-from medsaga.federated.client import FAILED, NEEDS_WEIGHTS, OUT_OF_MEMORY, client_app
+from medsaga.federated.client import FAILED, MISMATCH, NEEDS_WEIGHTS, OUT_OF_MEMORY, client_app, reason_of
 from medsaga.federated.grid import InProcessGrid
 from medsaga.federated.options import Federation
 from medsaga.federated.orders import FACTS, SCORES, Order
@@ -112,6 +113,32 @@ def test_an_error_says_nothing_of_what_went_wrong() -> None:
     assert len(errors) == 3
     assert SECRET in str(errors[0])
     assert SECRET.encode() not in b"".join(message_to_proto(answer).SerializeToString() for answer in answers)
+
+
+@pytest.mark.parametrize("kind", ["query.hello", "query.begin", "query.sketch", "train", "evaluate", "query.end"])
+def test_where_the_folder_of_a_site_is_gone_no_error_leaves_that_names_it(kind: str, tmp_path: Path) -> None:
+    """What went wrong cannot be written down then; Flower would send on whatever the app raises."""
+    grid = InProcessGrid({1: hospital_app(lambda: tmp_path / SECRET / "site")})
+    content = Order(1, weights={}).pack(32)
+    content["server"] = ConfigRecord({"plan": "{}", "intensities": "[]"})
+    (answer,) = grid.send_and_receive([grid.create_message(content, kind, 1, "1")])
+    assert answer.error.reason == (MISMATCH if kind == "query.hello" else FAILED)
+    assert SECRET.encode() not in message_to_proto(answer).SerializeToString()
+
+
+def test_a_site_whose_result_cannot_be_read_ends_all_the_same(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "result.json").write_text("{")
+    grid = InProcessGrid({1: hospital_app(lambda: tmp_path)})
+    (answer,) = grid.send_and_receive([grid.create_message(RecordDict(), "query.end", 1, "1")])
+    assert answer.error.reason == FAILED
+    assert '"kind": "over"' in (tmp_path / SAID).read_text()
+
+
+def test_the_server_repeats_no_words_but_ours() -> None:
+    assert reason_of(Error(2, NEEDS_WEIGHTS)) == NEEDS_WEIGHTS
+    assert reason_of(Error(2, f"<class 'FileNotFoundError'>:<'/home/{SECRET}/patient.png'>")) == "failed"
+    assert reason_of(Error(2)) == "failed"
 
 
 @pytest.mark.exhaustive

@@ -24,7 +24,6 @@ from medsaga.federated.options import Federation
 from medsaga.federated.orders import Order
 from medsaga.federated.partition import divide
 from medsaga.federated.simulate import simulate
-from medsaga.federated.worker import Worker
 from medsaga.files import read_json, sha256
 from medsaga.settings.options import Settings
 from medsaga.training.loss import segmentation_loss
@@ -273,29 +272,6 @@ def test_what_leaves_with_privacy_is_clipped_and_noisy_and_the_epsilon_is_said(t
     assert result["epsilon"] == pytest.approx(privacy.epsilon_of(0.5, 1, 1e-5))
     with pytest.raises(InputError, match="noise of the norm"):
         simulate(toy, tmp_path / "out", TINY, dataclasses.replace(settings, clip=1.0), sites=2, console=QUIET)
-
-
-def test_a_round_has_one_noise_and_one_start(toy: Path, tmp_path: Path) -> None:
-    """Two answers with one noise would tell the difference of two changes exactly."""
-    federation = Federation(rounds=2, local_steps=1, clip=1e-3, noise=0.01)
-    with together(toy, tmp_path / "out", federation, sites=2) as run:
-        run.rounds.run()
-        site = Worker(run.experiment.runs["site1"], federation)
-        weights = {name: weight.clone() for name, weight in run.state.weights.items()}
-        for number in (1, 2, 3):
-            with pytest.raises(RunError, match=f"round {number} of 2 from other weights"):
-                site.train(Order(number, weights))
-        # The same order again, as after an answer that got lost, has the same answer.
-        other = Worker(dataclasses.replace(run.experiment.runs["site1"], folder=tmp_path / "fresh"), federation)
-        shutil.copytree(run.experiment.runs["site1"].folder, tmp_path / "fresh")
-        for name in ("rounds", "state.pt", "starts.json"):
-            path = tmp_path / "fresh" / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        first, second = (other.train(Order(1, weights)).tensors for _ in range(2))
-        assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
-        weights[next(iter(weights))] += 1
-        with pytest.raises(RunError, match="from other weights"):
-            other.train(Order(1, weights))
 
 
 def test_cases_are_divided_at_random_by_a_column_or_by_folders(toy: Path, tmp_path: Path) -> None:

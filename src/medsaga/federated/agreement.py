@@ -81,5 +81,5 @@ def agreed_config(configs: Mapping[str, RunConfig]) -> RunConfig:
 
 
 def agreed_symmetries(found: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
-    """Return the mirrorings that keep the meaning of the labels at all sites."""
-    return tuple(name for name in SYMMETRIES if all(name in names for names in found))
+    """Return the mirrorings that keep the meaning of the labels at all sites; none where no site has said."""
+    return tuple(name for name in SYMMETRIES if found and all(name in names for names in found))

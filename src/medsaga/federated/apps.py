@@ -6,8 +6,10 @@ user they leave in a file of that folder; the command that the user has started 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,7 +24,7 @@ from medsaga import files, run_folder
 from medsaga.data.intensity import Intensity
 from medsaga.errors import InputError, MedsagaError
 from medsaga.evaluation.summary import dice_text
-from medsaga.federated.client import answered, client_app
+from medsaga.federated.client import MISMATCH, answered, client_app
 from medsaga.federated.hospital import RUN, Hospital
 from medsaga.federated.plan import Plan
 from medsaga.federated.processes import TOLD, Said
@@ -39,7 +41,11 @@ HOW = "how.json"
 """In the server's folder: for how many sites it waits, and how long."""
 FAILED, OVER, DIFFERS = "failed", "over", "differs"
 """Kinds of what is said after which the command that waits for it ends."""
-MISMATCH = "its labels, channels, model, weights, version or folder differ; the site itself says which"
+STARTED, LOCK = "started", "app.lock"
+"""What the server's app says first, and the file in its folder that it has locked from then to its end."""
+_TESTED = "tested.json"
+"""What becomes ``result.json`` when the sites have been told that it is over."""
+_PAUSE = 0.5
 
 server = ServerApp()
 
@@ -48,6 +54,9 @@ server = ServerApp()
 def _serve(grid: Grid, context: Context) -> None:
     folder = Path(os.environ[FOLDER])
     said = Said(folder / SAID)
+    while (lock := files.locked(folder / LOCK)) is None:  # an app whose server was killed has not ended yet
+        time.sleep(_PAUSE)
+    said.say("", STARTED)
     try:
         serve_rounds(grid, folder, said)
         said.say("", OVER)
@@ -57,10 +66,12 @@ def _serve(grid: Grid, context: Context) -> None:
         (folder / TRACEBACK).write_text(traceback.format_exc(), encoding="utf-8")
         said.say(f"{type(error).__name__}: {error} (unexpected; {folder / TRACEBACK})", FAILED)
         raise
+    finally:
+        lock.close()
 
 
 def serve_rounds(grid: Grid, folder: Path, said: Said) -> None:
-    """Gather the sites, make all rounds that are left, and write the result.
+    """Gather the sites, make all rounds that are left, tell the sites that it is over, and write the result.
 
     Args:
         grid: Flower's.
@@ -68,14 +79,32 @@ def serve_rounds(grid: Grid, folder: Path, said: Said) -> None:
         said: takes what the user should know.
     """
     plan, how = Plan.read(folder), files.read_json(folder / HOW)
+    roster = Roster(grid, plan, folder, said.say, how["timeout"])
+    tested = folder / _TESTED
+    # A server that was stopped while it told the sites needs those no more that have heard it and gone.
+    if not tested.exists():
+        files.write_json(tested, _trained_and_tested(grid, folder, said, plan, roster))
+    roster.end(how["sites"])
+    # Last: it says that the federation is complete.
+    tested.replace(folder / run_folder.RESULT)
+
+
+def _trained_and_tested(grid: Grid, folder: Path, said: Said, plan: Plan, roster: Roster) -> dict[str, Any]:
+    """Make all rounds that are left, and write the common model; return the result."""
+    how = files.read_json(folder / HOW)
     config = plan.config("", (), {"device": "cpu"})
     model, info = new_model(config, Console(quiet=True))
-    roster = Roster(grid, plan, folder, said.say, how["timeout"])
     symmetries = roster.gather(how["sites"], how["wait"])
     state = State.load(folder) or first_state(model, config.settings, plan.federation, symmetries)
+
+    def nodes() -> dict[str, int]:
+        there = roster.nodes()
+        state.symmetries = roster.symmetries  # of those that have come late, too
+        return there
+
     rounds = Rounds(
         grid,
-        nodes=roster.nodes,
+        nodes=nodes,
         federation=plan.federation,
         state=state,
         keep=lambda state: state.save(folder),
@@ -92,7 +121,7 @@ def serve_rounds(grid: Grid, folder: Path, said: Said) -> None:
     save_common_model(folder, model, state)
     labels = [name for name, value in plan.labels.items() if value != 0]
     scores, untested = rounds.test(len(labels))
-    result = result_of(
+    return result_of(
         labels,
         scores,
         state.history,
@@ -101,8 +130,6 @@ def serve_rounds(grid: Grid, folder: Path, said: Said) -> None:
         trained_on={name: int(site["cases"]) for entry in state.history for name, site in entry["sites"].items()},
         untested=untested,
     )
-    files.write_json(folder / run_folder.RESULT, result)
-    roster.end()
 
 
 def hospital_app(folder: Callable[[], Path]) -> ClientApp:
@@ -117,11 +144,13 @@ def hospital_app(folder: Callable[[], Path]) -> ClientApp:
         Said(folder() / SAID).say(text, kind)
 
     def failed(error: Exception) -> None:
-        (folder() / TRACEBACK).write_text("".join(traceback.format_exception(error)), encoding="utf-8")
-        if isinstance(error, InputError):
-            say(str(error), DIFFERS)
-        else:
-            say(f"this order failed here: {error} (where: {folder() / TRACEBACK})")
+        # Where the folder is gone, this fails as well, and Flower would send the server what the error says: a path.
+        with contextlib.suppress(Exception):
+            (folder() / TRACEBACK).write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+            if isinstance(error, InputError):
+                say(str(error), DIFFERS)
+            else:
+                say(f"this order failed here: {error} (where: {folder() / TRACEBACK})")
 
     app = client_app(lambda _: Hospital.read(folder()).site(console, say), failed)
 
@@ -146,11 +175,16 @@ def hospital_app(folder: Callable[[], Path]) -> ClientApp:
 
     @app.query("end")
     def end(message: Message, context: Context) -> Message:
-        path = folder() / RUN / run_folder.RESULT
-        if path.exists():
-            say(f"Dice of the common model on the cases here: {dice_text(files.read_json(path)['dice_mean'])}")
-        say("", OVER)
-        return Message(RecordDict(), reply_to=message)
+        def ended() -> RecordDict:
+            path = folder() / RUN / run_folder.RESULT
+            try:
+                if path.exists():
+                    say(f"Dice of the common model on the cases here: {dice_text(files.read_json(path)['dice_mean'])}")
+            finally:
+                say("", OVER)
+            return RecordDict()
+
+        return answered(message, ended, failed)
 
     return app
 

@@ -16,6 +16,9 @@ from medsaga.memory.tracker import is_out_of_memory
 NEEDS_WEIGHTS = "the site needs all weights"
 OUT_OF_MEMORY = "out of memory"
 FAILED = "failed; the site's own log says why"
+MISMATCH = "its labels, channels, model, weights, version or folder differ; the site itself says which"
+_SENTENCES = (NEEDS_WEIGHTS, OUT_OF_MEMORY, FAILED, MISMATCH)
+"""All that an error says."""
 _CODE = 2
 """Flower's for an app that has raised an error."""
 
@@ -44,7 +47,8 @@ def client_app(site_of: Callable[[Context], Site], failed: Callable[[Exception],
 
     Args:
         site_of: gives the site for an order.
-        failed: is told what has gone wrong. The server is not: what an error says may name files and cases.
+        failed: is told what has gone wrong. The server is not: what an error says may name files and cases. What it
+            raises itself leaves the app; that of a hospital raises nothing.
     """
     app = ClientApp()
 
@@ -86,3 +90,8 @@ def answered(message: Message, work: Callable[[], RecordDict], failed: Callable[
         failed(error)
         reason = OUT_OF_MEMORY if is_out_of_memory(error) else FAILED
     return Message(Error(_CODE, reason), reply_to=message)
+
+
+def reason_of(error: Error) -> str:
+    """Return what an error from a site says, if it is a sentence of ours: another text may name files and cases."""
+    return error.reason if error.reason in _SENTENCES else "failed"

@@ -14,6 +14,7 @@ from flwr.serverapp import Grid
 from medsaga import files
 from medsaga.data.intensity import Intensity
 from medsaga.federated.agreement import agreed_intensities, agreed_symmetries, read_greeting, read_symmetries
+from medsaga.federated.client import reason_of
 from medsaga.federated.orders import MALFORMED
 from medsaga.federated.plan import Plan
 
@@ -25,6 +26,9 @@ ENDING = "query.end"
 _PAUSE = 1.0
 _AGAIN = 30.0
 """Seconds after which a site that stays out is greeted again: Flower knows it by its key, as the node that it was."""
+
+_TO_COME_BACK = 60.0
+"""Seconds in which a site finds a server again that was stopped and goes on."""
 
 
 @dataclass(eq=False)
@@ -66,26 +70,39 @@ class Roster:
             time.sleep(_PAUSE)
         path = self.folder / AGREED
         if not path.exists():
-            fixed = self.plan.fixed_intensities()
-            intensities = fixed or agreed_intensities(self._proposed)
-            symmetries = agreed_symmetries(self._begin(self._names, intensities))
-            document = {"intensities": [vars(each) for each in intensities], "symmetries": list(symmetries)}
-            files.write_json(path, document)
+            intensities = self.plan.fixed_intensities() or agreed_intensities(self._proposed)
+            files.write_json(path, {"intensities": [vars(each) for each in intensities], "symmetries": None})
         self.nodes()
-        return tuple(files.read_json(path)["symmetries"])
+        if not self._begun.issuperset(self._names.values()):  # it may have been too short a time for all its images
+            self.nodes()
+        return self.symmetries
+
+    @property
+    def symmetries(self) -> tuple[str, ...]:
+        """The mirrorings that the labels keep at all sites that have ever begun; none before the first has."""
+        return tuple(files.read_json(self.folder / AGREED)["symmetries"] or ())
 
     def nodes(self) -> dict[str, int]:
-        """Return the nodes of the sites that can be reached and have begun, by name; newcomers are greeted first."""
+        """Return the nodes of the sites that can be reached and have begun, by name; newcomers are greeted first.
+
+        What the labels of newcomers do not keep, `symmetries` has no more.
+        """
         there = self._greeted()
         late = {node: name for node, name in there.items() if name not in self._begun}
         if late:
-            agreed = files.read_json(self.folder / AGREED)
-            self._begin(late, tuple(Intensity(**each) for each in agreed["intensities"]))
+            self._begin(late)
         return {name: node for node, name in there.items() if name in self._begun}
 
-    def end(self) -> None:
-        """Tell all sites that it is over."""
-        self._sent(ENDING, {node: ConfigRecord() for node in self._greeted()})
+    def end(self, wanted: int) -> None:
+        """Tell all sites that it is over.
+
+        Args:
+            wanted: how many to wait for, but not long: some may have heard it from a server that was stopped then.
+        """
+        began = time.monotonic()
+        while len(there := self._greeted()) < wanted and time.monotonic() - began < _TO_COME_BACK:
+            time.sleep(_PAUSE)
+        self._sent(ENDING, {node: ConfigRecord() for node in there})
 
     def _greeted(self) -> dict[int, str]:
         """Return the names of the nodes that are there and fit the plan."""
@@ -121,10 +138,13 @@ class Roster:
             self.tell(why)
         self._turned_away[node] = (time.monotonic(), why)
 
-    def _begin(self, nodes: Mapping[int, str], intensities: tuple[Intensity, ...]) -> list[tuple[str, ...]]:
-        """Have sites prepare their images; return the mirrorings that the labels of each keep."""
-        text = json.dumps([vars(each) for each in intensities])
-        found = []
+    def _begin(self, nodes: Mapping[int, str]) -> None:
+        """Have sites prepare their images; keep of the agreed mirrorings those that the labels of each keep."""
+        path = self.folder / AGREED
+        agreed = files.read_json(path)
+        text = json.dumps(agreed["intensities"])
+        found = [] if agreed["symmetries"] is None else [agreed["symmetries"]]
+        begun = set()
         for node, content in self._sent(
             BEGINNING, {node: ConfigRecord({"intensities": text}) for node in nodes}
         ).items():
@@ -136,11 +156,13 @@ class Roster:
             except MALFORMED:
                 self.tell(f"{nodes[node]} could not begin: its answer is none")
                 continue
-            self._begun.add(nodes[node])
-        return found
+            begun.add(nodes[node])
+        if begun:
+            files.write_json(path, agreed | {"symmetries": list(agreed_symmetries(found))})
+            self._begun |= begun
 
     def _sent(self, kind: str, records: Mapping[int, ConfigRecord]) -> dict[int, RecordDict | str]:
-        """Send messages; return what came back, the content or the reason of an error, by node."""
+        """Send messages; return what came back, the content or what an error says, by node."""
         messages = [
             self.grid.create_message(RecordDict({"server": record}), kind, node, kind.partition(".")[2], self.timeout)
             for node, record in records.items()
@@ -152,5 +174,5 @@ class Roster:
             node = message.metadata.src_node_id
             if node not in records:  # Flower's own word that a node is gone; it is asked again
                 continue
-            back[node] = (message.error.reason or "no reason") if message.has_error() else message.content
+            back[node] = reason_of(message.error) if message.has_error() else message.content
         return back

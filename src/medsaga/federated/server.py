@@ -21,7 +21,7 @@ from medsaga import files
 from medsaga.errors import InputError, RunError
 from medsaga.federated import averaging
 from medsaga.federated.averaging import Answer, loss_text
-from medsaga.federated.client import NEEDS_WEIGHTS
+from medsaga.federated.client import NEEDS_WEIGHTS, reason_of
 from medsaga.federated.options import Federation
 from medsaga.federated.orders import MALFORMED, Order, Scores, as_arriving, unpack_answer, unpack_scores
 from medsaga.federated.wire import rounded, size_of
@@ -217,7 +217,7 @@ class Rounds:
             if sender is None:  # Flower's own word that a node is gone
                 continue
             if message.has_error():
-                errors[sender] = message.error.reason or "an error without a reason"
+                errors[sender] = reason_of(message.error)
                 continue
             entry["bytes_up"] += size_of(message)
             contents[sender] = message.content

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
@@ -17,7 +18,7 @@ from medsaga.data.descriptions import channel_names, read_description
 from medsaga.data.labels import parse_labels
 from medsaga.errors import InputError, Interrupted, RunError
 from medsaga.federated import keys, processes
-from medsaga.federated.apps import FAILED, FOLDER, HOW, OVER, SAID
+from medsaga.federated.apps import FAILED, FOLDER, HOW, LOCK, OVER, SAID, STARTED
 from medsaga.federated.options import BASELINES, Federation, require_enough, settings_for
 from medsaga.federated.page import write_page
 from medsaga.federated.plan import PLAN, Plan, digest_of_frozen
@@ -32,8 +33,9 @@ from medsaga.settings.run_config import RunConfig
 _CONNECTION = "federation"
 _DATABASE, _REGISTERED = "link.db", "registered.json"
 """What Flower's server keeps, and the public keys that it has been told."""
-_STARTING = 60
-"""Seconds that Flower's server has to begin to listen."""
+_STARTING, _APP_STARTING = 60, 600
+"""Seconds that Flower's server has to begin to listen, and our app to say something."""
+_GOES_ON = "the same command goes on after the last complete round"
 _PAUSE = 0.5
 
 
@@ -90,13 +92,13 @@ def serve(
     if not result.exists():
         said = processes.Said(out / SAID)
         try:
-            with processes.ended_as_by_ctrl_c(), _link(out, key_folder, host, port):
+            with processes.ended_as_by_ctrl_c(), _link(out, key_folder, host, port) as link:
                 _start_app(out, key_folder, port)
                 console.print(f"listening on {host}:{port}; waiting for {sites} sites", markup=False, highlight=False)
-                _follow(said, console)
+                _follow(said, link, out / LOCK, console)
         except KeyboardInterrupt:
-            raise Interrupted(f"{out}: stopped; the same command goes on after the last complete round.") from None
-        write_page(out, [out], title=out.resolve().name)
+            raise Interrupted(f"{out}: stopped; {_GOES_ON}.") from None
+    write_page(out, [out], title=out.resolve().name)
     document: dict[str, Any] = files.read_json(result)
     return document
 
@@ -147,8 +149,8 @@ def _asked(settings: Settings, federation: Federation) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _link(out: Path, key_folder: Path, host: str, port: int) -> Iterator[None]:
-    """Have Flower's server run, and let the sites' keys in."""
+def _link(out: Path, key_folder: Path, host: str, port: int) -> Iterator[subprocess.Popen[bytes]]:
+    """Have Flower's server run, and let the sites' keys in; yield its process."""
     if processes.listens(port):
         raise InputError(
             "--port", expected="a port that is free", found=f"{port}, where somebody listens", do="Choose another."
@@ -176,7 +178,7 @@ def _link(out: Path, key_folder: Path, host: str, port: int) -> Iterator[None]:
                 processes.call(["flwr", "supernode", "register", str(public), _CONNECTION], out, variables)
 
         let_in(sorted(key_folder.glob(f"*{keys.PUBLIC}")), out / _REGISTERED, register)
-        yield
+        yield process
 
 
 def let_in(public_keys: Sequence[Path], record: Path, register: Callable[[Path], None]) -> None:
@@ -219,13 +221,47 @@ def _start_app(out: Path, key_folder: Path, port: int) -> None:
     processes.call(["flwr", "run", str(app.resolve()), _CONNECTION], out, variables)
 
 
-def _follow(said: processes.Said, console: Console) -> None:
-    """Tell the user what the app says until it is over."""
+def _follow(said: processes.Said, link: subprocess.Popen[bytes], lock: Path, console: Console) -> None:
+    """Tell the user what the app says until it is over.
+
+    Args:
+        said: by the app.
+        link: Flower's server.
+        lock: the file that the app has locked while it runs.
+        console: where the user is told.
+
+    Raises:
+        RunError: the app says so, or it or Flower's server has ended before.
+    """
+    has_started, was_locked, began = False, False, time.monotonic()
     while True:
+        # Before its words are read: what ends has said all that it has to say.
+        ended = "Flower's server" if link.poll() is not None else None
+        if has_started:
+            is_locked = _is_locked(lock)
+            # On a file system without locks it never is, and tells nothing.
+            if was_locked and not is_locked:
+                ended = ended or "the server's app"
+            was_locked = is_locked
+        elif time.monotonic() - began > _APP_STARTING:
+            ended = "the server's app"
         for kind, text in said.new():
             if kind == OVER:
                 return
             if kind == FAILED:
                 raise RunError(text)
+            if kind == STARTED:
+                has_started = True
+                continue
             console.print(text, markup=False, highlight=False)
+        if ended:
+            raise RunError(f"{ended} has ended ({lock.parent / processes.LOG} may say why); {_GOES_ON}")
         time.sleep(_PAUSE)
+
+
+def _is_locked(path: Path) -> bool:
+    file = files.locked(path)
+    if file is None:
+        return True
+    file.close()
+    return False

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from rich.console import Console
 
+from medsaga import files
 from medsaga.federated.averaging import Answer, loss_text
 from medsaga.federated.options import Federation
 from medsaga.federated.orders import Order, Scores
@@ -43,12 +44,15 @@ class LocalSite:
 
     def sketch(self, order: Order) -> Answer:
         """Sketch a gradient."""
-        return self._worker.sketch(order)
+        with files.one_at_a_time(self._run.folder):
+            return self._worker.sketch(order)
 
     def train(self, order: Order) -> Answer:
         """Make the steps of a round."""
         self._say(f"round {order.round}: training")
-        answer = self._worker.train(order)
+        # Of two orders that come at once, the second must see what the first was answered.
+        with files.one_at_a_time(self._run.folder):
+            answer = self._worker.train(order)
         self._say(f"round {order.round}: loss {loss_text(answer)}")
         return answer
 

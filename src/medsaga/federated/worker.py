@@ -2,7 +2,8 @@
 
 All that it has to remember from one round to the next lies in its run folder, so that every order may come to a new
 process, and one that comes twice is answered with the same bits: ``rounds/NNNN/start.pt`` has what the round started
-from, ``rounds/NNNN/state.pt`` the optimizer's state after it. Those of the last two rounds are kept.
+from, ``rounds/NNNN/state.pt`` the optimizer's state after it, ``rounds/NNNN/answer.pt`` what was sent, where it was
+clipped or has noise. Those of the last two rounds are kept.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import math
 import secrets
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from medsaga import files, run_folder
+from medsaga.data.symmetries import symmetries_of
 from medsaga.errors import RunError
 from medsaga.federated.averaging import Answer, Tensors, moved, norm
 from medsaga.federated.options import Federation
@@ -37,10 +40,9 @@ from medsaga.training.trainer import Trainer
 
 ROUNDS = "rounds"
 """The folder, in that of a site, with a folder for each of its last rounds."""
-_START = "start.pt"
+_START, _ANSWER = "start.pt", "answer.pt"
 _KEPT = 2
 _SECRET = "noise.key"
-_STARTS = "starts.json"
 _LORA_A = ("query_down", "value_down", "down")
 
 
@@ -60,12 +62,15 @@ class Worker:
     def __init__(self, run: Run, federation: Federation) -> None:
         self._run, self._federation = run, federation
         self._settings = run.config.settings
+        self._symmetries = symmetries_of(run.train, run.model.classes)
 
     def sketch(self, order: Order) -> Answer:
         """Sketch the gradient of a first batch at the weights of the order; nothing is trained."""
+        if self._federation.exchange != "shared-basis":
+            raise RunError("the server asks for a sketch, of which this federation has none. Ask who runs the server")
         began = time.perf_counter()
         start = self._begin(order)
-        self._write(order.round - 1, {"weights": dict(start), "bases": {}, "norms": {}}, with_state=False)
+        self._write(order.round - 1, {_START: {"weights": dict(start), "bases": {}, "norms": {}}}, with_state=False)
         with self._trainer(before=None) as trainer:
             self._put(trainer.model, start, order.round)
             optimizer = trainer.optimizer
@@ -80,8 +85,8 @@ class Worker:
         """Make the steps of a round."""
         began, federation, number = time.perf_counter(), self._federation, order.round
         start = self._begin(order)
-        if federation.clip is not None:
-            _require_one_start(start, federation, self._run.folder, order.round)
+        if federation.clip is not None and (sent := self._sent_before(start, number)) is not None:
+            return sent
         losses, made, decay = [], 0, 1.0
         with self._trainer(before=number) as trainer:
             counters = trainer.counters
@@ -111,8 +116,8 @@ class Worker:
             tensors, decay = self._sent(start, loaded, ended, order, decay)
             norms = {name: ended[name].clone() for name in norm_names(trainer.model) if name in ended}
             trainer.save()
-            self._write(number, {"weights": start, "bases": dict(order.bases), "norms": norms}, with_state=True)
-            return self._answer(
+            kept = {_START: {"weights": start, "bases": dict(order.bases), "norms": norms}}
+            answer = self._answer(
                 tensors,
                 decay,
                 sketches,
@@ -122,6 +127,10 @@ class Worker:
                 seconds=time.perf_counter() - began,
                 peak_bytes=counters.peak_bytes,
             )
+            if federation.clip is not None:
+                kept[_ANSWER] = vars(answer)
+            self._write(number, kept, with_state=True)
+            return answer
 
     def take(self, order: Order) -> SegmentationModel:
         """Return the model with the weights of an order, and with the site's own norms if it keeps them."""
@@ -131,7 +140,8 @@ class Worker:
 
     def _begin(self, order: Order) -> dict[str, Tensor]:
         """Return the common weights that the order starts from."""
-        self._run.model.symmetries = order.symmetries
+        # Whatever the server says: no mirroring that makes another label of one that is here.
+        self._run.model.symmetries = tuple(name for name in order.symmetries if name in self._symmetries)
         if order.weights is not None:
             return dict(order.weights)
         before = self._started(order.round - 1)
@@ -231,13 +241,37 @@ class Worker:
         started: dict[str, Any] = torch.load(path, weights_only=True)
         return started
 
-    def _write(self, number: int, started: dict[str, Any], *, with_state: bool) -> None:
-        """Keep what the next round needs of a round, whole or not at all."""
+    def _sent_before(self, start: Tensors, number: int) -> Answer | None:
+        """Return the answer that a round has had already; None if it has had none.
+
+        A round has one noise. With it on two changes, from other starts, with other mirrorings or after other rounds,
+        their difference would have none: a round is worked out once, in its turn, and what was sent is sent again.
+
+        Raises:
+            RunError: an order that no honest server gives.
+        """
+        rounds = self._federation.rounds
+        last = max((int(path.name) for path in _rounds(self._run.folder)), default=0)
+        before = self._started(number) if number == last else None
+        same_start = before is None or _digest(before["weights"]) == _digest(start)
+        if not (max(1, last) <= number <= rounds and same_start):
+            raise RunError(
+                f"the server orders round {number} of {rounds} from other weights than before or out of its turn, and "
+                "the answer would reveal what the noise hides: nothing is sent. Ask who runs the server"
+            )
+        if before is None:
+            return None
+        return Answer(**torch.load(self._run.folder / ROUNDS / f"{number:04d}" / _ANSWER, weights_only=True))
+
+    def _write(self, number: int, kept: Mapping[str, dict[str, Any]], *, with_state: bool) -> None:
+        """Keep what the next round needs of a round, by the name of its file, whole or not at all."""
         folder = self._run.folder / ROUNDS
         place, making = folder / f"{number:04d}", folder / f".{number:04d}.making"
         shutil.rmtree(making, ignore_errors=True)
         making.mkdir(parents=True)
-        torch.save(started, making / _START)
+        for name, content in kept.items():
+            with files.replacing(making / name) as temporary:
+                torch.save(content, temporary)
         if with_state:
             (self._run.folder / run_folder.STATE).replace(making / run_folder.STATE)
         shutil.rmtree(place, ignore_errors=True)
@@ -328,30 +362,15 @@ def _decay(optimizer: torch.optim.Optimizer) -> float:
     return 1 - projected[0]["lr"] * projected[0]["weight_decay"] if projected else 1.0
 
 
-def _require_one_start(start: Tensors, federation: Federation, folder: Path, number: int) -> None:
-    """Refuse an order that no honest server gives, and that would tell more of the change than the noise allows.
-
-    A round has one noise. With it on changes from two starts, their difference would have none.
-
-    Raises:
-        RunError: the round began from other weights before, or is beyond those of the plan.
-    """
-    digest = digest_of(sorted(start.items()))
-    path = folder / _STARTS
-    known: dict[str, str] = files.read_json(path) if path.exists() else {}
-    if number > federation.rounds or known.setdefault(str(number), digest) != digest:
-        raise RunError(
-            f"the server orders round {number} of {federation.rounds} from other weights than before, whose answer "
-            "would reveal what the noise hides: nothing is sent. Ask who runs the server"
-        )
-    files.write_json(path, known)
+def _digest(weights: Tensors) -> str:
+    return digest_of(sorted(weights.items()))
 
 
 def _with_privacy(changes: dict[str, Tensor], federation: Federation, folder: Path, number: int) -> dict[str, Tensor]:
     """Clip a change to a norm and add Gaussian noise to it.
 
-    The noise comes from a secret of the site and the number of the round: an order that comes twice gets the same
-    answer, of which no mean can be taken, and nobody else can compute the noise.
+    The noise comes from a secret of the site and the number of the round: nobody else can compute it, and an answer
+    that was worked out twice, because the site was killed before it was kept, is the same.
     """
     assert federation.clip is not None
     factor = min(1.0, federation.clip / max(norm(changes), 1e-300))
