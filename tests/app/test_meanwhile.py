@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from page_browser import Held, enter, handled, needs_chromium, paint, so
 from page_server import Client, page
 from PIL import Image
 
+from medsaga.app.masks import PaintedMask
 from medsaga.app.project import Project
+from medsaga.app.versions import ChangedElsewhere
 
 
 def labels_of(client: Client, key: str) -> np.ndarray:
@@ -54,6 +57,36 @@ def test_a_mask_that_was_saved_a_moment_ago_is_kept_when_the_case_is_finished(to
     assert np.count_nonzero(np.asarray(Image.open(mask))) == 4
     (kept,) = (toy / ".medsaga" / "masks" / key).glob("other.*")
     assert kept.read_bytes() == theirs
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda mask: mask.edit("brush", "image", (0, 0, 0), np.full((1, 2, 2), 1, np.uint8)),
+        lambda mask: mask.begin("empty"),
+        PaintedMask.reopen,
+    ],
+    ids=["a stroke", "a new beginning", "a draft again"],
+)
+def test_what_would_change_a_mask_that_another_program_saved_a_moment_ago_is_refused_and_shows_it(
+    toy: Path, change: Callable[[PaintedMask], None]
+) -> None:
+    file, theirs = toy / "masks" / "img0.png", np.full((48, 64), 2, np.uint8)
+    project = Project(toy)
+    key = project.names["img0"]
+    mask = project.mask(key)
+    before = mask.stamp
+    Image.fromarray(theirs).save(file)
+    content = file.read_bytes()
+    with pytest.raises(ChangedElsewhere):
+        change(mask)
+    assert file.read_bytes() == content
+    assert (mask.classes == theirs).all()
+    assert mask.stamp != before
+    assert mask.history == []
+    change(mask)  # who has seen it may
+    (kept,) = project.home(key).glob("1.0.*")
+    assert kept.read_bytes() == content
 
 
 def test_a_change_of_labels_that_are_others_by_now_is_refused(toy: Path, tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 from starlette.concurrency import run_in_threadpool
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -19,6 +18,7 @@ from medsaga.app.pictures import picture_of
 from medsaga.app.project import Project
 from medsaga.app.requests import Json, document, number, number_in, session_of
 from medsaga.app.results import prediction_of, predictions
+from medsaga.app.versions import ChangedElsewhere
 from medsaga.data.slices import SliceView, most_labelled
 from medsaga.errors import InputError
 
@@ -191,7 +191,7 @@ def _changed(project: Project, key: str, seen: str | None, change: Callable[[Pai
             if mask.dropped:  # while the lock was waited for
                 continue
             if seen not in (None, _stamp(project, mask)):
-                raise HTTPException(409, "The labels were changed in another tab or by another program.")
+                raise ChangedElsewhere
             return change(mask)
 
 
