@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import write_toy_dataset
 from page_browser import Held, enter, handled, needs_chromium, paint, so
-from page_server import Client, page
+from page_server import Client, page, until
 from PIL import Image
 
 from medsaga.app.masks import PaintedMask
@@ -125,6 +126,68 @@ def test_a_change_of_labels_that_are_others_by_now_is_refused(toy: Path, tmp_pat
         before = labels_of(client, key)
         assert edit(last) == 409
         assert (labels_of(client, key) == before).all()
+
+
+def is_held(project: Project) -> bool:
+    """Whether another thread holds the folder."""
+    is_free = bool(project.lock.acquire(blocking=False))
+    if is_free:
+        project.lock.release()
+    return not is_free
+
+
+@pytest.fixture
+def kept_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the page look after its folder only where the test does."""
+    monkeypatch.setattr("medsaga.app.session._SAVE_EVERY", 600)
+
+
+@pytest.mark.usefixtures("kept_by_hand")
+def test_the_answer_to_a_stroke_is_of_its_labels_also_where_others_are_taken_over_at_once(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with page(toy, tmp_path) as client:
+        key, project = client.key("img0"), client.session.project
+        client.paint(key, "image", (0, 0, 0), (1, 2, 2), 1)
+        project.save_changes(at_once=True)
+        theirs = np.full((48, 64), 2, np.uint8)
+        Image.fromarray(theirs).save(toy / "masks" / "img0.png")
+        assert not project.watch()
+        edit, second_look = PaintedMask.edit, threading.Thread(target=project.watch)
+
+        def watched(mask: PaintedMask, *stroke: Any) -> None:
+            second_look.start()
+            until(lambda: is_held(project))
+            edit(mask, *stroke)
+
+        monkeypatch.setattr(PaintedMask, "edit", watched)
+        seen = client.paint(key, "image", (0, 9, 9), (1, 2, 2), 1).json
+        second_look.join()
+        assert (labels_of(client, key) == theirs).all()
+        assert seen["undo"]
+        assert client.get(f"/api/cases/{key}").json["stamp"] != seen["stamp"]
+        assert client.post(f"/api/cases/{key}/undo", {"seen": seen["stamp"]}).status == 409
+
+
+@pytest.mark.usefixtures("kept_by_hand")
+def test_what_is_finished_is_what_was_seen(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (toy / "masks" / "img0.png").unlink()
+    with page(toy, tmp_path) as client:
+        key, finish = client.key("img0"), Project.finish
+        other_tab = threading.Thread(target=client.paint, args=(key, "image", (0, 0, 0), (1, 2, 2), 1))
+
+        def finished_below_a_stroke(project: Project, key: str) -> None:
+            other_tab.start()
+            other_tab.join(0.3)  # it waits its turn
+            finish(project, key)
+
+        monkeypatch.setattr(Project, "finish", finished_below_a_stroke)
+        stamp = client.get(f"/api/cases/{key}").json["stamp"]
+        answer = client.post(f"/api/cases/{key}/finish", {"seen": stamp})
+        other_tab.join()
+        assert (answer.json["state"], answer.json["empty"]) == ("done", True)
+        assert not np.asarray(Image.open(toy / "masks" / "img0.png")).any()
+        assert labels_of(client, key).any()
 
 
 @needs_chromium
