@@ -15,9 +15,11 @@ from page_browser import Held, enter, handled, needs_chromium, paint, so
 from page_server import Client, page, until
 from PIL import Image
 
+from medsaga import run_folder
 from medsaga.app.masks import PaintedMask
 from medsaga.app.project import Project
 from medsaga.app.versions import ChangedElsewhere
+from medsaga.files import read_json, write_json
 
 
 def labels_of(client: Client, key: str) -> np.ndarray:
@@ -350,10 +352,11 @@ def test_a_prediction_takes_the_place_of_labels_only_after_a_question(
         enter(tab, client, "results")
         (key,) = (case["id"] for case in client.get("/api/cases").json if case["state"] == "none")
         tab.locator(f"[data-act='{key}']").click()
+        handled(tab)
 
         def accept(press: str = "") -> None:
             """Press a key, or the button."""
-            button = tab.locator(".stage").get_by_role("button", name="Accept")
+            button = tab.locator(".stage button:enabled", has_text="Accept")
             button.wait_for()
             if press:
                 tab.keyboard.press(press)
@@ -377,3 +380,32 @@ def test_a_prediction_takes_the_place_of_labels_only_after_a_question(
         tab.get_by_role("button", name="Replace them").click()
         handled(tab)
         assert (labels_of(client, key) == predicted).all()
+        # Another program's labels are not what was accepted.
+        (name,) = (case["name"] for case in client.get("/api/cases").json if case["id"] == key)
+        Image.fromarray(np.ones((48, 64), np.uint8)).save(opened_run / "masks" / f"{name}.png")
+        client.until(f"/api/cases/{key}", lambda found: not any(each["now"] for each in found["history"]))
+        handled(tab)
+        accept()
+        tab.wait_for_selector("dialog[open]")
+
+
+@needs_chromium
+def test_only_the_prediction_that_is_seen_is_accepted(tab: Any, tmp_path: Path, opened_run: Path) -> None:
+    parts = opened_run / "runs" / "run1" / run_folder.SPLIT
+    split = read_json(parts)
+    (opened_run / "masks" / f"{split['test'].pop()}.png").unlink()
+    write_json(parts, split)
+    with page(opened_run, tmp_path) as client:
+        enter(tab, client, "results")
+        accept = tab.locator(".stage button:enabled", has_text="Accept")
+        accept.wait_for()
+        held = Held(tab, "**/labels?*")  # without which the next one is not seen
+        accept.dblclick()
+        held.wait()
+        tab.keyboard.press("a")
+        handled(tab)
+        assert [case["state"] for case in client.get("/api/cases").json].count("none") == 1
+        held.let_go()
+        accept.wait_for()
+        tab.keyboard.press("a")
+        client.until("/api/cases", lambda cases: all(case["state"] == "done" for case in cases))
