@@ -218,6 +218,37 @@ def test_a_stroke_in_one_tab_does_not_take_back_what_was_painted_in_another(
 
 
 @needs_chromium
+def test_a_stroke_under_way_while_labels_of_another_tab_are_shown_is_not_saved(
+    browser: Any, toy: Path, tmp_path: Path
+) -> None:
+    tab = browser.new_page(viewport={"width": 1360, "height": 860})
+    with page(toy, tmp_path) as client:
+        key = client.key("img0")
+        enter(tab, client, f"label/{key}")
+        canvas = tab.locator("canvas.paintable")
+        canvas.wait_for()
+        held = Held(tab, "**/edit?*", "POST")
+        canvas.click()
+        held.wait()
+        client.paint(key, "image", (0, 0, 0), (1, 48, 64), 2)
+        there = labels_of(client, key)
+        box = canvas.bounding_box()
+        tab.mouse.move(box["x"] + 0.4 * box["width"], box["y"] + 0.4 * box["height"])
+        tab.mouse.down()
+        held.let_go()
+        tab.get_by_text("changed in another tab").wait_for()
+        handled(tab)
+        tab.mouse.move(box["x"] + 0.6 * box["width"], box["y"] + 0.6 * box["height"])
+        tab.mouse.up()
+        tab.get_by_text("have changed meanwhile").wait_for()
+        handled(tab)
+        assert (labels_of(client, key) == there).all()
+        paint(tab, (0.3, 0.3), (0.7, 0.7))
+        assert set(np.unique(labels_of(client, key))) == {1, 2}  # what was around it is of the other tab
+        tab.close()
+
+
+@needs_chromium
 def test_an_open_case_is_shown_anew_when_another_program_saves_its_mask(tab: Any, toy: Path, tmp_path: Path) -> None:
     with page(toy, tmp_path) as client:
         key = client.key("img0")
