@@ -227,12 +227,15 @@ class PaintedMask:
         assert self._version is not None, "it has just begun"
         path = self.place.path
         before = self.item.masks[0] if self.item.masks else None
-        others = [self._keep_other(mask) for mask in {path, before or path}]
-        write_mask(path, to_label_values(self.classes, self._values), self.item)
+        with files.replacing(path) as temporary:
+            write_mask(temporary, to_label_values(self.classes, self._values), self.item)
+            written = files.sha256(temporary)
+            # At the last moment: writing takes long enough for another program to save, too.
+            others = [self._keep_other(mask) for mask in {path, before or path}]
         if before is not None and before != path:
             before.unlink()  # it is kept as the version that this one began from
         self.item = replace(self.item, masks=(path,), names=(), structures=())
-        self._versions.note_saved(files.sha256(path), self._version, self._journal.changes)
+        self._versions.note_saved(written, self._version, self._journal.changes)
         self.changed, self.problem = None, ""
         return any(others)
 
