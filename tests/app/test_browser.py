@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from page_browser import enter, needs_chromium, paint, saved, scroll, so
+from page_browser import answered, enter, needs_chromium, paint, saved, scroll, so
 from page_server import page
 
 import medsaga.app
@@ -164,3 +164,20 @@ def test_a_name_is_written_on_while_a_stroke_is_saved(tab: Any, tmp_path: Path, 
         tab.get_by_role("button", name="Add").click()
         tab.get_by_role("button", name="third", exact=True).wait_for()
     assert json.loads((toy / "dataset.json").read_text())["labels"]["third"] == 3
+
+
+@needs_chromium
+def test_the_images_of_a_suggested_case_are_those_to_label(tab: Any, tmp_path: Path, toy: Path) -> None:
+    lines = [f"img{number},patient{number // 2}" for number in range(6)]
+    (toy / "cases.csv").write_text("\n".join(["name,case", *lines]))
+    for number in range(2, 6):
+        (toy / "masks" / f"img{number}.png").unlink()
+    with page(toy, tmp_path) as client:
+        enter(tab, client)
+        answered(tab, "**/api/suggest", {"state": "done", "cases": ["patient2"]})
+        tab.get_by_role("button", name="Suggest which to label").click()
+        tab.get_by_text("label this").first.wait_for()
+        hinted = tab.locator(".card", has_text="label this").locator(".card-name").all_inner_texts()
+        assert hinted == ["img4", "img5"]
+        address = tab.get_by_role("link", name="Label the next case").get_attribute("href")
+        assert address == f"#label/{client.key('img4')}"

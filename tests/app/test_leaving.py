@@ -12,6 +12,7 @@ from PIL import Image
 
 from medsaga.app.opening import PHANTOM
 from medsaga.data.phantom import write_phantom_ct
+from medsaga.files import write_json
 
 pytestmark = needs_chromium
 
@@ -191,6 +192,26 @@ def test_nothing_is_painted_below_an_undo(tab: Any, tmp_path: Path, toy: Path) -
         tab.wait_for_selector("button[title^=Undo]:disabled")
         handled(tab)
         assert not client.get(f"/api/cases/{key}").json["undo"]
+
+
+def test_nothing_is_painted_while_another_channel_is_on_its_way(tab: Any, tmp_path: Path) -> None:
+    (tmp_path / "data" / "imagesTr").mkdir(parents=True)
+    for channel in range(2):
+        Image.new("L", (64, 48), 50 * channel).save(tmp_path / "data" / "imagesTr" / f"img0_000{channel}.png")
+    about = {"channel_names": {"0": "T1", "1": "T2"}, "labels": {"background": 0, "disc": 1}, "file_ending": ".png"}
+    write_json(tmp_path / "data" / "dataset.json", about)
+    with page(tmp_path / "data", tmp_path) as client:
+        label(tab, client, "img0")
+        held = Held(tab, "**/image?*channel=1")
+        tab.get_by_label("Channel").select_option("T2")
+        held.wait()
+        canvas = tab.locator("canvas.paintable")
+        canvas.click()
+        held.let_go()
+        handled(tab)
+        assert not client.get(f"/api/cases/{client.key('img0')}").json["undo"]
+        canvas.click()
+        tab.wait_for_selector("button[title^=Undo]:enabled")
 
 
 def test_a_folder_that_was_chosen_and_is_not_listed_yet_cannot_be_taken_for_the_one_before(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,14 @@ import numpy as np
 import pytest
 from conftest import write_toy_dataset
 from page_browser import Held, enter, handled, needs_chromium, paint, so
-from page_server import Client, page
+from page_server import Client, page, until
 from PIL import Image
 
+from medsaga import run_folder
+from medsaga.app.masks import PaintedMask
 from medsaga.app.project import Project
+from medsaga.app.versions import ChangedElsewhere
+from medsaga.files import read_json, write_json
 
 
 def labels_of(client: Client, key: str) -> np.ndarray:
@@ -56,6 +62,36 @@ def test_a_mask_that_was_saved_a_moment_ago_is_kept_when_the_case_is_finished(to
     assert kept.read_bytes() == theirs
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda mask: mask.edit("brush", "image", (0, 0, 0), np.full((1, 2, 2), 1, np.uint8)),
+        lambda mask: mask.begin("empty"),
+        PaintedMask.reopen,
+    ],
+    ids=["a stroke", "a new beginning", "a draft again"],
+)
+def test_what_would_change_a_mask_that_another_program_saved_a_moment_ago_is_refused_and_shows_it(
+    toy: Path, change: Callable[[PaintedMask], None]
+) -> None:
+    file, theirs = toy / "masks" / "img0.png", np.full((48, 64), 2, np.uint8)
+    project = Project(toy)
+    key = project.names["img0"]
+    mask = project.mask(key)
+    before = mask.stamp
+    Image.fromarray(theirs).save(file)
+    content = file.read_bytes()
+    with pytest.raises(ChangedElsewhere):
+        change(mask)
+    assert file.read_bytes() == content
+    assert (mask.classes == theirs).all()
+    assert mask.stamp != before
+    assert mask.history == []
+    change(mask)  # who has seen it may
+    (kept,) = project.home(key).glob("1.0.*")
+    assert kept.read_bytes() == content
+
+
 def test_a_change_of_labels_that_are_others_by_now_is_refused(toy: Path, tmp_path: Path) -> None:
     other = write_toy_dataset(tmp_path / "other", seed=5)
     with page(toy, tmp_path) as client:
@@ -94,6 +130,68 @@ def test_a_change_of_labels_that_are_others_by_now_is_refused(toy: Path, tmp_pat
         assert (labels_of(client, key) == before).all()
 
 
+def is_held(project: Project) -> bool:
+    """Whether another thread holds the folder."""
+    is_free = bool(project.lock.acquire(blocking=False))
+    if is_free:
+        project.lock.release()
+    return not is_free
+
+
+@pytest.fixture
+def kept_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the page look after its folder only where the test does."""
+    monkeypatch.setattr("medsaga.app.session._SAVE_EVERY", 600)
+
+
+@pytest.mark.usefixtures("kept_by_hand")
+def test_the_answer_to_a_stroke_is_of_its_labels_also_where_others_are_taken_over_at_once(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with page(toy, tmp_path) as client:
+        key, project = client.key("img0"), client.session.project
+        client.paint(key, "image", (0, 0, 0), (1, 2, 2), 1)
+        project.save_changes(at_once=True)
+        theirs = np.full((48, 64), 2, np.uint8)
+        Image.fromarray(theirs).save(toy / "masks" / "img0.png")
+        assert not project.watch()
+        edit, second_look = PaintedMask.edit, threading.Thread(target=project.watch)
+
+        def watched(mask: PaintedMask, *stroke: Any) -> None:
+            second_look.start()
+            until(lambda: is_held(project))
+            edit(mask, *stroke)
+
+        monkeypatch.setattr(PaintedMask, "edit", watched)
+        seen = client.paint(key, "image", (0, 9, 9), (1, 2, 2), 1).json
+        second_look.join()
+        assert (labels_of(client, key) == theirs).all()
+        assert seen["undo"]
+        assert client.get(f"/api/cases/{key}").json["stamp"] != seen["stamp"]
+        assert client.post(f"/api/cases/{key}/undo", {"seen": seen["stamp"]}).status == 409
+
+
+@pytest.mark.usefixtures("kept_by_hand")
+def test_what_is_finished_is_what_was_seen(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (toy / "masks" / "img0.png").unlink()
+    with page(toy, tmp_path) as client:
+        key, finish = client.key("img0"), Project.finish
+        other_tab = threading.Thread(target=client.paint, args=(key, "image", (0, 0, 0), (1, 2, 2), 1))
+
+        def finished_below_a_stroke(project: Project, key: str) -> None:
+            other_tab.start()
+            other_tab.join(0.3)  # it waits its turn
+            finish(project, key)
+
+        monkeypatch.setattr(Project, "finish", finished_below_a_stroke)
+        stamp = client.get(f"/api/cases/{key}").json["stamp"]
+        answer = client.post(f"/api/cases/{key}/finish", {"seen": stamp})
+        other_tab.join()
+        assert (answer.json["state"], answer.json["empty"]) == ("done", True)
+        assert not np.asarray(Image.open(toy / "masks" / "img0.png")).any()
+        assert labels_of(client, key).any()
+
+
 @needs_chromium
 def test_a_stroke_in_one_tab_does_not_take_back_what_was_painted_in_another(
     browser: Any, toy: Path, tmp_path: Path
@@ -116,6 +214,37 @@ def test_a_stroke_in_one_tab_does_not_take_back_what_was_painted_in_another(
         assert (after != there).any()
         assert (after[:15, :10] == 2).all()
         assert tab.locator(".toast").count() == 0
+        tab.close()
+
+
+@needs_chromium
+def test_a_stroke_under_way_while_labels_of_another_tab_are_shown_is_not_saved(
+    browser: Any, toy: Path, tmp_path: Path
+) -> None:
+    tab = browser.new_page(viewport={"width": 1360, "height": 860})
+    with page(toy, tmp_path) as client:
+        key = client.key("img0")
+        enter(tab, client, f"label/{key}")
+        canvas = tab.locator("canvas.paintable")
+        canvas.wait_for()
+        held = Held(tab, "**/edit?*", "POST")
+        canvas.click()
+        held.wait()
+        client.paint(key, "image", (0, 0, 0), (1, 48, 64), 2)
+        there = labels_of(client, key)
+        box = canvas.bounding_box()
+        tab.mouse.move(box["x"] + 0.4 * box["width"], box["y"] + 0.4 * box["height"])
+        tab.mouse.down()
+        held.let_go()
+        tab.get_by_text("changed in another tab").wait_for()
+        handled(tab)
+        tab.mouse.move(box["x"] + 0.6 * box["width"], box["y"] + 0.6 * box["height"])
+        tab.mouse.up()
+        tab.get_by_text("have changed meanwhile").wait_for()
+        handled(tab)
+        assert (labels_of(client, key) == there).all()
+        paint(tab, (0.3, 0.3), (0.7, 0.7))
+        assert set(np.unique(labels_of(client, key))) == {1, 2}  # what was around it is of the other tab
         tab.close()
 
 
@@ -254,10 +383,11 @@ def test_a_prediction_takes_the_place_of_labels_only_after_a_question(
         enter(tab, client, "results")
         (key,) = (case["id"] for case in client.get("/api/cases").json if case["state"] == "none")
         tab.locator(f"[data-act='{key}']").click()
+        handled(tab)
 
         def accept(press: str = "") -> None:
             """Press a key, or the button."""
-            button = tab.locator(".stage").get_by_role("button", name="Accept")
+            button = tab.locator(".stage button:enabled", has_text="Accept")
             button.wait_for()
             if press:
                 tab.keyboard.press(press)
@@ -281,3 +411,32 @@ def test_a_prediction_takes_the_place_of_labels_only_after_a_question(
         tab.get_by_role("button", name="Replace them").click()
         handled(tab)
         assert (labels_of(client, key) == predicted).all()
+        # Another program's labels are not what was accepted.
+        (name,) = (case["name"] for case in client.get("/api/cases").json if case["id"] == key)
+        Image.fromarray(np.ones((48, 64), np.uint8)).save(opened_run / "masks" / f"{name}.png")
+        client.until(f"/api/cases/{key}", lambda found: not any(each["now"] for each in found["history"]))
+        handled(tab)
+        accept()
+        tab.wait_for_selector("dialog[open]")
+
+
+@needs_chromium
+def test_only_the_prediction_that_is_seen_is_accepted(tab: Any, tmp_path: Path, opened_run: Path) -> None:
+    parts = opened_run / "runs" / "run1" / run_folder.SPLIT
+    split = read_json(parts)
+    (opened_run / "masks" / f"{split['test'].pop()}.png").unlink()
+    write_json(parts, split)
+    with page(opened_run, tmp_path) as client:
+        enter(tab, client, "results")
+        accept = tab.locator(".stage button:enabled", has_text="Accept")
+        accept.wait_for()
+        held = Held(tab, "**/labels?*")  # without which the next one is not seen
+        accept.dblclick()
+        held.wait()
+        tab.keyboard.press("a")
+        handled(tab)
+        assert [case["state"] for case in client.get("/api/cases").json].count("none") == 1
+        held.let_go()
+        accept.wait_for()
+        tab.keyboard.press("a")
+        client.until("/api/cases", lambda cases: all(case["state"] == "done" for case in cases))

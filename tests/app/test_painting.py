@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -18,6 +19,7 @@ from PIL import Image
 
 from medsaga.app.interpolation import between, gaps_beside
 from medsaga.app.journal import Box, Edit, Journal, packed, unpacked
+from medsaga.app.masks import write_mask
 from medsaga.app.project import Project
 from medsaga.app.slices import OpenImage
 from medsaga.data.dataset import read_dataset
@@ -187,6 +189,24 @@ def test_two_that_save_one_mask_at_a_time_lose_neither(toy: Path) -> None:
     Image.fromarray(foreign).save(toy / "masks" / "img0.png")
     project.save_changes(at_once=True)
     assert (mask_of(toy, "img0")[:3, :3] == 2).all()
+    (kept,) = (toy / ".medsaga" / "masks" / key).glob("other.*.png")
+    np.testing.assert_array_equal(np.asarray(Image.open(kept)), foreign)
+
+
+def test_what_another_program_saves_while_the_page_writes_the_mask_is_not_taken_for_it(
+    toy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project, foreign = Project(toy), np.ones((48, 64), np.uint8)
+    key = project.names["img0"]
+
+    def overtaken(*args: Any) -> None:
+        write_mask(*args)
+        Image.fromarray(foreign).save(toy / "masks" / "img0.png")
+
+    monkeypatch.setattr("medsaga.app.masks.write_mask", overtaken)
+    project.mask(key).edit("brush", "image", (0, 0, 0), np.full((1, 3, 3), 2, np.uint8))
+    project.save_changes(at_once=True)
+    np.testing.assert_array_equal(mask_of(toy, "img0"), project.mask(key).classes)
     (kept,) = (toy / ".medsaga" / "masks" / key).glob("other.*.png")
     np.testing.assert_array_equal(np.asarray(Image.open(kept)), foreign)
 

@@ -17,10 +17,11 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from medsaga import files
 from medsaga.app.journal import Box, Edit, Journal, packed, unpacked
 from medsaga.app.places import Place
 from medsaga.app.slices import views_of
-from medsaga.app.versions import Origin, Versions
+from medsaga.app.versions import ChangedElsewhere, Origin, Versions
 from medsaga.data.formats import format_of, nifti, raster
 from medsaga.data.items import read_mask
 from medsaga.data.labels import listed
@@ -39,6 +40,9 @@ class PaintedMask:
         home: folder for versions and journals; made with the first edit.
         place: where the finished mask is written.
         values: (classes,) the label value of each class index.
+
+    What would change it raises `ChangedElsewhere` where it was read from a mask that another program has saved since;
+    it is read anew then, and nothing is changed.
 
     Attributes:
         lock: held by whoever changes or reads it.
@@ -63,7 +67,8 @@ class PaintedMask:
         self.problem = ""
         self.dropped = False
         self._journal = Journal(home / "none")
-        self._written = 0  # when the file was, in nanoseconds, whose content this is, where there is no version
+        # Where there is no version: when the file was written, in nanoseconds, whose content this is, and its SHA-256.
+        self._written, self._read = 0, tuple[str, ...]()
         self._open()
 
     @property
@@ -222,12 +227,15 @@ class PaintedMask:
         assert self._version is not None, "it has just begun"
         path = self.place.path
         before = self.item.masks[0] if self.item.masks else None
-        others = [self._keep_other(mask) for mask in {path, before or path}]
-        write_mask(path, to_label_values(self.classes, self._values), self.item)
+        with files.replacing(path) as temporary:
+            write_mask(temporary, to_label_values(self.classes, self._values), self.item)
+            written = files.sha256(temporary)
+            # At the last moment: writing takes long enough for another program to save, too.
+            others = [self._keep_other(mask) for mask in {path, before or path}]
         if before is not None and before != path:
             before.unlink()  # it is kept as the version that this one began from
         self.item = replace(self.item, masks=(path,), names=(), structures=())
-        self._versions.note_saved(path, self._version, self._journal.changes)
+        self._versions.note_saved(written, self._version, self._journal.changes)
         self.changed, self.problem = None, ""
         return any(others)
 
@@ -276,8 +284,12 @@ class PaintedMask:
     def _load(self) -> None:
         if self._version is None:
             self._journal = Journal(self._home / "none")
-            self._written = max((mask.stat().st_mtime_ns for mask in self.item.masks), default=0)
+            masks = self.item.masks
+            # Before it is decoded: what another program writes meanwhile is not known then.
+            written = max((mask.stat().st_mtime_ns for mask in masks), default=0)
+            read = () if self.place.why_not else tuple(map(files.sha256, masks))
             self.classes = self._decoded(self.item)
+            self._written, self._read = written, read
         else:
             self._journal = Journal(self._versions.journal(self._version))
             self.classes = self._read_version(self._version)
@@ -298,10 +310,15 @@ class PaintedMask:
 
     def _begin(self, origin: Origin, masks: Sequence[Path]) -> None:
         """Write down a new version, with a copy of what it begins from."""
-        self._version = self._versions.add(origin, masks, self.item)
+        known = self._read if origin == "file" else ()
+        try:
+            self._version = self._versions.add(origin, masks, self.item, known)
+        except ChangedElsewhere:
+            self._load()
+            raise
         self._journal = Journal(self._versions.journal(self._version))
         if origin == "file" and len(masks) == 1:
-            self._versions.note_saved(masks[0], self._version, 0)
+            self._versions.note_saved(known[0], self._version, 0)
 
     def _keep_other(self, mask: Path) -> bool:
         """Keep a mask that another program has saved while the same one was painted here, where ours counts."""

@@ -38,6 +38,7 @@ class Project:
         run: a run folder that lies elsewhere and is shown among the runs.
 
     Attributes:
+        lock: held by whoever changes what is in the folder; taken before that of a label map, never below it.
         root: its folder, resolved.
         dataset: as it is now; of images without masks, too.
         images: decoded ones.
@@ -56,7 +57,7 @@ class Project:
         self.runs = RunFolders(self.root, run)
         self._description = self.root / DESCRIPTION
         self._colours = Colours(self.own / "page.json")
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
         self._masks: dict[str, PaintedMask] = {}
         self._said: list[str] = []
         self._watched = Watched(self.root)
@@ -104,7 +105,7 @@ class Project:
         Raises:
             InputError: it cannot be read, or a link leads out of the folder.
         """
-        with self._lock:
+        with self.lock:
             item = self.item(key)
             if key not in self._masks:
                 self._require_files_within(item)
@@ -130,7 +131,7 @@ class Project:
         Raises:
             InputError: it cannot be written.
         """
-        with self._lock:
+        with self.lock:
             mask = self.mask(key)
             if len(self.dataset.labels) < 2:
                 raise InputError(
@@ -149,7 +150,7 @@ class Project:
         Raises:
             InputError: the image's mask cannot be changed here.
         """
-        with self._lock:
+        with self.lock:
             self.keep_labels(key)  # without this mask nothing might tell them
             mask = self.mask(key)
             mask.require_editable()
@@ -165,7 +166,7 @@ class Project:
         Raises:
             InputError: the file that is there cannot be read.
         """
-        with self._lock:
+        with self.lock:
             if not self._are_written and len(self.dataset.labels) > 1 and not self.place(self.item(key)).why_not:
                 self._write_down_labels()
 
@@ -176,7 +177,7 @@ class Project:
             at_once: whether to write also those that were painted a moment ago.
         """
         wrong = {}
-        with self._lock:
+        with self.lock:
             waiting = [(key, mask) for key, mask in self._masks.items() if mask.changed is not None]
         for key, mask in waiting:
             since, known = time.monotonic() - (mask.changed or 0), mask.problem
@@ -210,7 +211,7 @@ class Project:
 
     def said(self) -> list[str]:
         """Return what the user should know and has not been told, once."""
-        with self._lock:
+        with self.lock:
             said, self._said = self._said, []
             return said
 
@@ -220,7 +221,7 @@ class Project:
         Raises:
             InputError: the labels cannot be read; nothing is taken over then.
         """
-        with self._lock:
+        with self.lock:
             news = self._watched.news()
             if not news:
                 return False
@@ -244,7 +245,7 @@ class Project:
 
     def touch(self) -> None:
         """Say that the page should look again."""
-        with self._lock:
+        with self.lock:
             self.revision += 1
 
     def labels(self) -> list[dict[str, Any]]:
@@ -258,7 +259,7 @@ class Project:
 
     def add_label(self, name: str, colour: str | None = None) -> None:
         """Add a label behind the others, in a colour (``#rrggbb``) if one is given; see `medsaga.app.labels.added`."""
-        with self._lock:
+        with self.lock:
             self._read_labels()
             labels = added(self.dataset.labels, name)
             self._set_labels(labels)
@@ -271,7 +272,7 @@ class Project:
         Raises:
             InputError: there is no such label, the name cannot be given, or the names stand in the masks.
         """
-        with self._lock:
+        with self.lock:
             self._read_labels()
             before = name_of(self.dataset.labels, value)
             labels = self.dataset.labels if name is None else renamed(self.dataset.labels, value, name)

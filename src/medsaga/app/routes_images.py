@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import numpy as np
 from starlette.concurrency import run_in_threadpool
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -19,6 +19,7 @@ from medsaga.app.pictures import picture_of
 from medsaga.app.project import Project
 from medsaga.app.requests import Json, document, number, number_in, session_of
 from medsaga.app.results import prediction_of, predictions
+from medsaga.app.versions import ChangedElsewhere
 from medsaga.data.slices import SliceView, most_labelled
 from medsaga.errors import InputError
 
@@ -52,17 +53,12 @@ def about(request: Request) -> Response:
     if len(names) != len(channels):
         names = [f"channel {index + 1}" for index in range(len(channels))]
     colour = "image" in views and len(channels) == 3 and len(project.item(key).images) == 1
-    classes, first = project.mask(key).classes, next(iter(image.views))
-    stack = image.views[first].of_labels(classes)
-    facts = {
-        "planes": views,
-        "channels": channels,
-        "names": names,
-        "colour": colour,
+    facts = {"planes": views, "channels": channels, "names": names, "colour": colour}
+    with _held(project, key) as mask:
+        stack = mask.stack(next(iter(image.views)))
         # Where there is something to see.
-        "start": most_labelled(stack) if classes.any() else len(stack) // 2,
-    }
-    return Json({**facts, **_mask(project, key)})
+        start = most_labelled(stack) if mask.classes.any() else len(stack) // 2
+        return Json({**facts, "start": start, **_described(mask, _folder_stamp(project))})
 
 
 def image_slice(request: Request) -> Response:
@@ -112,22 +108,22 @@ async def edit(request: Request) -> Response:
     kind = request.query_params.get("kind", "brush")[:20]
     plane = request.query_params.get("plane", "")
     seen = request.query_params.get("seen")
-    await run_in_threadpool(_changed, project, key, seen, lambda mask: mask.edit(kind, plane, corner, classes))
-    return Json(_mask(project, key))
+    _, now = await run_in_threadpool(_changed, project, key, seen, lambda mask: mask.edit(kind, plane, corner, classes))
+    return Json(now)
 
 
 async def undo(request: Request) -> Response:
     """Take the last edit back."""
     project, key = _asked(request)
-    box = await run_in_threadpool(_changed, project, key, await _seen(request), PaintedMask.undo)
-    return Json({**_mask(project, key), "at": None if box is None else [box.plane, box.start]})
+    box, now = await run_in_threadpool(_changed, project, key, await _seen(request), PaintedMask.undo)
+    return Json({**now, "at": None if box is None else [box.plane, box.start]})
 
 
 async def redo(request: Request) -> Response:
     """Do an edit again."""
     project, key = _asked(request)
-    box = await run_in_threadpool(_changed, project, key, await _seen(request), PaintedMask.redo)
-    return Json({**_mask(project, key), "at": None if box is None else [box.plane, box.start]})
+    box, now = await run_in_threadpool(_changed, project, key, await _seen(request), PaintedMask.redo)
+    return Json({**now, "at": None if box is None else [box.plane, box.start]})
 
 
 async def interpolate(request: Request) -> Response:
@@ -140,8 +136,8 @@ async def interpolate(request: Request) -> Response:
     def fill(mask: PaintedMask) -> int:
         return _interpolated(mask, views, plane, index, label)
 
-    filled = await run_in_threadpool(_changed, project, key, await _seen(request), fill)
-    return Json({**_mask(project, key), "filled": filled})
+    filled, now = await run_in_threadpool(_changed, project, key, await _seen(request), fill)
+    return Json({**now, "filled": filled})
 
 
 async def finish(request: Request) -> Response:
@@ -157,9 +153,7 @@ async def reopen(request: Request) -> Response:
 async def _moved(request: Request, move: Callable[[Project, str], None]) -> Response:
     """Move a mask into the dataset or out of it, if it is what the user sees."""
     project, key = _asked(request)
-    await run_in_threadpool(_changed, project, key, await _seen(request), lambda _: None)
-    await run_in_threadpool(move, project, key)
-    return Json(_mask(project, key))
+    return Json(await run_in_threadpool(_changed_in, project, key, await _seen(request), lambda _: move(project, key)))
 
 
 async def begin(request: Request) -> Response:
@@ -170,29 +164,59 @@ async def begin(request: Request) -> Response:
         run = project.runs.found()[str(asked["run"])]
         path = predictions(project, run)[key]
         prediction_of(project, run, key)
-        await run_in_threadpool(_changed, project, key, seen, lambda mask: mask.begin("prediction", (path,)))
-        if asked.get("accept"):
-            await run_in_threadpool(project.finish, key)
+
+        def change(mask: PaintedMask) -> None:
+            mask.begin("prediction", (path,))
+            if asked.get("accept"):
+                project.finish(key)
+
     elif asked.get("version"):
         version = number_in(asked, "version", 0)
-        await run_in_threadpool(_changed, project, key, seen, lambda mask: mask.revert(version))
+
+        def change(mask: PaintedMask) -> None:
+            mask.revert(version)
+
     else:
-        await run_in_threadpool(_changed, project, key, seen, lambda mask: mask.begin("empty", ()))
+
+        def change(mask: PaintedMask) -> None:
+            mask.begin("empty")
+
+    now = await run_in_threadpool(_changed_in, project, key, seen, change)
     project.touch()
-    return Json(_mask(project, key))
+    return Json(now)
 
 
-def _changed(project: Project, key: str, seen: str | None, change: Callable[[PaintedMask], Changed]) -> Changed:
-    """Change a label map, if it is the one that the user has seen."""
+def _changed_in(project: Project, key: str, seen: str | None, change: Callable[[PaintedMask], None]) -> dict[str, Any]:
+    """Change a label map by what may also change the folder; see `_changed`."""
+    with project.lock:
+        _, now = _changed(project, key, seen, change)
+        return now
+
+
+def _changed(
+    project: Project, key: str, seen: str | None, change: Callable[[PaintedMask], Changed]
+) -> tuple[Changed, dict[str, Any]]:
+    """Change a label map, if it is the one that the user has seen; return what comes of it, and where it stands then.
+
+    Nobody else changes it in between: else the user would be told the stamp of what has not been seen.
+    """
     project.keep_labels(key)
+    with _held(project, key) as mask:
+        folder = _folder_stamp(project)  # the classes of the change are those of now, whatever they become meanwhile
+        if seen not in (None, f"{folder}.{mask.stamp}"):
+            raise ChangedElsewhere
+        return change(mask), _described(mask, folder)
+
+
+@contextlib.contextmanager
+def _held(project: Project, key: str) -> Iterator[PaintedMask]:
+    """Hold the label map of an image for the block: nobody else changes it."""
     while True:
         mask = project.mask(key)
         with mask.lock:
-            if mask.dropped:  # while the lock was waited for
-                continue
-            if seen not in (None, _stamp(project, mask)):
-                raise HTTPException(409, "The labels were changed in another tab or by another program.")
-            return change(mask)
+            if not mask.dropped:  # while the lock was waited for
+                yield mask
+                return
 
 
 def _interpolated(mask: PaintedMask, views: Mapping[str, SliceView], plane: str, index: int, label: int) -> int:
@@ -214,9 +238,9 @@ def _interpolated(mask: PaintedMask, views: Mapping[str, SliceView], plane: str,
     return sum(high - low - 1 for low, high in gaps)
 
 
-def _stamp(project: Project, mask: PaintedMask) -> str:
-    """What the page knows a label map by: images of two folders can have one name, and classes another meaning."""
-    return f"{id_of(str(project.root))}.{project.meaning}.{mask.stamp}"
+def _folder_stamp(project: Project) -> str:
+    """What stamps of label maps begin with: images of two folders can have one name, and classes another meaning."""
+    return f"{id_of(str(project.root))}.{project.meaning}"
 
 
 async def _seen(request: Request) -> str | None:
@@ -224,17 +248,17 @@ async def _seen(request: Request) -> str | None:
     return None if stamp is None else str(stamp)
 
 
-def _mask(project: Project, key: str) -> dict[str, Any]:
-    mask: PaintedMask = project.mask(key)
+def _described(mask: PaintedMask, folder: str) -> dict[str, Any]:
+    """Say where a label map stands, which is held meanwhile."""
     return {
-        "stamp": _stamp(project, mask),
+        "stamp": f"{folder}.{mask.stamp}",
         "state": mask.state,
         "undo": mask.can_undo,
         "redo": mask.can_redo,
         "history": mask.history,
         "empty": not mask.classes.any(),
         "unwritten": mask.problem if mask.state == "done" and mask.changed is not None else "",
-        "why_not": project.place(project.item(key)).why_not,
+        "why_not": mask.place.why_not,
     }
 
 

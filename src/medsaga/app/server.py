@@ -24,6 +24,7 @@ from medsaga.app.entrance import opened_in_browser
 from medsaga.app.requests import Json
 from medsaga.app.security import Guard
 from medsaga.app.session import Session
+from medsaga.app.versions import ChangedElsewhere
 from medsaga.errors import InputError, MedsagaError
 
 HOST = "127.0.0.1"
@@ -63,6 +64,7 @@ def make_app(session: Session, *, token: str, port: int) -> Guard:
         exception_handlers={
             InputError: _of_the_user,
             MedsagaError: _of_the_user,
+            ChangedElsewhere: _of_another,
             KeyError: _unknown,
             IndexError: _unknown,
             HTTPException: _refused,
@@ -138,6 +140,10 @@ def _of_the_user(request: Request, error: Exception) -> Response:
         parts = {"where": Path(error.where).name, "expected": error.expected, "found": error.found, "do": error.do}
         return Json({"message": str(error), **parts}, 422)
     return Json({"message": str(error)}, 500)
+
+
+def _of_another(request: Request, error: Exception) -> Response:
+    return Json({"message": str(error)}, 409)
 
 
 def _of_the_disk(request: Request, error: Exception) -> Response:

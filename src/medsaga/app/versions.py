@@ -14,12 +14,20 @@ from typing import Any, Literal
 
 from medsaga import files
 from medsaga.data.types import Item
+from medsaga.errors import MedsagaError
 
 Origin = Literal["empty", "file", "prediction", "version", "other"]
 """What a version began from; ``other`` is a mask of another program, kept when ours took its place."""
 LIST = "versions.json"
 _SAVED = "saved.json"
 _KEPT_OF_A_NAME = 40
+
+
+class ChangedElsewhere(MedsagaError):  # noqa: N818 - it is no error of anybody's
+    """A label map is another by now than the one that was to be changed; nothing has been."""
+
+    def __init__(self) -> None:
+        super().__init__("The labels were changed in another tab or by another program.")
 
 
 class Versions:
@@ -60,13 +68,17 @@ class Versions:
         names = tuple((str(name), int(value)) for name, value in entry["names"])
         return replace(item, masks=kept, structures=structures, names=names)
 
-    def add(self, origin: Origin, masks: Sequence[Path], item: Item) -> int:
+    def add(self, origin: Origin, masks: Sequence[Path], item: Item, known: Sequence[str] = ()) -> int:
         """Write down a new version, with a copy of what it begins from; return its number.
 
         Args:
             origin: what it is.
             masks: that it begins from.
             item: the image; where the masks are its own, they are read as it says.
+            known: the SHA-256 of each mask, where the version goes on from what was read from them before.
+
+        Raises:
+            ChangedElsewhere: a mask is not the one that is known.
         """
         number = len(self._entries) + 1
         self._home.mkdir(parents=True, exist_ok=True)
@@ -75,6 +87,8 @@ class Versions:
             name = f"{'other.' if origin == 'other' else ''}{number}.{index}.{mask.name[-_KEPT_OF_A_NAME:]}"
             with files.replacing(self._home / name) as temporary:
                 shutil.copyfile(mask, temporary)
+                if known and files.sha256(temporary) != known[index]:
+                    raise ChangedElsewhere
             kept.append(name)
         own = bool(masks) and set(masks) <= set(item.masks)
         entry = {
@@ -110,9 +124,9 @@ class Versions:
         journal = self.journal(newest)
         return not self.is_written(newest, journal.read_bytes().count(b"\n") if journal.exists() else 0)
 
-    def note_saved(self, mask: Path, number: int, changes: int) -> None:
-        """Write down that a file of the dataset is a version after so many changes."""
-        saved = {"version": number, "changes": changes, "sha256": files.sha256(mask)}
+    def note_saved(self, sha256: str, number: int, changes: int) -> None:
+        """Write down that the file of this SHA-256 in the dataset is a version after so many changes."""
+        saved = {"version": number, "changes": changes, "sha256": sha256}
         files.write_json(self._home / _SAVED, saved)
         self._saved = saved
 

@@ -8,13 +8,14 @@ const WORDS = { none: "not labelled", draft: "begun", done: "finished" };
 
 export async function casesView(visit) {
   const element = h("div", { class: "cases-view" });
-  let suggested = [];
+  let suggested = []; // cases, each of one image or several
+  const isSuggested = (each) => suggested.includes(each.case) && each.state !== "done";
 
   async function draw() {
     const cases = await visit.newest("cases").still(get("/api/cases"));
     const { labels } = store.project;
     const done = cases.filter(({ state }) => state === "done").length;
-    const next = cases.find(({ name, state }) => suggested.includes(name) && state !== "done") ?? cases.find(({ state }) => state !== "done");
+    const next = cases.find(isSuggested) ?? cases.find(({ state }) => state !== "done");
     const ask = h("button", { type: "button", onclick: () => suggest(ask) }, "Suggest which to label");
     const actions = [
       next ? h("a", { class: "button main", href: `#label/${next.id}` }, done ? "Label the next case" : "Label the first case") : null,
@@ -42,7 +43,7 @@ export async function casesView(visit) {
               { class: "card", href: `#label/${each.id}` },
               h("img", { src: `/api/cases/${each.id}/thumbnail?v=${each.picture}`, alt: "", loading: "lazy", onerror: (event) => event.target.classList.add("broken") }),
               h("span", { class: "card-name" }, each.name),
-              h("span", { class: "card-foot" }, h("span", { class: `badge ${each.state}` }, WORDS[each.state]), suggested.includes(each.name) ? h("span", { class: "badge hint" }, "label this") : null),
+              h("span", { class: "card-foot" }, h("span", { class: `badge ${each.state}` }, WORDS[each.state]), isSuggested(each) ? h("span", { class: "badge hint" }, "label this") : null),
             ),
           ),
         ),

@@ -33,7 +33,7 @@ class Editor {
   /** Changes that the server is asked for, and the last of them: nothing is painted before it is seen. */
   #asked = 0;
   #change = Promise.resolve();
-  /** How often the labels were looked at anew. Strokes on what was seen before are not sent any more. */
+  /** How often the labels have become others below what was seen: strokes on what was seen before are not sent. */
   sight = 0;
 
   constructor(visit, volume, cases, at) {
@@ -174,7 +174,13 @@ class Editor {
 
   async #seeInTurn(ask) {
     this.#asked++;
-    const answer = await told(inTurn(async () => (this.status = await ask())));
+    const answer = await told(
+      inTurn(async () => {
+        this.status = await ask();
+        this.sight++;
+        return this.status;
+      }),
+    );
     if (answer && this.visit.isOpen) {
       this.volume.forgetLabels();
       if (this.volume.names.includes(answer.at?.[0])) {

@@ -19,11 +19,15 @@ export class Painting {
     this.volume = editor.volume;
   }
 
-  /** Save what has changed in a slice of the present plane, unless the labels have changed elsewhere. */
-  commit(kind, before, after, index) {
+  /** Save what has changed in a slice of the present plane since a sight of it, unless the labels have changed elsewhere. */
+  commit(kind, before, after, index, sight) {
     const { plane, size } = this.viewer;
     const { editor } = this;
-    const { sight } = editor;
+    if (sight !== editor.sight) {
+      toast("The last stroke was not saved. The labels below it have changed meanwhile.", "error");
+      told(this.viewer.show());
+      return;
+    }
     const box = difference(before, after, size);
     if (!box) return;
     this.volume.painted(plane, index, after);
@@ -50,7 +54,7 @@ export class Painting {
     const before = this.viewer.classes;
     this.viewer.classes = after;
     this.viewer.redraw();
-    this.commit(kind, before, after, this.viewer.index);
+    this.commit(kind, before, after, this.viewer.index, this.editor.sight);
   }
 
   /** Do what a press at [row, column] does with the tool; return a stroke that goes on, or null. */
@@ -74,7 +78,7 @@ export class Painting {
       return null;
     }
     const label = palette.tool === "eraser" || ctrlKey ? 0 : palette.label;
-    const begun = { kind: palette.tool, before: this.viewer.classes, after, last: at, label, index };
+    const begun = { kind: palette.tool, before: this.viewer.classes, after, last: at, label, index, sight: this.editor.sight };
     dab(after, size, at, palette.radius, label, size.aspect);
     this.viewer.classes = after;
     this.viewer.redraw();
@@ -91,8 +95,8 @@ export class Painting {
     this.viewer.redraw();
   }
 
-  release({ kind, before, after, index }) {
-    this.commit(kind, before, after, index);
+  release({ kind, before, after, index, sight }) {
+    this.commit(kind, before, after, index, sight);
   }
 
   /** Press and release where the cursor is; keys may come faster than slices and answers. */
@@ -125,13 +129,13 @@ export class Painting {
     const { plane, index, slices } = this.viewer;
     const next = index + step;
     if (next < 0 || next >= slices) return;
-    const { visit } = this.editor;
+    const { visit, sight } = this.editor;
     const both = await visit.still(told(Promise.all([this.volume.classes(plane, index), this.volume.classes(plane, next)])));
     if (!both || `${plane} ${index}` !== this.viewer.at) return; // the user has scrolled on
     const [from, there] = both;
     const after = there.slice();
     copyOver(after, from);
-    this.commit("copy", there, after, next);
+    this.commit("copy", there, after, next, sight);
     this.viewer.scroll(step);
   }
 }

@@ -28,6 +28,7 @@ class Results {
     this.run = run;
     this.runs = runs;
     this.chosen = null;
+    this.seen = null; // the case that the stage shows, which comes after it is chosen
     this.accepting = null; // the choice for which a prediction is being accepted
     this.choice = visit.newest("choice"); // lasts until another case is chosen
     this.wasBusy = this.isBusy;
@@ -96,6 +97,7 @@ class Results {
   async #drawStage() {
     const turn = this.visit.newest("stage");
     const about = this.cases.find(({ id }) => id === this.chosen);
+    if (this.seen !== this.chosen) this.#see(null);
     if (!about) {
       this.stage.replaceChildren(h("div", { class: "empty" }, h("h2", {}, "No predictions of this run yet"), h("p", {}, "They come by themselves after a training, case by case.")));
       return;
@@ -113,15 +115,23 @@ class Results {
     const actions = about.role !== "new"
       ? h("p", { class: "note" }, about.role === "test" ? "A test case: it is never trained on, so that the score stays honest." : "")
       : h("div", { class: "row" },
-          h("button", { type: "button", class: about.state === "done" ? "" : "main", title: "Accept (A)", onclick: () => this.accept() }, about.state === "done" ? "Accept again" : "Accept"),
-          h("button", { type: "button", title: "Mend (M)", onclick: () => this.mend() }, "Mend"));
+          h("button", { type: "button", class: about.state === "done" ? "" : "main", title: "Accept (A)", onclick: once(() => this.accept()) }, about.state === "done" ? "Accept again" : "Accept"),
+          h("button", { type: "button", title: "Mend (M)", onclick: once(() => this.mend()) }, "Mend"));
     this.stage.replaceChildren(
       h("div", { class: "case-head" }, h("h2", {}, about.name), h("span", { class: "grow" }), actions),
       h("div", { class: `beside count-${viewers.length}` }, viewers.map((viewer, n) => h("figure", {}, h("figcaption", {}, sides[n][0]), viewer.element))),
       h("div", { class: "legend" }, store.labels.slice(1).map(({ name, colour }) => h("span", { class: "swatch", colour }, name))),
     );
+    this.#see(null);
     await turn.still(Promise.all(viewers.map((viewer) => viewer.show())));
+    this.#see(about.id);
     if (!volume.isFlat) await this.#toLabels(turn, volume, viewers);
+  }
+
+  /** Note which case is seen, or that none is, whatever is left on the stage: no other can be accepted or mended. */
+  #see(id) {
+    this.seen = id;
+    for (const button of this.stage.querySelectorAll(".case-head button")) button.disabled = id === null;
   }
 
   /** Begin where there is something to see, unless the user looks through the slices already. */
@@ -147,31 +157,34 @@ class Results {
   }
 
   async accept() {
-    const { choice } = this;
-    if (this.accepting === choice) return; // a second press, or click, is the same wish
+    const { choice, seen } = this;
+    if (seen !== this.chosen) return; // it is not on the stage yet
+    if (this.accepting === choice) return; // a second press is the same wish
     this.accepting = choice;
-    const now = await choice.still(told(get(`/api/cases/${this.chosen}`)));
+    const now = await choice.still(told(get(`/api/cases/${seen}`)));
     const isWanted = now && (!isWork(now) || (await choice.still(mayReplace())));
-    const isDone = isWanted && (await choice.still(this.#begin(true, now.stamp)));
+    const isDone = isWanted && (await choice.still(this.#begin(seen, true, now.stamp)));
     this.accepting = null;
     if (!isDone) return;
     toast("Accepted: it counts as finished and is trained on next time.");
-    const at = this.cases.findIndex(({ id }) => id === this.chosen);
+    this.#see(null);
+    const at = this.cases.findIndex(({ id }) => id === seen);
     const rest = [...this.cases.slice(at + 1), ...this.cases.slice(0, at)];
-    this.chosen = rest.find(({ role, state }) => role === "new" && state !== "done")?.id ?? this.chosen;
+    this.chosen = rest.find(({ role, state }) => role === "new" && state !== "done")?.id ?? seen;
     await store.refresh();
     await told(this.load());
   }
 
   async mend() {
-    const { choice } = this;
-    const about = this.cases.find(({ id }) => id === this.chosen);
+    const { choice, seen } = this;
+    if (seen !== this.chosen) return;
+    const about = this.cases.find(({ id }) => id === seen);
     // What is finished or being mended already is opened as it is.
-    if (about.state !== "none" || (await choice.still(this.#begin(false)))) choice.go(`label/${about.id}`);
+    if (about.state !== "none" || (await choice.still(this.#begin(seen, false)))) choice.go(`label/${seen}`);
   }
 
-  #begin(accept, seen) {
-    return told(post(`/api/cases/${this.chosen}/begin`, { run: this.run.id, accept, seen }));
+  #begin(id, accept, seen) {
+    return told(post(`/api/cases/${id}/begin`, { run: this.run.id, accept, seen }));
   }
 
   async predict() {
@@ -208,8 +221,11 @@ class Results {
   }
 }
 
+/** Do something at a click, and not again at the second one of a double click. */
+const once = (act) => (event) => event.detail > 1 || act();
+
 /** Whether labels are more than a prediction as it was. */
-const isWork = ({ state, history, undo }) => state !== "none" && (undo || history.at(-1)?.origin !== "prediction");
+const isWork = ({ state, history, undo }) => state !== "none" && (undo || history.find(({ now }) => now)?.origin !== "prediction");
 
 /** Ask whether a prediction may take the place of labels that somebody has made. */
 function mayReplace() {

@@ -61,13 +61,14 @@ export class Viewer {
     return `${this.plane} ${this.index}`;
   }
 
-  /** Whether what is seen, and may be painted on, is the slice of the present position. */
+  /** Whether what is seen, and may be painted on, is the slice of the present position and channel. */
   get isSettled() {
     return this.shown === this.at;
   }
 
   /** Fetch and show what belongs to the present position; a later call overtakes an earlier one. */
   show() {
+    this.shown = null; // what was painted before it comes would be seen no more
     this.showing = this.#show();
     return this.showing;
   }
