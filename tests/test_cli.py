@@ -100,12 +100,12 @@ def test_the_confidence_in_one_image_is_that_of_the_folder(
     assert header == "case,confidence,disc,bar"
     mean, disc, bar = (float(value) for value in row.split(",")[1:])
     capsys.readouterr()
-    for out in (tmp_path / "file.png", tmp_path / "folder"):
+    for out, name in ((tmp_path / "file.png", "file"), (tmp_path / "folder", "img3")):
         assert main(["predict", str(run), str(toy / "images/img3.png"), "--out", str(out)]) == 0
         said = capsys.readouterr().err.splitlines()[-1]
         found = [float(number) for number in re.findall(r"\d\.\d\d", said)]
         assert found == pytest.approx([mean, disc, bar], abs=0.006)
-        assert said.startswith("img3: confidence ")
+        assert said.startswith(f"{name}: confidence ")
     assert not any(path.name == "confidence.csv" for path in (tmp_path, *(tmp_path / "folder").iterdir()))
 
 

@@ -356,7 +356,7 @@ def test_a_slice_that_is_there_twice_is_said(clinic: Path, tmp_path: Path, capsy
     assert predict(clinic, tmp_path / "images/case", tmp_path / "twice.nii.gz") == 0
 
     said = " ".join(capsys.readouterr().err.split())
-    assert "case: 1 of 7 slices are there twice" in said
+    assert "twice: 1 of 7 slices are there twice" in said
     (tmp_path / "images/case/again.dcm").unlink()
     assert predict(clinic, tmp_path / "images/case", tmp_path / "once.nii.gz") == 0
     assert "twice" not in capsys.readouterr().err

@@ -134,6 +134,20 @@ def test_a_mask_that_ours_takes_the_place_of_is_in_the_history(toy: Path) -> Non
     assert (mask.classes == 1).all()
 
 
+def test_a_mask_of_a_kind_that_is_not_written_becomes_one_that_is(toy: Path) -> None:
+    old = toy / "masks" / "img0.png"
+    with Image.open(old) as mask:
+        mask.save(old.with_suffix(".bmp"))
+    old.unlink()
+    project = Project(toy)
+    key = project.names["img0"]
+    project.mask(key).edit("brush", "image", (0, 0, 0), np.full((1, 3, 3), 2, np.uint8))
+    assert project.save_changes(at_once=True) == {}
+    assert [path.name for path in (toy / "masks").glob("img0*")] == ["img0.png"]
+    with Image.open(old) as mask:
+        assert (np.asarray(mask)[:3, :3] == 2).all()
+
+
 def test_an_error_with_one_mask_keeps_no_other_from_being_written(tmp_path: Path) -> None:
     root = tmp_path / "data"
     for kind, dtype in (("images", np.float32), ("masks", np.uint8)):

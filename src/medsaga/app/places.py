@@ -99,5 +99,5 @@ def _can_rewrite(mask: Path, item: Item) -> bool:
         return False
     form, source = format_of(mask), item.images[0]
     if isinstance(source, Path) and form is format_of(source):
-        return suffix not in (".jpg", ".jpeg")
+        return suffix.endswith(form.LABELS_SUFFIXES)
     return form is not itk and suffix in (".nii.gz", ".nii") and item.header.grid.affine is not None
