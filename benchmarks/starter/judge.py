@@ -98,7 +98,7 @@ def table(records: Sequence[Record]) -> str:
 def table_of_methods(records: Sequence[Record]) -> str:
     """Lay out the Dice of seed 0 of the methods that begin with the starter, where there is another than the default.
 
-    The means are those of the rows that have all methods. Daggers are those of `table`.
+    The means are those of the rows with the most cases that have all methods. Daggers are those of `table`.
     """
     found = dice(records)
     names = [name for name in METHODS_FROM_STARTER if any(record["contender"] == name for record in records)]
@@ -117,12 +117,12 @@ def table_of_methods(records: Sequence[Record]) -> str:
             for name, score in zip(names, of, strict=True)
         ]
         lines.append(f"| {dataset} | {SHOTS[dataset][ASKED.index(asked)]} | {' | '.join(cells)} |")
-    complete = [place for place, of in scores.items() if None not in of]
+    complete = [place for place, of in scores.items() if place[1] == ASKED[-1] and None not in of]
     cells = [
         f"{mean(column):.3f}{'†' * any(dagger(name, (dataset,), asked, '0') for dataset, asked in complete)}"
         for name, column in zip(names, zip(*(scores[place] for place in complete), strict=True), strict=True)
     ]
-    lines.append(f"| mean of {len(complete)} |  | {' | '.join(cells)} |")
+    lines.append(f"| mean of {len(complete)} | {ASKED[-1]} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
