@@ -26,10 +26,11 @@ from medsaga import methods
 from medsaga.cli import main
 from medsaga.compare import cells, grid
 from medsaga.compare.grid import check_expected, compare
-from medsaga.errors import InputError, Interrupted, RunError
+from medsaga.errors import InputError, Interrupted, OutOfMemoryError, RunError
 from medsaga.files import locked
 from medsaga.models.sam import build_sam
 from medsaga.models.weights.loading import save_model
+from medsaga.prediction.segmenter import Segmenter
 from medsaga.settings.options import SharedSettings
 from medsaga.training import out_of_memory, step
 
@@ -300,6 +301,23 @@ def test_ctrl_c_keeps_what_is_done(
             run(toy, tmp_path / "out", **given)
     assert len(cells_of(tmp_path / "out")) == finished
     assert len(run(toy, tmp_path / "out", **given)) == 2
+
+
+def test_pictures_that_cannot_be_made_are_no_failure_of_the_run(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def busy(run: Path, device: str = "auto") -> Segmenter:
+        asked.append(device)
+        raise OutOfMemoryError(f"{run}: another program has the GPU")
+
+    monkeypatch.setattr(Segmenter, "load", busy)
+    said = io.StringIO()
+    (cell,) = run(toy, tmp_path / "out", methods=["frozen"], shots=[1], pictures=True, console=Console(file=said))
+    assert (cell["status"], asked) == ("done", ["cpu"])
+    assert "another program has the GPU" in cell["without_pictures"]
+    assert "no pictures: OutOfMemoryError" in said.getvalue()
 
 
 def test_a_run_that_was_to_go_goes_with_the_next_command(toy: Path, tmp_path: Path) -> None:
