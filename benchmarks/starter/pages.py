@@ -9,6 +9,7 @@ a sentence of the README that the record no longer shows.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -107,11 +108,20 @@ def line(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def replace(page: Path, first: str, lines: Sequence[str]) -> None:
-    """Put lines in the place of as many, where the first one begins as ``first`` does."""
+def replace(page: Path, first: str, lines: Sequence[str], *, to_the_end: bool = True) -> None:
+    """Put lines in the place of those of a table from the one that begins as ``first`` does.
+
+    Args:
+        page: has one such line.
+        first: how it begins.
+        lines: the new ones.
+        to_the_end: whether all that follow in the table go; else as many as come.
+    """
     before = page.read_text(encoding="utf-8").splitlines()
     (at,) = (number for number, each in enumerate(before) if each.startswith(first))
-    files.write_text(page, "\n".join([*before[:at], *lines, *before[at + len(lines) :]]) + "\n")
+    table = list(takewhile(lambda each: each.startswith("|"), before[at:]))
+    end = at + (len(table) if to_the_end else len(lines))
+    files.write_text(page, "\n".join([*before[:at], *lines, *before[end:]]) + "\n")
 
 
 def main() -> None:
@@ -122,7 +132,7 @@ def main() -> None:
     name = next(iter(NAMES.values()))
     replace(ROOT / "README.md", f"| {name}", [line(cells) for cells, _ in rows])
     shown = [line((" · ".join(cells), ", ".join(f"`{each}`" for each in places))) for cells, places in rows]
-    replace(ROOT / "docs" / "promises.md", f"| {name}", shown)
+    replace(ROOT / "docs" / "promises.md", f"| {name}", shown, to_the_end=False)
     replace(ROOT / "docs" / "how-to" / "choose-a-method.md", f"| {name}", list(map(line, rows_of_methods(numbers))))
     for table in (HERE / "judgement.md").read_text(encoding="utf-8").split("\n\n"):
         lines = table.splitlines()
